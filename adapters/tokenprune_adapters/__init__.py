@@ -1,0 +1,1 @@
+"""Module maps for diffusers' diffusion transformers, one file per family."""

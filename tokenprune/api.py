@@ -1,0 +1,162 @@
+"""The public face: `apply` a policy to a model, get a `Handle`."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+from torch import nn
+
+from tokenprune.errors import UnknownModelError
+from tokenprune.macs import count_steps
+from tokenprune.masked import MaskedModule
+from tokenprune.modulemap import Guidance
+from tokenprune.policy import SelectionPolicy
+from tokenprune.registry import Adapter, find_adapter
+from tokenprune.report import Macs, Report, StepReport
+from tokenprune.reuse import Hold, Reuse
+from tokenprune.run import BranchKey
+from tokenprune.schedule import Schedule
+
+
+class Handle:
+    """A pruned model. `remove` ends it; as a context manager it ends with the block."""
+
+    def __init__(self, masked: MaskedModule) -> None:
+        self._masked = masked
+        self._costs: dict[tuple[BranchKey, int], tuple[Macs, Macs]] = {}
+        self._removed = False
+
+    def remove(self) -> None:
+        """Give the model back as it was: no hooks, no caches. Calling it again does nothing."""
+        if not self._removed:
+            self._masked.remove()
+            self._removed = True
+
+    def reset(self) -> None:
+        """Free the caches; the next call of the model starts a generation."""
+        self._masked.reset()
+
+    def report(self) -> Report:
+        """What the latest generation computed, and what that cost."""
+        masked = self._masked
+        steps, macs, dense_macs = [], Macs(0, 0), Macs(0, 0)
+        for record in masked.records:
+            seconds = sum(call.watch.seconds for call in record.calls)
+            selecting = record.selection_watch.seconds if record.selection_watch else 0.0
+            full = all(call.full for call in record.calls)
+            steps.append(
+                StepReport(
+                    step=record.step,
+                    time=record.time,
+                    tokens=record.num_tokens if full else record.tokens,
+                    num_tokens=record.num_tokens,
+                    full=full,
+                    seconds=seconds + selecting,
+                    selection_seconds=selecting,
+                )
+            )
+            for call in record.calls:
+                dense, pruned = self._cost(call.branch, record.tokens)
+                macs, dense_macs = macs + (dense if call.full else pruned), dense_macs + dense
+        return Report(
+            steps=tuple(steps),
+            generations=masked.generations,
+            seconds=sum(step.seconds for step in steps),
+            selection_seconds=sum(step.selection_seconds for step in steps),
+            tokens=sum(step.tokens for step in steps),
+            dense_tokens=sum(step.num_tokens for step in steps),
+            macs=macs,
+            dense_macs=dense_macs,
+            cache_bytes=masked.peak_bytes,
+        )
+
+    def _cost(self, branch: BranchKey, count: int) -> tuple[Macs, Macs]:
+        if (branch, count) not in self._costs:
+            masked = self._masked
+            example = masked.branches[branch].example
+            if example is None:
+                raise RuntimeError("a recorded call has no example arguments")
+            if not self._removed:
+                masked.uninstall()
+            try:
+                self._costs[branch, count] = count_steps(masked.model, masked.map, example, count)
+            finally:
+                if not self._removed:
+                    masked.install()
+        return self._costs[branch, count]
+
+    def __enter__(self) -> Handle:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.remove()
+
+    def __repr__(self) -> str:
+        masked = self._masked
+        state = "removed" if self._removed else f"{masked.generations} generations so far"
+        return (
+            f"Handle({type(masked.model).__name__}, {masked.policy!r}, {masked.schedule!r}, {masked.reuse!r}: "
+            f"{len(masked.map.blocks)} blocks, {len(masked.attentions)} attention modules, {state})"
+        )
+
+
+def apply(
+    target: Any,
+    policy: SelectionPolicy,
+    *,
+    schedule: Schedule | None = None,
+    reuse: Reuse | None = None,
+    adapter: Adapter | None = None,
+    guidance: Guidance | None = None,
+    guidance_scale: float | None = None,
+) -> Handle:
+    """Prune the tokens of a diffusion transformer from its next generation on.
+
+    Nothing in the model is replaced: forward hooks are added, and `Handle.remove` takes them off again.
+
+        handle = tokenprune.apply(pipe.transformer, policy=CATPolicy(alpha=0.3))
+        image = pipe("a red circle on a green background").images[0]
+        handle.remove()
+
+    Args:
+        target: the transformer, or a pipeline that holds it as `transformer`.
+        policy: which tokens each step computes.
+        schedule: how many; None takes the policy's own (its `alpha` and `warmup_steps`).
+        reuse: what the predictions of all other tokens become; None holds their last computed values.
+        adapter: writes the module map of a model that no installed adapter serves.
+        guidance: how classifier-free guidance lies in a batch; None finds out at each generation's first call, by
+            comparing the halves of the latents. Pass "none" for images that share their initial noise.
+        guidance_scale: None shows policies the conditional prediction; a number shows them the guided one.
+
+    Raises:
+        UnknownModelError: no adapter serves the model.
+        ModuleMapError: the module map names modules that the model lacks.
+        AlreadyPrunedError: the model carries another handle's hooks.
+        TypeError: the policy, schedule or reuse is of another type.
+    """
+    for name, value, kind in (("policy", policy, SelectionPolicy), ("schedule", schedule, Schedule), ("reuse", reuse, Reuse)):
+        if not isinstance(value, kind) and not (value is None and name != "policy"):
+            raise TypeError(f"apply: {name}: expected a {kind.__name__} such as {_EXAMPLES[name]}, got {value!r}")
+    model = _transformer_of(target)
+    module_map = (adapter or find_adapter(model))(model)
+    masked = MaskedModule(
+        model, module_map, policy, schedule or policy.schedule(), reuse or Hold(), guidance, guidance_scale
+    )
+    masked.install()
+    return Handle(masked)
+
+
+_EXAMPLES = {"policy": "CATPolicy(alpha=0.3)", "schedule": "WarmupSchedule(0.3, 8)", "reuse": "Hold()"}
+
+
+def _transformer_of(target: Any) -> nn.Module:
+    model = target if isinstance(target, nn.Module) else getattr(target, "transformer", None)
+    if not isinstance(model, nn.Module):
+        raise UnknownModelError(
+            f"apply: expected a transformer (torch.nn.Module) or a pipeline with a `transformer`, got "
+            f"{type(target).__name__}"
+        )
+    return model

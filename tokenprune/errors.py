@@ -1,0 +1,31 @@
+"""The errors a user can meet; each message says where, what was expected, what came and what to do."""
+
+from __future__ import annotations
+
+
+class TokenPruneError(Exception):
+    """Base of all errors raised by tokenprune."""
+
+
+class UnknownModelError(TokenPruneError):
+    """No adapter describes this model."""
+
+
+class AlreadyPrunedError(TokenPruneError):
+    """The model already carries tokenprune's hooks."""
+
+
+class ModuleMapError(TokenPruneError):
+    """A module map names something that the model does not have."""
+
+
+class SelectionError(TokenPruneError):
+    """A selection is malformed: shape, dtype, order, duplicates or range."""
+
+
+class AttentionError(TokenPruneError):
+    """An attention module computed its attention in a way the engine cannot serve."""
+
+
+class UnsupportedCallError(TokenPruneError):
+    """The model was called in a way that pruning does not cover (gradients, an unreadable argument)."""

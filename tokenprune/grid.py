@@ -1,0 +1,40 @@
+"""Geometry of the token grid: where each token lies, and which tokens are neighbours."""
+
+from __future__ import annotations
+
+import math
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+TokenGrid: TypeAlias = tuple[int, ...]
+"""Extents of the token grid in row-major order: (h, w), or (t, h, w) for video."""
+
+
+def num_tokens(grid: TokenGrid) -> int:
+    """N, the number of tokens on the grid."""
+    return math.prod(grid)
+
+
+def positions(grid: TokenGrid, device: torch.device) -> Tensor:
+    """Coordinates [N, dimensions] of every token as fractions of the extents, i/h and j/w, each in [0, 1)."""
+    axes = [torch.arange(extent, device=device) / extent for extent in grid]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, -2)
+
+
+def positional_encoding(grid: TokenGrid, channels: int, device: torch.device) -> Tensor:
+    """CAT Pruning's encoding [N, channels]: the channels split evenly over the axes, each holding its coordinate."""
+    coordinates = positions(grid, device)
+    share = math.ceil(channels / len(grid))
+    return coordinates.repeat_interleave(share, dim=1)[:, :channels]
+
+
+def neighbour_edges(grid: TokenGrid, device: torch.device) -> Tensor:
+    """Edges [2, E] between neighbours along each axis, both directions."""
+    tokens = torch.arange(num_tokens(grid), device=device).view(grid)
+    edges = []
+    for axis, extent in enumerate(grid):
+        source, target = tokens.narrow(axis, 0, extent - 1), tokens.narrow(axis, 1, extent - 1)
+        edges += [torch.stack([source.flatten(), target.flatten()]), torch.stack([target.flatten(), source.flatten()])]
+    return torch.cat(edges, dim=1)

@@ -1,0 +1,90 @@
+"""Counting multiply-accumulate operations without weights or arithmetic, on torch's meta device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from tokenprune.masked import MaskedModule
+from tokenprune.modulemap import ModuleMap
+from tokenprune.policies.sequential import SequentialPolicy
+from tokenprune.report import Macs
+from tokenprune.reuse import Hold
+from tokenprune.run import Moment, Run
+from tokenprune.schedule import Schedule
+
+LINEAR_OPERATORS = ("aten.mm", "aten.addmm")
+ATTENTION_OPERATORS = ("aten.bmm", "aten.baddbmm", "aten._scaled_dot_product")
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional and keyword arguments of a model's forward, tensors on the meta device."""
+
+
+class _Calls(Run):
+    """Takes every call for the next step of one generation, without looking at its timestep."""
+
+    def advance(self, timestep: object, latents: Tensor) -> Moment:
+        self._step += 1
+        return Moment(self._step, 0.0, (0, tuple(latents.shape)), self._step == 0, True)
+
+
+class _FullThenPruned(Schedule):
+    """One full step, then a fixed number of tokens."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def fraction(self, step: int, time: float) -> float:
+        raise NotImplementedError("counts are given directly")
+
+    def count(self, step: int, time: float, num_tokens: int) -> int:
+        return num_tokens if step == 0 else self._count
+
+
+def count_call(model: nn.Module, arguments: Arguments) -> Macs:
+    """Operations of one call of the model as it stands, hooks included.
+
+    Args:
+        model: any model; its parameters are replaced by meta tensors for the call, its hooks run.
+        arguments: what to call it with, tensors on the meta device.
+    """
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    stand_ins = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
+    args, kwargs = arguments
+    eager = torch.compiler.set_stance("force_eager")
+    with torch.no_grad(), eager, FlopCounterMode(display=False) as counter:
+        torch.func.functional_call(model, stand_ins, args, kwargs)
+    return _split(counter.get_flop_counts()["Global"])
+
+
+def _split(flops: Mapping[Any, int]) -> Macs:
+    named = {str(operator): count / 2 for operator, count in flops.items()}
+    attention = sum(count for name, count in named.items() if name.startswith(ATTENTION_OPERATORS))
+    linear = sum(count for name, count in named.items() if name.startswith(LINEAR_OPERATORS))
+    return Macs(linear, attention)
+
+
+def count_steps(model: nn.Module, module_map: ModuleMap, arguments: Arguments, count: int) -> tuple[Macs, Macs]:
+    """Operations of a full call and of a pruned call that computes `count` image tokens of each image.
+
+    Args:
+        model: a model without tokenprune's hooks.
+        module_map: its map.
+        arguments: what to call it with, tensors on the meta device.
+        count: n.
+    """
+    dense = count_call(model, arguments)
+    policy, schedule = SequentialPolicy(), _FullThenPruned(count)
+    masked = MaskedModule(model, module_map, policy, schedule, Hold(), guidance="none", guidance_scale=None)
+    args, kwargs = arguments
+    masked.run = _Calls(module_map.time_rises)
+    masked.install()
+    try:
+        count_call(model, arguments)
+        return dense, count_call(model, arguments)
+    finally:
+        masked.remove()

@@ -1,0 +1,19 @@
+"""No pruning: every step is a full step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tokenprune.policy import Memory, Observation, SelectionPolicy
+from tokenprune.selection import Selection
+
+
+@dataclass(frozen=True)
+class DensePolicy(SelectionPolicy):
+    """Compute every token at every step; the hooks stay in place and the result is the plain model's, bit for bit."""
+
+    alpha: float = 1.0
+
+    def select(self, seen: Observation, memory: Memory) -> Selection:
+        """Never asked under its own schedule; under another one, the first tokens of the grid."""
+        return Selection.top(seen.prediction.new_zeros(seen.prediction.shape[:2]), seen.count)

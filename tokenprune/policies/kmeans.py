@@ -1,0 +1,64 @@
+"""Batched k-means in torch: no reading back from the device, the same result whatever else is in the batch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+ITERATIONS = 20
+
+
+def squared_distances(points: Tensor, centres: Tensor) -> Tensor:
+    """Squared Euclidean distances [B, N, K] from points [B, N, C] to centres [B, K, C]."""
+    cross = points @ centres.transpose(1, 2)
+    return points.square().sum(-1, keepdim=True) - 2 * cross + centres.square().sum(-1).unsqueeze(1)
+
+
+def plus_plus_start(points: Tensor, clusters: int, seed: int) -> Tensor:
+    """First centres [B, K, C], spread out as k-means++ does it (Arthur and Vassilvitskii, 2007).
+
+    Every centre after the first is a point drawn with probability proportional to its squared distance to the
+    nearest centre. All images share the random numbers, so that an image's centres do not depend on its batch.
+    """
+    batch, tokens, channels = points.shape
+    generator = torch.Generator(points.device).manual_seed(seed)
+    uniform = torch.rand(clusters, generator=generator, device=points.device)
+    weight = points.new_ones(batch, tokens)
+    centres = []
+    for k in range(clusters):
+        cumulative = weight.cumsum(1)
+        target = (uniform[k] * cumulative[:, -1:]).contiguous()
+        chosen = torch.searchsorted(cumulative, target, right=True).clamp_max(tokens - 1)
+        centre = points.gather(1, chosen.unsqueeze(-1).expand(-1, -1, channels))
+        distance = (points - centre).square().sum(-1)
+        weight = distance if k == 0 else torch.minimum(weight, distance)
+        centres.append(centre)
+    return torch.cat(centres, dim=1)
+
+
+def lloyd(points: Tensor, centres: Tensor, iterations: int = ITERATIONS) -> tuple[Tensor, Tensor]:
+    """Lloyd's iterations from given centres; an empty cluster keeps its centre.
+
+    Returns:
+        Labels [B, N], int64, and the centres [B, K, C] they belong to.
+    """
+    clusters = centres.shape[1]
+    for _ in range(iterations):
+        labels = squared_distances(points, centres).argmin(-1)
+        members = torch.nn.functional.one_hot(labels, clusters).to(points.dtype).transpose(1, 2)
+        sizes = members.sum(-1, keepdim=True)
+        centres = torch.where(sizes > 0, (members @ points) / sizes.clamp_min(1), centres)
+    return squared_distances(points, centres).argmin(-1), centres
+
+
+def kmeans(points: Tensor, clusters: int, seed: int, iterations: int = ITERATIONS) -> Tensor:
+    """Cluster labels [B, N] of points [B, N, C] in K = clusters clusters, deterministic under `seed`."""
+    return lloyd(points, plus_plus_start(points, clusters, seed), iterations)[0]
+
+
+def inertia(points: Tensor, labels: Tensor, clusters: int) -> Tensor:
+    """Sum of squared distances to the own cluster's mean, per image [B]."""
+    members = torch.nn.functional.one_hot(labels, clusters).to(points.dtype).transpose(1, 2)
+    means = (members @ points) / members.sum(-1, keepdim=True).clamp_min(1)
+    own = means.gather(1, labels.unsqueeze(-1).expand_as(points))
+    return (points - own).square().sum((1, 2))

@@ -1,0 +1,43 @@
+"""Selection by relative noise, balanced by staleness; no clusters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tokenprune.policies.staleness import choose, stale_first, update_frequency
+from tokenprune.policy import Memory, Observation, SelectionPolicy
+from tokenprune.selection import Selection
+
+
+@dataclass(frozen=True)
+class NoiseStalenessPolicy(SelectionPolicy):
+    """A share of the tokens by relative noise, the others by how long they were not selected.
+
+    CAT Pruning (arXiv 2502.00433), section 3.3 and Fig. 5. The first selection is by noise alone.
+
+    Args:
+        decay: a in f_i = a f_(i-1) + I_i, from 0 up to below 1.
+        exploit_share: fraction of the selected tokens taken by noise, 0 to 1; the published code's is 0.25.
+    """
+
+    decay: float = 0.5
+    exploit_share: float = 0.25
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_balance(self.decay, self.exploit_share)
+
+    def select(self, seen: Observation, memory: Memory) -> Selection:
+        """Tokens by ||RN_i||, then tokens with the lowest frequency."""
+        noise = seen.relative_noise.norm(dim=-1)
+        frequency = update_frequency(seen, memory, self.decay)
+        share = seen.count if seen.pruned_steps == 0 else int(self.exploit_share * seen.count)
+        return choose(noise, share, stale_first(frequency, noise), seen.count)
+
+
+def check_balance(decay: float, exploit_share: float) -> None:
+    """Raise ValueError unless both settings are in their ranges."""
+    if not 0 <= decay < 1:
+        raise ValueError(f"decay: expected a number in [0, 1), got {decay}")
+    if not 0 <= exploit_share <= 1:
+        raise ValueError(f"exploit_share: expected a fraction in [0, 1], got {exploit_share}")

@@ -1,0 +1,22 @@
+"""Consecutive rows in a fixed rotation."""
+
+from __future__ import annotations
+
+import torch
+
+from tokenprune.policy import Memory, Observation, SelectionPolicy
+from tokenprune.selection import Selection
+
+
+class SequentialPolicy(SelectionPolicy):
+    """Select n consecutive tokens in row-major order, starting where the last selection ended.
+
+    CAT Pruning (arXiv 2502.00433), Fig. 6: looks at nothing, yet refreshes every token equally often. Cost: none.
+    """
+
+    def select(self, seen: Observation, memory: Memory) -> Selection:
+        """Tokens i n to (i + 1) n - 1, modulo N, at pruned step i."""
+        batch, tokens = seen.prediction.shape[:2]
+        window = torch.arange(seen.count, device=seen.prediction.device) + seen.pruned_steps * seen.count
+        index = (window % tokens).sort().values
+        return Selection(index.expand(batch, -1), tokens)

@@ -1,0 +1,44 @@
+"""How often each token was selected of late, and choosing by it; shared by the policies that balance."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tokenprune.policy import Memory, Observation
+from tokenprune.selection import Selection
+
+
+def update_frequency(seen: Observation, memory: Memory, decay: float) -> Tensor:
+    """Selection frequency f_i [B, N], an exponentially weighted count.
+
+    f_i = decay * f_(i-1) + I_i, where I_i is 1 for the tokens of the latest selection (CAT Pruning, section 3.3);
+    f = 0 before the first selection and after a full step, which refreshes every token alike.
+    """
+    if seen.previous is None or seen.pruned_steps == 0:
+        memory["frequency"] = seen.prediction.new_zeros(seen.prediction.shape[:2], dtype=torch.float32)
+    else:
+        memory["frequency"] = decay * memory["frequency"] + seen.previous.mask()
+    return memory["frequency"]
+
+
+def ranks(scores: Tensor) -> Tensor:
+    """Place of every token when its row [B, N] is sorted, highest score first; ties in grid order."""
+    order = scores.argsort(dim=1, descending=True, stable=True)
+    places = torch.arange(scores.shape[1], device=scores.device).expand_as(order)
+    return torch.empty_like(order).scatter_(1, order, places)
+
+
+def stale_first(frequency: Tensor, noise: Tensor) -> Tensor:
+    """Scores [B, N] that put the lowest frequency first and, among equals, the highest noise."""
+    by_noise = noise.argsort(dim=1, descending=True, stable=True)
+    by_frequency = frequency.gather(1, by_noise).argsort(dim=1, stable=True)
+    order = by_noise.gather(1, by_frequency)
+    places = torch.arange(noise.shape[1], device=noise.device, dtype=torch.float32).expand_as(noise)
+    return torch.empty_like(places.contiguous()).scatter_(1, order, -places)
+
+
+def choose(preferred: Tensor, share: int, rest: Tensor, count: int) -> Selection:
+    """`share` tokens by the scores `preferred` [B, N], then others by the scores `rest` until there are `count`."""
+    chosen = ranks(preferred) < share
+    return Selection.top((-ranks(rest)).masked_fill(chosen, 1), count)

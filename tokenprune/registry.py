@@ -1,0 +1,43 @@
+"""Finding the adapter of a model through Python entry points, group `tokenprune.adapters`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from typing import TypeAlias
+
+from torch import nn
+
+from tokenprune.errors import UnknownModelError
+from tokenprune.modulemap import ModuleMap
+
+GROUP = "tokenprune.adapters"
+Adapter: TypeAlias = Callable[[nn.Module], ModuleMap]
+"""A function that writes the module map of one model."""
+
+
+def known_models() -> list[str]:
+    """Names of the model classes that installed adapters serve, sorted."""
+    return sorted({entry.name for entry in entry_points(group=GROUP)})
+
+
+def find_adapter(model: nn.Module) -> Adapter:
+    """The adapter registered for the model's class or its nearest ancestor.
+
+    An entry point is named after the class, either `ClassName` or `package.module.ClassName`.
+
+    Raises:
+        UnknownModelError: no adapter fits; the message says how to provide one.
+    """
+    registered = {entry.name: entry for entry in entry_points(group=GROUP)}
+    for ancestor in type(model).__mro__:
+        for name in (f"{ancestor.__module__}.{ancestor.__qualname__}", ancestor.__name__):
+            if name in registered:
+                adapter: Adapter = registered[name].load()
+                return adapter
+    raise UnknownModelError(
+        f"{type(model).__name__}: no adapter describes this model; adapters are installed for "
+        f"{', '.join(sorted(registered)) or 'no model at all (install tokenprune-dit, not just its source)'}. Write a "
+        f"function that returns a tokenprune.ModuleMap and pass it as apply(..., adapter=function), or register it as "
+        f"an entry point of the group {GROUP!r}: see docs/write-an-adapter.md."
+    )

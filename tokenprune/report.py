@@ -1,0 +1,150 @@
+"""What a handle tells about its generations."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+import torch
+
+from tokenprune.run import BranchKey
+
+
+class Stopwatch:
+    """Seconds between two points: wall time on the CPU, events on CUDA, which are read only when asked for."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._marks: list[float | torch.cuda.Event] = []
+        self.mark()
+
+    def mark(self) -> None:
+        """Take the time: once at the end, once at the start (done by the constructor)."""
+        if self._cuda:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self._marks.append(event)
+        else:
+            self._marks.append(time.perf_counter())
+
+    @property
+    def seconds(self) -> float:
+        """Seconds from the first to the last mark."""
+        start, end = self._marks[0], self._marks[-1]
+        if isinstance(start, float) and isinstance(end, float):
+            return end - start
+        end.synchronize()  # type: ignore[union-attr]
+        return start.elapsed_time(end) / 1000  # type: ignore[union-attr]
+
+
+@dataclass
+class CallRecord:
+    """One call of the model: its guidance branch, whether it computed every token, its stopwatch."""
+
+    branch: BranchKey
+    full: bool
+    watch: Stopwatch
+
+
+@dataclass
+class StepRecord:
+    """One step of a generation, as it happens.
+
+    Attributes:
+        step: index of the step.
+        time: timestep as the model received it.
+        tokens: image tokens to compute, of each image.
+        num_tokens: N, image tokens of each image.
+        selection_watch: stopwatch of the selection, None at a full step.
+        calls: the calls of the model (guidance branches) so far.
+    """
+
+    step: int
+    time: float
+    tokens: int
+    num_tokens: int
+    selection_watch: Stopwatch | None
+    calls: list[CallRecord] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One step: `tokens` of `num_tokens` computed per image, whether it was `full`, its `seconds`."""
+
+    step: int
+    time: float
+    tokens: int
+    num_tokens: int
+    full: bool
+    seconds: float
+    selection_seconds: float
+
+
+@dataclass(frozen=True)
+class Macs:
+    """Multiply-accumulate operations: `linear` layers and convolutions, `attention` products."""
+
+    linear: float
+    attention: float
+
+    @property
+    def total(self) -> float:
+        """All of them."""
+        return self.linear + self.attention
+
+    def __add__(self, other: Macs) -> Macs:
+        return Macs(self.linear + other.linear, self.attention + other.attention)
+
+    def __mul__(self, times: float) -> Macs:
+        return Macs(self.linear * times, self.attention * times)
+
+
+@dataclass(frozen=True)
+class Report:
+    """The latest generation of a handle.
+
+    Attributes:
+        steps: every step of it, in order.
+        generations: generations since `apply`.
+        seconds: seconds spent in the model.
+        selection_seconds: seconds of these spent choosing tokens.
+        tokens: image tokens computed, of each image, over all steps.
+        dense_tokens: the same for the plain model.
+        macs: operations of the model in this generation.
+        dense_macs: the same for the plain model.
+        cache_bytes: largest memory that the caches held, in bytes, since `apply`.
+    """
+
+    steps: tuple[StepReport, ...]
+    generations: int
+    seconds: float
+    selection_seconds: float
+    tokens: int
+    dense_tokens: int
+    macs: Macs
+    dense_macs: Macs
+    cache_bytes: int
+
+    @property
+    def tokens_ratio(self) -> float:
+        """Share of the plain model's token computations that were made, 0 to 1."""
+        return self.tokens / self.dense_tokens if self.dense_tokens else 1.0
+
+    @property
+    def mac_ratio(self) -> float:
+        """Share of the plain model's operations (attention included) that were made, 0 to 1."""
+        return self.macs.total / self.dense_macs.total if self.dense_macs.total else 1.0
+
+    @property
+    def ideal_speedup(self) -> float:
+        """Speed ratio to the plain model that the operations allow."""
+        return 1 / self.mac_ratio
+
+    def __str__(self) -> str:
+        full = sum(step.full for step in self.steps)
+        return (
+            f"{len(self.steps)} steps ({full} full, {len(self.steps) - full} pruned), {self.seconds:.2f} s in the "
+            f"model, {self.selection_seconds:.3f} s of it choosing tokens; {self.tokens_ratio:.1%} of the tokens and "
+            f"{self.mac_ratio:.1%} of the MACs of the plain model ({self.ideal_speedup:.2f}x allowed); caches "
+            f"{self.cache_bytes / 2**20:.1f} MiB"
+        )

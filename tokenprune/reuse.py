@@ -1,0 +1,70 @@
+"""What the prediction of a token becomes at a step that does not compute it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor
+
+from tokenprune.selection import Selection
+
+
+class ReuseState(ABC):
+    """The memory of one guidance branch during one generation.
+
+    `times` are timesteps as the model receives them, in the model's own units.
+    """
+
+    @abstractmethod
+    def record(self, prediction: Tensor, time: float) -> None:
+        """Take in the prediction [B, N, C] of a full step."""
+
+    @abstractmethod
+    def complete(self, fresh: Tensor, selection: Selection, time: float) -> Tensor:
+        """The whole prediction [B, N, C] of a pruned step, from the computed rows fresh [B, n, C].
+
+        The returned tensor belongs to the caller: it must not alias the state's own memory.
+        """
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """Bytes of tensor memory held."""
+
+
+class Reuse(ABC):
+    """A rule for predictions of tokens that are not computed; `start` gives one branch's memory."""
+
+    @abstractmethod
+    def start(self) -> ReuseState:
+        """Fresh memory, for one guidance branch of one generation."""
+
+
+class Hold(Reuse):
+    """Keep each token's last computed prediction (CAT Pruning, arXiv 2502.00433, algorithm 1)."""
+
+    def start(self) -> ReuseState:
+        """Fresh memory: one prediction."""
+        return _HoldState()
+
+    def __repr__(self) -> str:
+        return "Hold()"
+
+
+class _HoldState(ReuseState):
+    def __init__(self) -> None:
+        self._last: Tensor | None = None
+
+    def record(self, prediction: Tensor, time: float) -> None:
+        self._last = prediction.clone()
+
+    def complete(self, fresh: Tensor, selection: Selection, time: float) -> Tensor:
+        if self._last is None:
+            raise RuntimeError("complete() before record(): a generation starts with a full step")
+        flat = self._last.flatten(0, 1)
+        flat.index_copy_(0, selection.rows(selection.num_tokens), fresh.flatten(0, 1))
+        return self._last.clone()
+
+    @property
+    def nbytes(self) -> int:
+        return 0 if self._last is None else self._last.nbytes

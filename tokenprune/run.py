@@ -1,0 +1,138 @@
+"""Which generation, step and guidance branch a call of the model belongs to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tokenprune.errors import UnsupportedCallError
+
+BranchKey = tuple[int, tuple[int, ...]]
+"""A guidance branch: its place among the calls of a step, and the shape of its latents."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where a call stands.
+
+    Attributes:
+        step: index of the step in its generation, from 0.
+        time: timestep as the model received it.
+        branch: the guidance branch.
+        first_of_generation: whether a generation begins with this call.
+        first_of_step: whether a step begins with this call.
+    """
+
+    step: int
+    time: float
+    branch: BranchKey
+    first_of_generation: bool
+    first_of_step: bool
+
+
+class TimestepReader:
+    """Reads timesteps without waiting for the device more than once per generation.
+
+    Schedulers keep a table of timesteps and hand out views of it. The table is read once; a later view of the same
+    table is recognised by its address. Holding on to the table keeps that address from being used again.
+    """
+
+    def __init__(self) -> None:
+        self._table: Tensor | None = None
+        self._version = 0
+        self._values: list[float] = []
+
+    def read(self, timestep: Tensor | float | int) -> tuple[float, int | None, bool]:
+        """The timestep, its place in its table (None outside a table), and whether that table is a new one."""
+        if not isinstance(timestep, Tensor):
+            return float(timestep), None, False
+        if timestep.numel() == 0:
+            raise UnsupportedCallError("timestep: expected at least one value, got an empty tensor")
+        storage = timestep.untyped_storage()
+        entries = storage.nbytes() // timestep.element_size()
+        single = timestep.numel() == 1 or all(stride == 0 for stride in timestep.stride())
+        if not single or entries < 2:
+            return float(timestep.detach().flatten().max()), None, False
+        known = self._table is not None and (
+            self._table.untyped_storage().data_ptr() == storage.data_ptr()
+            and self._table.device == timestep.device
+            and self._table.dtype == timestep.dtype
+            and self._version == timestep._version
+        )
+        if not known:
+            self._table = torch.empty(0, dtype=timestep.dtype, device=timestep.device).set_(storage)
+            self._version = timestep._version
+            self._values = [float(value) for value in self._table.tolist()]
+        place = timestep.storage_offset()
+        return self._values[place], place, not known
+
+
+class Run:
+    """Follows the calls of one model from step to step.
+
+    A step is a new timestep. The same timestep again is another guidance branch of that step if it is the same
+    entry of the scheduler's table, or if the first step of the generation had several calls, too; otherwise (a
+    second-order scheduler repeats timesteps) it is a new step. A generation starts when the noise level rises,
+    when the scheduler's table, the latents' shape, dtype or device change between steps, when the first step comes
+    again with other latents, and after `reset`.
+    """
+
+    def __init__(self, time_rises: bool) -> None:
+        self._direction = -1.0 if time_rises else 1.0
+        self._reader = TimestepReader()
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything: the next call starts a generation."""
+        self._step = -1
+        self._time = 0.0
+        self._place: int | None = None
+        self._calls: dict[tuple[int, ...], int] = {}
+        self._signature: tuple[object, ...] = ()
+        self._calls_of_first_step = 0
+        self._first_latents: Tensor | None = None
+
+    def advance(self, timestep: Tensor | float | int, latents: Tensor) -> Moment:
+        """Take in the next call and say where it stands.
+
+        Raises:
+            UnsupportedCallError: the timestep holds no value.
+        """
+        time, place, new_table = self._reader.read(timestep)
+        shape = tuple(latents.shape)
+        signature = (shape, latents.dtype, latents.device)
+        same_step = self._step >= 0 and not new_table and self._same_step(time, place, signature, latents)
+        first_of_generation = not same_step and (
+            self._step < 0
+            or new_table
+            or self._direction * time > self._direction * self._time
+            or signature != self._signature
+            or (self._first_latents is not None and time == self._time)
+        )
+        if first_of_generation:
+            self.reset()
+        if not same_step:
+            self._step += 1
+            self._calls = {}
+            self._first_latents = latents if self._step == 0 else None
+            self._signature = signature
+        order = self._calls.get(shape, 0)
+        self._calls[shape] = order + 1
+        if self._step == 0:
+            self._calls_of_first_step += 1
+        self._time, self._place = time, place
+        return Moment(self._step, time, (order, shape), first_of_generation, not same_step)
+
+    def _same_step(self, time: float, place: int | None, signature: tuple[object, ...], latents: Tensor) -> bool:
+        if self._first_latents is not None and signature == self._signature:
+            # Guidance branches of a step share their latents; other latents are another, restarted generation.
+            return time == self._time and torch.equal(latents, self._first_latents)
+        if place is not None and self._place is not None:
+            return place == self._place
+        if time != self._time:
+            return False
+        if signature != self._signature:
+            return signature[1:] == self._signature[1:] and self._step > 0
+        return sum(self._calls.values()) < self._calls_of_first_step

@@ -1,0 +1,109 @@
+"""Which tokens a step computes: a value object of row indices, and the gather and scatter that go with it.
+
+Letters used throughout the package: B images, N image tokens, n selected tokens, T text tokens, C channels,
+H heads, D head dimension, h x w token grid (t x h x w for video).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tokenprune.errors import SelectionError
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The selected tokens of every image.
+
+    Build it with `Selection.top` (from scores) or `Selection.from_index` (from indices, checked); the bare
+    constructor checks nothing.
+
+    Attributes:
+        index: selected tokens [B, n], int64, every row sorted and free of duplicates.
+        num_tokens: N, how many tokens an image has.
+    """
+
+    index: Tensor
+    num_tokens: int
+
+    @classmethod
+    def top(cls, scores: Tensor, count: int) -> Selection:
+        """Select the `count` tokens with the highest scores [B, N]; among equals, the first in the grid.
+
+        Valid by construction, so nothing is read back from the device. NaN counts as the highest score.
+
+        Raises:
+            SelectionError: scores are not [B, N], or count is not in 1..N.
+        """
+        if scores.ndim != 2:
+            raise SelectionError(f"scores: expected shape [B, N], got {list(scores.shape)}")
+        if not 1 <= count <= scores.shape[1]:
+            raise SelectionError(f"count: expected 1 to {scores.shape[1]} (the number of tokens), got {count}")
+        order = scores.argsort(dim=1, descending=True, stable=True)
+        return cls(order[:, :count].sort(dim=1).values, scores.shape[1])
+
+    @classmethod
+    def from_index(cls, index: Tensor, num_tokens: int) -> Selection:
+        """Check and sort indices [B, n]; reads one value back from the device.
+
+        Raises:
+            SelectionError: wrong shape or dtype, an index out of range, or a duplicate.
+        """
+        if index.ndim != 2 or not 1 <= index.shape[1] <= num_tokens:
+            raise SelectionError(f"index: expected shape [B, n] with 1 <= n <= {num_tokens}, got {list(index.shape)}")
+        if index.dtype != torch.int64:
+            raise SelectionError(f"index: expected dtype torch.int64, got {index.dtype}")
+        index = index.sort(dim=1).values
+        out_of_range = (index[:, :1] < 0).any() | (index[:, -1:] >= num_tokens).any()
+        duplicates = (index[:, 1:] == index[:, :-1]).any()
+        if bool(out_of_range | duplicates):
+            if bool(out_of_range):
+                low, high = int(index.min()), int(index.max())
+                raise SelectionError(f"index: expected values in 0..{num_tokens - 1}, got {low}..{high}")
+            raise SelectionError("index: expected unique tokens per image, got duplicates; Selection.top avoids them")
+        return cls(index, num_tokens)
+
+    @property
+    def batch_size(self) -> int:
+        """B, the number of images."""
+        return self.index.shape[0]
+
+    @property
+    def count(self) -> int:
+        """n, the number of selected tokens of each image."""
+        return self.index.shape[1]
+
+    def repeat(self, times: int) -> Selection:
+        """The same selection for a batch that holds all images `times` times, one copy after the other."""
+        return self if times == 1 else Selection(self.index.repeat(times, 1), self.num_tokens)
+
+    def rows(self, length: int, offset: int = 0) -> Tensor:
+        """Rows [B * n] of the selected tokens in sequences [B, length, ...] flattened to [B * length, ...]."""
+        starts = torch.arange(self.batch_size, device=self.index.device).unsqueeze(1) * length + offset
+        return (self.index + starts).flatten()
+
+    def mask(self) -> Tensor:
+        """Which tokens are selected [B, N], bool."""
+        mask = torch.zeros(self.batch_size, self.num_tokens, dtype=torch.bool, device=self.index.device)
+        return mask.scatter_(1, self.index, True)
+
+    def gather(self, tokens: Tensor) -> Tensor:
+        """The selected rows [B, n, ...] of tokens [B, N, ...]."""
+        self._check(tokens, self.num_tokens)
+        flat = tokens.flatten(0, 1).index_select(0, self.rows(self.num_tokens))
+        return flat.unflatten(0, (self.batch_size, self.count))
+
+    def scatter(self, tokens: Tensor, base: Tensor) -> Tensor:
+        """A copy of base [B, N, ...] in which the selected rows are tokens [B, n, ...]."""
+        self._check(tokens, self.count)
+        self._check(base, self.num_tokens)
+        flat = base.flatten(0, 1).index_copy(0, self.rows(self.num_tokens), tokens.flatten(0, 1))
+        return flat.view(base.shape)
+
+    def _check(self, tokens: Tensor, length: int) -> None:
+        if tokens.shape[:2] != (self.batch_size, length):
+            expected = f"[{self.batch_size}, {length}, ...]"
+            raise SelectionError(f"tokens: expected shape {expected}, got {list(tokens.shape)}")
