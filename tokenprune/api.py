@@ -69,6 +69,8 @@ class Handle:
             macs=macs,
             dense_macs=dense_macs,
             cache_bytes=masked.peak_bytes,
+            grid=masked.grid,
+            token_counts=masked.token_counts,
         )
 
     def _cost(self, branch: BranchKey, count: int) -> tuple[Macs, Macs]:
@@ -137,7 +139,11 @@ def apply(
         AlreadyPrunedError: the model carries another handle's hooks.
         TypeError: the policy, schedule or reuse is of another type.
     """
-    for name, value, kind in (("policy", policy, SelectionPolicy), ("schedule", schedule, Schedule), ("reuse", reuse, Reuse)):
+    for name, value, kind in (
+        ("policy", policy, SelectionPolicy),
+        ("schedule", schedule, Schedule),
+        ("reuse", reuse, Reuse),
+    ):
         if not isinstance(value, kind) and not (value is None and name != "policy"):
             raise TypeError(f"apply: {name}: expected a {kind.__name__} such as {_EXAMPLES[name]}, got {value!r}")
     model = _transformer_of(target)

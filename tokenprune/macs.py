@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from tokenprune.masked import MaskedModule
@@ -16,9 +17,6 @@ from tokenprune.report import Macs
 from tokenprune.reuse import Hold
 from tokenprune.run import Moment, Run
 from tokenprune.schedule import Schedule
-
-LINEAR_OPERATORS = ("aten.mm", "aten.addmm")
-ATTENTION_OPERATORS = ("aten.bmm", "aten.baddbmm", "aten._scaled_dot_product")
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of a model's forward, tensors on the meta device."""
@@ -45,6 +43,22 @@ class _FullThenPruned(Schedule):
         return num_tokens if step == 0 else self._count
 
 
+class _AttentionCounter(TorchFunctionMode):
+    """Adds up the operations of attention products: B H l L (D + D of the values) for every call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.macs = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.scaled_dot_product_attention:
+            self._add(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+    def _add(self, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> None:
+        self.macs += query.shape[:-1].numel() * key.shape[-2] * (query.shape[-1] + value.shape[-1])
+
+
 def count_call(model: nn.Module, arguments: Arguments) -> Macs:
     """Operations of one call of the model as it stands, hooks included.
 
@@ -55,17 +69,14 @@ def count_call(model: nn.Module, arguments: Arguments) -> Macs:
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     stand_ins = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
     args, kwargs = arguments
-    eager = torch.compiler.set_stance("force_eager")
-    with torch.no_grad(), eager, FlopCounterMode(display=False) as counter:
+    eager, flops, attention = (
+        torch.compiler.set_stance("force_eager"),
+        FlopCounterMode(display=False),
+        _AttentionCounter(),
+    )
+    with torch.no_grad(), eager, flops, attention:
         torch.func.functional_call(model, stand_ins, args, kwargs)
-    return _split(counter.get_flop_counts()["Global"])
-
-
-def _split(flops: Mapping[Any, int]) -> Macs:
-    named = {str(operator): count / 2 for operator, count in flops.items()}
-    attention = sum(count for name, count in named.items() if name.startswith(ATTENTION_OPERATORS))
-    linear = sum(count for name, count in named.items() if name.startswith(LINEAR_OPERATORS))
-    return Macs(linear, attention)
+    return Macs(flops.get_total_flops() / 2 - attention.macs, attention.macs)
 
 
 def count_steps(model: nn.Module, module_map: ModuleMap, arguments: Arguments, count: int) -> tuple[Macs, Macs]:
@@ -80,7 +91,6 @@ def count_steps(model: nn.Module, module_map: ModuleMap, arguments: Arguments, c
     dense = count_call(model, arguments)
     policy, schedule = SequentialPolicy(), _FullThenPruned(count)
     masked = MaskedModule(model, module_map, policy, schedule, Hold(), guidance="none", guidance_scale=None)
-    args, kwargs = arguments
     masked.run = _Calls(module_map.time_rises)
     masked.install()
     try:

@@ -177,6 +177,8 @@ class MaskedModule:
         self.pruned_steps = 0
         self.branch: BranchCache | None = None
         self.moment: Moment | None = None
+        self.grid: TokenGrid = ()
+        self.token_counts: Tensor | None = None
         self.call_selection: Selection | None = None
         for state in self.attentions:
             state.buffer = KeyValueBuffer()
@@ -194,7 +196,10 @@ class MaskedModule:
             )
         bound = self.signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        latents, time = self._argument(bound.arguments, self.map.latents), self._argument(bound.arguments, self.map.time)
+        latents, time = (
+            self._argument(bound.arguments, self.map.latents),
+            self._argument(bound.arguments, self.map.time),
+        )
         grid = self.map.grid(bound.arguments)
         tokens = num_tokens(grid)
         moment = self.run.advance(time, latents)
@@ -202,7 +207,7 @@ class MaskedModule:
             self._begin_generation(moment, latents)
         if moment.first_of_step:
             self._begin_step(moment, grid, tokens)
-        self.moment = moment
+        self.moment, self.grid = moment, grid
         if moment.branch not in self.branches:
             self.branches[moment.branch] = BranchCache(self.reuse.start())
         self.branch = self.branches[moment.branch]
@@ -213,7 +218,9 @@ class MaskedModule:
             self.branch.example = tree_map(_on_meta, (args, kwargs))
         call = CallRecord(moment.branch, self.call_selection is None, Stopwatch(latents.device))
         self.records[-1].calls.append(call)
-        if self.call_selection is not None and any(bound.arguments.get(name) is not None for name in self.map.token_inputs):
+        if self.call_selection is not None and any(
+            bound.arguments.get(name) is not None for name in self.map.token_inputs
+        ):
             for name in self.map.token_inputs:
                 bound.arguments[name] = _gather(self.call_selection, bound.arguments[name])
             return bound.args, bound.kwargs
@@ -223,6 +230,8 @@ class MaskedModule:
         """Take in what the exit module gave: [B, N, C] at a full call, unchanged; [B, n, C] completed otherwise."""
         if self.branch is None or self.moment is None:
             return output
+        if self.moment.first_of_step:
+            self._count_tokens(output)
         if self.call_selection is None:
             last = self.branch.prediction
             self.branch.prediction = output.detach().clone()
@@ -232,6 +241,13 @@ class MaskedModule:
         completed = self.branch.reuse.complete(output, self.call_selection, self.moment.time)
         self.branch.prediction = completed.clone()
         return completed
+
+    def _count_tokens(self, output: Tensor) -> None:
+        images = len(output) if self.copies == "none" else len(output) // 2
+        if self.token_counts is None:
+            tokens = self.records[-1].num_tokens
+            self.token_counts = torch.zeros(images, tokens, dtype=torch.int32, device=output.device)
+        self.token_counts += 1 if self.call_selection is None or self.selection is None else self.selection.mask()
 
     def end_call(self) -> None:
         """Book-keeping after a call that went through."""
@@ -332,7 +348,7 @@ class MaskedModule:
     def _for_batch(self, selection: Selection, batch: int) -> Selection:
         if batch % selection.batch_size:
             raise UnsupportedCallError(
-                f"{type(self.model).__name__}: expected a batch that holds all {selection.batch_size} images, got {batch}"
+                f"{type(self.model).__name__}: expected a batch with all {selection.batch_size} images, got {batch}"
             )
         return selection.repeat(batch // selection.batch_size)
 

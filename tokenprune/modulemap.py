@@ -94,5 +94,3 @@ def latent_grid(argument: str, patch: int) -> Callable[[Mapping[str, Any]], Toke
         return (height // patch, width // patch)
 
     return grid
-
-

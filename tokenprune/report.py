@@ -4,37 +4,40 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+from torch import Tensor
 
+from tokenprune.grid import TokenGrid
 from tokenprune.run import BranchKey
 
 
 class Stopwatch:
-    """Seconds between two points: wall time on the CPU, events on CUDA, which are read only when asked for."""
+    """Seconds from its making to the last `mark`: wall time on the CPU, on CUDA events that are read when asked for."""
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
-        self._marks: list[float | torch.cuda.Event] = []
-        self.mark()
+        self._start = self._end = self._now()
 
     def mark(self) -> None:
-        """Take the time: once at the end, once at the start (done by the constructor)."""
-        if self._cuda:
-            event = torch.cuda.Event(enable_timing=True)
-            event.record()
-            self._marks.append(event)
-        else:
-            self._marks.append(time.perf_counter())
+        """Take the time."""
+        self._end = self._now()
 
     @property
     def seconds(self) -> float:
-        """Seconds from the first to the last mark."""
-        start, end = self._marks[0], self._marks[-1]
-        if isinstance(start, float) and isinstance(end, float):
-            return end - start
-        end.synchronize()  # type: ignore[union-attr]
-        return start.elapsed_time(end) / 1000  # type: ignore[union-attr]
+        """Seconds from the start to the last mark; waits for the device."""
+        if isinstance(self._start, float) or isinstance(self._end, float):
+            return float(self._end) - float(self._start)
+        self._end.synchronize()
+        return self._start.elapsed_time(self._end) / 1000
+
+    def _now(self) -> Any:
+        if not self._cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
 
 
 @dataclass
@@ -113,6 +116,8 @@ class Report:
         macs: operations of the model in this generation.
         dense_macs: the same for the plain model.
         cache_bytes: largest memory that the caches held, in bytes, since `apply`.
+        grid: extents of the token grid.
+        token_counts: how many steps computed each token [B, N], None before the first step.
     """
 
     steps: tuple[StepReport, ...]
@@ -124,6 +129,8 @@ class Report:
     macs: Macs
     dense_macs: Macs
     cache_bytes: int
+    grid: TokenGrid
+    token_counts: Tensor | None
 
     @property
     def tokens_ratio(self) -> float:

@@ -65,7 +65,7 @@ class TimestepReader:
             self._table = torch.empty(0, dtype=timestep.dtype, device=timestep.device).set_(storage)
             self._version = timestep._version
             self._values = [float(value) for value in self._table.tolist()]
-        place = timestep.storage_offset()
+        place = int(timestep.storage_offset())
         return self._values[place], place, not known
 
 

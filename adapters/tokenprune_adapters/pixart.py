@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from diffusers import PixArtTransformer2DModel
+
 from tokenprune import AttentionSite, ModuleMap, latent_grid
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from diffusers import SD3Transformer2DModel
+
 from tokenprune import AttentionSite, ModuleMap, latent_grid
 
 

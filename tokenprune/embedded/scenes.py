@@ -50,7 +50,7 @@ SUPERSAMPLING = 4
 THING_COUNTS = (1, 1, 2, 2, 3)
 
 _TEMPLATES = ("{things}, on {a} {bg} background", "{a} {bg} background with {things}", "{things} over {bg}")
-_IN_CAPTIONS: dict[str, tuple[str, ...]] = {
+WORDS: dict[str, tuple[str, ...]] = {
     "small": ("small", "little", "tiny"),
     "large": ("large", "big", "huge"),
     "plain": ("", "", "plain"),
@@ -142,7 +142,7 @@ def _sample_content(rng: np.random.Generator) -> tuple[str, tuple[Thing, ...]]:
 
 def _write_caption(background: str, things: tuple[Thing, ...], rng: np.random.Generator) -> str:
     def word(name: str) -> str:
-        return _pick(rng, _IN_CAPTIONS.get(name, (name,)))
+        return _pick(rng, WORDS.get(name, (name,)))
 
     phrases = []
     for thing in things:

@@ -58,7 +58,7 @@ class SceneDataset(Dataset[Batch]):
 
 def encode(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
     """Token ids [B, L], padded the way the diffusers pipelines pad them."""
-    arguments = dict(padding="max_length", truncation=True, max_length=tokenizer.model_max_length)
+    arguments = {"padding": "max_length", "truncation": True, "max_length": tokenizer.model_max_length}
     ids: Tensor = tokenizer(captions, return_tensors="pt", **arguments).input_ids
     return ids
 

@@ -11,6 +11,7 @@ import random
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -157,12 +158,12 @@ def train(
     return trained
 
 
-def _checkpoint(path: Path, state: dict, step: int) -> None:
+def _checkpoint(path: Path, state: dict[str, Any], step: int) -> None:
     torch.save({name: part.state_dict() for name, part in state.items()} | {"step": step}, path.with_suffix(".tmp"))
     path.with_suffix(".tmp").rename(path)
 
 
-def _resume(path: Path, state: dict, device: torch.device) -> int:
+def _resume(path: Path, state: dict[str, Any], device: torch.device) -> int:
     if not path.exists():
         return 0
     saved = torch.load(path, map_location=device)

@@ -7,6 +7,7 @@ and the features of the last nine (padding) tokens must tell what is in the nine
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -42,8 +43,6 @@ def build_tokenizer() -> CLIPTokenizer:
             show_progress=False,
         ),
     )
-    import json
-
     model = json.loads(bpe.to_str())["model"]
     merges = [tuple(merge) for merge in model["merges"]]
     return CLIPTokenizer(vocab=model["vocab"], merges=merges, model_max_length=MAX_TOKENS)
@@ -124,7 +123,9 @@ def train(out: Path, steps: int, batch_size: int, seed: int, device: torch.devic
         optimizer.step()
         schedule.step()
         if step % 100 == 0 or step == steps - 1:
-            print(f"text {seed} step {step}: loss {loss.item():.4f}, right {reader.accuracy(logits, cells)}", flush=True)
+            print(
+                f"text {seed} step {step}: loss {loss.item():.4f}, right {reader.accuracy(logits, cells)}", flush=True
+            )
     tokenizer.save_pretrained(out / "tokenizer")
     encoder.save_pretrained(out)
     return encoder

@@ -1,0 +1,27 @@
+PYTHON ?= python3
+VENV := .venv
+READY := $(VENV)/.ready
+
+.PHONY: demo test lint train clean
+
+demo: $(READY)  ## draw a picture dense and pruned with the embedded model
+	$(VENV)/bin/tokenprune demo
+
+test: lint  ## everything that must pass before a change goes in
+	$(VENV)/bin/pytest
+
+lint: $(READY)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+train: $(READY)  ## train the embedded model anew under runs/ (hours on a CPU)
+	$(VENV)/bin/python -m tokenprune.embedded.training --out runs/shapes-sd3
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,5 @@
+"""`python -m tokenprune`: the command line."""
+
+from tokenprune.cli import main
+
+main()

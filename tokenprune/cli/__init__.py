@@ -1,0 +1,21 @@
+"""The `tokenprune` command: one file per subcommand. Needs the extra `cli`."""
+
+from __future__ import annotations
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    try:
+        import typer
+    except ModuleNotFoundError as error:
+        raise SystemExit(f"tokenprune: {error.name} is missing; the command line needs the extra 'cli'") from error
+
+    from tokenprune.cli.demo import demo
+    from tokenprune.cli.macs import macs
+
+    app = typer.Typer(
+        help="Token pruning for diffusion transformers.", no_args_is_help=True, pretty_exceptions_enable=False
+    )
+    app.command()(demo)
+    app.command()(macs)
+    app()
