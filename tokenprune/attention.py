@@ -107,7 +107,7 @@ def attend(
         if state.rows is None or key.shape[0] * key.shape[2] != state.rows.shape[0]:
             raise AttentionError(
                 f"{state.site.path}: expected fresh keys for the selected and text tokens, got {list(key.shape)} "
-                f"[B, H, n + T, D]; did the length of the text change within a step?"
+                f"[B, H, n + T, D]; the text changed its length, or the layer was skipped, since the last full step"
             )
         key, value = state.buffer.update(state.rows, key, value)
         if attn_mask is not None and attn_mask.shape[-1] not in (1, key.shape[2]):

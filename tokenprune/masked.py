@@ -82,6 +82,7 @@ class MaskedModule:
         self.peak_bytes = 0
         self.records: list[StepRecord] = []
         self._handles: list[RemovableHandle] = []
+        self._eager: Any = None
         self._forget()
 
     def install(self) -> None:
@@ -128,8 +129,14 @@ class MaskedModule:
         self.run.reset()
         self._forget()
 
+    def _end_eager(self) -> None:
+        if self._eager is not None:
+            self._eager.__exit__(None, None, None)
+            self._eager = None
+
     def unwind(self) -> None:
         """Leave every attention mode that an exception or an interrupt left behind."""
+        self._end_eager()
         stack = torch.overrides._get_current_function_mode_stack()
         if not any(state.mode is not None and state.mode in stack for state in self.attentions):
             for state in self.attentions:
@@ -216,6 +223,9 @@ class MaskedModule:
         self._prepare_sites(bound.arguments, tokens)
         if self.branch.example is None:
             self.branch.example = tree_map(_on_meta, (args, kwargs))
+        if not known and any(state.buffer.length == 0 for state in self.attentions):
+            # Compiled blocks must never see the buffers being made: that would be another graph for each layer.
+            self._eager = torch.compiler.set_stance("force_eager")
         call = CallRecord(moment.branch, self.call_selection is None, Stopwatch(latents.device))
         self.records[-1].calls.append(call)
         if self.call_selection is not None and any(
@@ -251,6 +261,7 @@ class MaskedModule:
 
     def end_call(self) -> None:
         """Book-keeping after a call that went through."""
+        self._end_eager()
         call = self.records[-1].calls[-1]
         call.watch.mark()
         if call.full:
@@ -361,6 +372,9 @@ class MaskedModule:
         rows: dict[tuple[str, int], Tensor] = {}
         if self.call_selection is not None:
             for state in self.attentions:
+                state.rows = None
+                if state.buffer.length == 0:  # a layer that this branch skips
+                    continue
                 key = (state.site.layout, state.buffer.length)
                 if key not in rows:
                     rows[key] = state.fresh_rows(self.call_selection)

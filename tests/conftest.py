@@ -1,0 +1,223 @@
+"""Fixtures shared by all tests: tiny models, and generations on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+from torch import Tensor, nn
+
+import tokenprune
+from tokenprune import (
+    CATPolicy,
+    DensePolicy,
+    NoisePolicy,
+    NoiseStalenessPolicy,
+    RandomPolicy,
+    SelectionPolicy,
+    SequentialPolicy,
+)
+
+settings.register_profile(
+    "tokenprune",
+    derandomize=True,
+    deadline=None,
+    database=None,
+    max_examples=10,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+settings.load_profile("tokenprune")
+
+KINDS = ("sd3", "sd3-plain", "pixart")
+WARMUP = 3
+POLICIES = {
+    "cat": CATPolicy(0.3, WARMUP, num_clusters=5),
+    "cat-published": CATPolicy.published(0.3, WARMUP),
+    "noise": NoisePolicy(0.3, WARMUP),
+    "noise-staleness": NoiseStalenessPolicy(0.3, WARMUP),
+    "sequential": SequentialPolicy(0.3, WARMUP),
+    "random": RandomPolicy(0.3, WARMUP),
+    "dense": DensePolicy(),
+}
+WIDTH, CHANNELS, TEXT_WIDTH = 32, 4, 16
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What guides a generation: text [B, T, 16], its pooled form [B, 16] and its mask [B, T]."""
+
+    text: Tensor
+    pooled: Tensor
+    mask: Tensor
+
+    @classmethod
+    def of_seeds(cls, seeds: tuple[int, ...], length: int, dtype: torch.dtype = torch.float32) -> Condition:
+        text, pooled, mask = [], [], []
+        for seed in seeds:
+            generator = torch.Generator().manual_seed(1000 + seed)
+            text.append(torch.randn(length, TEXT_WIDTH, generator=generator))
+            pooled.append(torch.randn(TEXT_WIDTH, generator=generator))
+            mask.append((torch.arange(length) < max(1, length - seed % 3)).float())
+        return cls(torch.stack(text).to(dtype), torch.stack(pooled).to(dtype), torch.stack(mask).to(dtype))
+
+    def __add__(self, other: Condition) -> Condition:
+        pairs = ((self.text, other.text), (self.pooled, other.pooled), (self.mask, other.mask))
+        return Condition(*(torch.cat(pair) for pair in pairs))
+
+
+def _make_model(kind: str) -> nn.Module:
+    from diffusers import PixArtTransformer2DModel, SD3Transformer2DModel
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        if kind == "pixart":
+            return PixArtTransformer2DModel(
+                num_attention_heads=4,
+                attention_head_dim=8,
+                in_channels=CHANNELS,
+                out_channels=2 * CHANNELS,
+                num_layers=2,
+                cross_attention_dim=WIDTH,
+                sample_size=16,
+                caption_channels=TEXT_WIDTH,
+                use_additional_conditions=False,
+            ).eval()
+        return SD3Transformer2DModel(
+            sample_size=16,
+            patch_size=2,
+            in_channels=CHANNELS,
+            out_channels=CHANNELS,
+            num_layers=3,
+            attention_head_dim=8,
+            num_attention_heads=4,
+            joint_attention_dim=TEXT_WIDTH,
+            caption_projection_dim=WIDTH,
+            pooled_projection_dim=TEXT_WIDTH,
+            pos_embed_max_size=32,
+            dual_attention_layers=(0,) if kind == "sd3" else (),
+            qk_norm="rms_norm" if kind == "sd3" else None,
+        ).eval()
+
+
+def _predict(model: nn.Module, latents: Tensor, timestep: Tensor | float, given: Condition, **options: Any) -> Tensor:
+    shared = {"timestep": timestep, "encoder_hidden_states": given.text, "return_dict": False, **options}
+    if hasattr(model, "context_embedder"):
+        return model(hidden_states=latents, pooled_projections=given.pooled, **shared)[0]
+    extra = {"resolution": None, "aspect_ratio": None}
+    return model(hidden_states=latents, encoder_attention_mask=given.mask, added_cond_kwargs=extra, **shared)[0][:, :4]
+
+
+def _latents(seeds: tuple[int, ...], grid: tuple[int, int], dtype: torch.dtype = torch.float32) -> Tensor:
+    shape = (CHANNELS, 2 * grid[0], 2 * grid[1])
+    return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]).to(dtype)
+
+
+def _generate(
+    model: nn.Module,
+    *,
+    seeds: tuple[int, ...] = (0,),
+    prompts: tuple[int, ...] | None = None,
+    steps: int = 7,
+    stop: int | None = None,
+    guidance: Literal["batched", "sequential", "none"] = "batched",
+    grid: tuple[int, int] = (4, 6),
+    length: int = 5,
+    times: Literal["table", "fresh"] = "table",
+    table: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Latents [steps, B, C, height, width] after every step of a generation; every image has its own seed."""
+    latents = _latents(seeds, grid, dtype)
+    cond = Condition.of_seeds(prompts or seeds, length, dtype)
+    uncond = Condition.of_seeds((99_000,) * len(seeds), length, dtype)
+    both = uncond + cond
+    table = torch.linspace(1000, 20, steps) if table is None else table
+    history = []
+    with torch.no_grad():
+        for time in table[:stop]:
+            batch = len(seeds) * (2 if guidance == "batched" else 1)
+            timestep = time.expand(batch) if times == "table" else torch.full((batch,), float(time))
+            if guidance == "batched":
+                base, aim = _predict(model, torch.cat([latents, latents]), timestep, both).chunk(2)
+            elif guidance == "sequential":
+                aim, base = (_predict(model, latents, timestep, given) for given in (cond, uncond))
+            else:
+                base = aim = _predict(model, latents, timestep, cond)
+            latents = latents - 0.2 * (base + 3 * (aim - base))
+            history.append(latents)
+    return torch.stack(history)
+
+
+def _generate_fresh(model: nn.Module, policy: SelectionPolicy, **wanted: Any) -> Tensor:
+    """The same generation under a handle that has served no other one."""
+    with tokenprune.apply(model, policy):
+        return _generate(model, **wanted)
+
+
+@pytest.fixture(scope="session", params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="session", params=POLICIES.values(), ids=POLICIES.keys())
+def policy(request: pytest.FixtureRequest) -> SelectionPolicy:
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def make_model() -> Callable[[str], nn.Module]:
+    return _make_model
+
+
+@pytest.fixture
+def model(kind: str) -> nn.Module:
+    return _make_model(kind)
+
+
+@pytest.fixture
+def sd3() -> nn.Module:
+    return _make_model("sd3")
+
+
+@pytest.fixture
+def pixart() -> nn.Module:
+    return _make_model("pixart")
+
+
+@pytest.fixture(scope="session")
+def predict() -> Callable[..., Tensor]:
+    return _predict
+
+
+@pytest.fixture(scope="session")
+def make_latents() -> Callable[..., Tensor]:
+    return _latents
+
+
+@pytest.fixture(scope="session")
+def make_condition() -> Callable[..., Condition]:
+    return Condition.of_seeds
+
+
+@pytest.fixture(scope="session")
+def generate() -> Callable[..., Tensor]:
+    return _generate
+
+
+@pytest.fixture(scope="session")
+def generate_fresh() -> Callable[..., Tensor]:
+    return _generate_fresh
+
+
+@pytest.fixture(autouse=True)
+def no_mode_left() -> Iterator[None]:
+    """No test, whatever it raises, may leave a mode on torch's stack."""
+    yield
+    left = torch.overrides._get_current_function_mode_stack()
+    for _ in left:
+        torch.overrides._pop_mode()
+    assert not left

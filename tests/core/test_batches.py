@@ -1,0 +1,148 @@
+"""An image's result does not depend on what else is in the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import tokenprune
+from tokenprune import CATPolicy, Memory, Observation, RandomPolicy, Selection, SelectionPolicy
+
+GUIDANCE = ["batched", "sequential", "none"]
+SEEDS = st.lists(st.integers(0, 10_000), min_size=2, max_size=3, unique=True).map(tuple)
+
+
+def close(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
+
+
+@settings(max_examples=3)
+@given(seeds=SEEDS, kind=st.sampled_from(["sd3", "sd3-plain", "pixart"]), grid=st.sampled_from([(4, 6), (3, 5)]))
+@pytest.mark.parametrize("guidance", GUIDANCE)
+def test_an_image_of_a_batch_equals_the_image_alone(
+    policy: SelectionPolicy,
+    guidance: str,
+    seeds: tuple[int, ...],
+    kind: str,
+    grid: tuple[int, int],
+    make_model: Callable[[str], nn.Module],
+    generate_fresh: Callable[..., Tensor],
+) -> None:
+    model = make_model(kind)
+    together = generate_fresh(model, policy, seeds=seeds, guidance=guidance, grid=grid)
+    for image, seed in enumerate(seeds):
+        alone = generate_fresh(model, policy, seeds=(seed,), guidance=guidance, grid=grid)
+        close(together[:, image : image + 1], alone)
+
+
+@settings(max_examples=2)
+@given(seeds=SEEDS, kind=st.sampled_from(["sd3", "pixart"]), data=st.data())
+@pytest.mark.parametrize("guidance", GUIDANCE)
+def test_permuting_a_batch_permutes_the_result(
+    policy: SelectionPolicy,
+    guidance: str,
+    seeds: tuple[int, ...],
+    kind: str,
+    data: st.DataObject,
+    make_model: Callable[[str], nn.Module],
+    generate_fresh: Callable[..., Tensor],
+) -> None:
+    order = data.draw(st.permutations(range(len(seeds))))
+    model = make_model(kind)
+    result = generate_fresh(model, policy, seeds=seeds, guidance=guidance)
+    permuted = generate_fresh(model, policy, seeds=tuple(seeds[i] for i in order), guidance=guidance)
+    close(permuted, result[:, order])
+
+
+def test_images_have_selections_of_their_own(
+    sd3: nn.Module, generate_fresh: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = record(monkeypatch)
+    generate_fresh(sd3, CATPolicy(0.3, 3), seeds=(0, 1))
+    assert len(made) == 4
+    assert all(selection.batch_size == 2 for selection in made)
+    assert any(not torch.equal(selection.index[0], selection.index[1]) for selection in made)
+
+
+@pytest.mark.parametrize("guidance", GUIDANCE)
+def test_a_nan_in_one_image_stays_there(
+    model: nn.Module, policy: SelectionPolicy, guidance: str, generate_fresh: Callable[..., Tensor], make_condition: Any
+) -> None:
+    """A text that gives NaN predictions; whatever becomes of that image, the other one is as if it were alone."""
+
+    def broken(seeds: tuple[int, ...], length: int, dtype: torch.dtype = torch.float32) -> Any:
+        condition = make_condition(seeds, length, dtype)
+        condition.text[[i for i, seed in enumerate(seeds) if seed == 7]] = float("nan")
+        return condition
+
+    alone = generate_fresh(model, policy, seeds=(3,), guidance=guidance)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(make_condition.__self__, "of_seeds", broken)
+        together = generate_fresh(model, policy, seeds=(7, 3), guidance=guidance)
+    assert together[:, 0].isnan().all()
+    close(together[:, 1:], alone)
+
+
+def record(monkeypatch: pytest.MonkeyPatch) -> list[Selection]:
+    made: list[Selection] = []
+    select = CATPolicy.select
+
+    def recording(policy: CATPolicy, seen: Observation, memory: Memory) -> Selection:
+        made.append(select(policy, seen, memory))
+        return made[-1]
+
+    monkeypatch.setattr(CATPolicy, "select", recording)
+    return made
+
+
+@pytest.mark.parametrize(("guidance", "halves"), [(None, 1), ("uncond-first", 1), ("none", 2)])
+def test_guidance_halves_share_a_selection(
+    sd3: nn.Module,
+    generate: Callable[..., Tensor],
+    guidance: Any,
+    halves: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = record(monkeypatch)
+    with tokenprune.apply(sd3, CATPolicy(0.3, 3), guidance=guidance):
+        generate(sd3, seeds=(0, 1), guidance="batched")
+    assert [selection.batch_size for selection in made] == [2 * halves] * 4
+
+
+@pytest.mark.parametrize("scale", [None, 3.0])
+def test_both_kinds_of_guidance_show_policies_the_same(
+    sd3: nn.Module, generate: Callable[..., Tensor], scale: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batched guidance holds the unconditional half first, the sequential one calls the conditional branch first."""
+    made = record(monkeypatch)
+    for guidance in ("batched", "sequential"):
+        with tokenprune.apply(sd3, CATPolicy(0.3, 3), guidance_scale=scale):
+            generate(sd3, seeds=(0, 1), guidance=guidance)
+    assert len(made) == 8
+    assert all(torch.equal(a.index, b.index) for a, b in zip(made[:4], made[4:], strict=True))
+
+
+def test_policies_see_the_guided_prediction_if_asked(
+    sd3: nn.Module, generate: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = record(monkeypatch)
+    for scale in (None, 1.0, 3.0):
+        with tokenprune.apply(sd3, CATPolicy(0.3, 3), guidance_scale=scale):
+            generate(sd3, seeds=(0, 1), guidance="batched")
+    conditional, same, guided = (torch.stack([s.index for s in made[i : i + 4]]) for i in (0, 4, 8))
+    assert torch.equal(conditional, same)
+    assert not torch.equal(conditional, guided)
+
+
+def test_random_selections_differ_from_step_to_step_and_seed_to_seed(
+    sd3: nn.Module, generate_fresh: Callable[..., Tensor]
+) -> None:
+    results = [generate_fresh(sd3, RandomPolicy(0.3, 3, seed=seed))[-1] for seed in (0, 0, 1)]
+    assert torch.equal(results[0], results[1])
+    assert not torch.equal(results[0], results[2])
