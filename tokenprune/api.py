@@ -41,24 +41,24 @@ class Handle:
         """What the latest generation computed, and what that cost."""
         masked = self._masked
         steps, macs, dense_macs = [], Macs(0, 0), Macs(0, 0)
-        for record in masked.records:
+        for record in masked.generation.records:
             seconds = sum(call.watch.seconds for call in record.calls)
             selecting = record.selection_watch.seconds if record.selection_watch else 0.0
-            full = all(call.full for call in record.calls)
+            tokens = max((call.tokens for call in record.calls), default=0)
             steps.append(
                 StepReport(
                     step=record.step,
                     time=record.time,
-                    tokens=record.num_tokens if full else record.tokens,
+                    tokens=tokens,
                     num_tokens=record.num_tokens,
-                    full=full,
+                    full=tokens == record.num_tokens,
                     seconds=seconds + selecting,
                     selection_seconds=selecting,
                 )
             )
             for call in record.calls:
-                dense, pruned = self._cost(call.branch, record.tokens)
-                macs, dense_macs = macs + (dense if call.full else pruned), dense_macs + dense
+                dense, ours = self._cost(call.branch, call.tokens, record.num_tokens)
+                macs, dense_macs = macs + ours, dense_macs + dense
         return Report(
             steps=tuple(steps),
             generations=masked.generations,
@@ -69,23 +69,25 @@ class Handle:
             macs=macs,
             dense_macs=dense_macs,
             cache_bytes=masked.peak_bytes,
-            grid=masked.grid,
-            token_counts=masked.token_counts,
+            grid=masked.generation.grid,
+            token_counts=masked.generation.token_counts,
         )
 
-    def _cost(self, branch: BranchKey, count: int) -> tuple[Macs, Macs]:
+    def _cost(self, branch: BranchKey, count: int, num_tokens: int) -> tuple[Macs, Macs]:
+        """Operations of a full call, and of one that computes `count` of N tokens."""
         if (branch, count) not in self._costs:
             masked = self._masked
-            example = masked.branches[branch].example
+            example = masked.generation.branches[branch].example
             if example is None:
                 raise RuntimeError("a recorded call has no example arguments")
             if not self._removed:
                 masked.uninstall()
             try:
-                self._costs[branch, count] = count_steps(masked.model, masked.map, example, count)
+                dense, pruned = count_steps(masked.model, masked.map, example, count or num_tokens)
             finally:
                 if not self._removed:
                     masked.install()
+            self._costs[branch, count] = (dense, pruned if count else Macs(0, 0))
         return self._costs[branch, count]
 
     def __enter__(self) -> Handle:

@@ -135,6 +135,20 @@ def enter_attention(module: nn.Module, args: Any) -> None:
     state.mode.__enter__()
 
 
+def leave_modes(states: list[AttentionState]) -> None:
+    """Leave every mode of these modules that an exception or an interrupt left on torch's stack."""
+    own = {id(state.mode) for state in states if state.mode is not None}
+    for state in states:
+        state.mode = None
+    kept: list[TorchFunctionMode] = []
+    while own & {id(mode) for mode in torch.overrides._get_current_function_mode_stack()}:
+        mode = torch.overrides._pop_mode()
+        if id(mode) not in own:
+            kept.append(mode)
+    for mode in reversed(kept):
+        torch.overrides._push_mode(mode)
+
+
 def leave_attention(module: nn.Module, args: Any, output: Any) -> None:
     """Forward hook of an attention module; raises AttentionError if no attention call was seen."""
     state: AttentionState = getattr(module, ATTRIBUTE)

@@ -16,7 +16,7 @@ from tokenprune.policies.sequential import SequentialPolicy
 from tokenprune.report import Macs
 from tokenprune.reuse import Hold
 from tokenprune.run import Moment, Run
-from tokenprune.schedule import Schedule
+from tokenprune.schedule import Schedule, Step
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of a model's forward, tensors on the meta device."""
@@ -36,11 +36,11 @@ class _FullThenPruned(Schedule):
     def __init__(self, count: int) -> None:
         self._count = count
 
-    def fraction(self, step: int, time: float) -> float:
+    def fraction(self, step: Step) -> float:
         raise NotImplementedError("counts are given directly")
 
-    def count(self, step: int, time: float, num_tokens: int) -> int:
-        return num_tokens if step == 0 else self._count
+    def count(self, step: Step, num_tokens: int) -> int:
+        return num_tokens if step.index == 0 else self._count
 
 
 class _AttentionCounter(TorchFunctionMode):

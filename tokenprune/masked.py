@@ -1,44 +1,41 @@
 """The hooks of one module map on one model: they gather, attend to cached keys, and scatter.
 
 Hook functions are module-level and find their state through the module, so that a compiled block is the same
-program in every layer. Order of events in one call of the model: `_before_model` decides what to compute,
-`_before_block` reduces the image tokens at the entry, the attention hooks (attention.py) complete keys and values,
-`_after_exit` completes the prediction, `_after_model` cleans up, also after an error.
+program in every layer. Order of events in one call of the model: `before_model` decides what to compute,
+`before_block` reduces the image tokens at the entry, the attention hooks (attention.py) complete keys and values,
+`after_exit` completes the prediction, `after_model` cleans up, also after an error.
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from torch.utils.hooks import RemovableHandle
 
-from tokenprune.attention import ATTRIBUTE, AttentionState, enter_attention, leave_attention
+from tokenprune import attention, constants
+from tokenprune.attention import AttentionState
 from tokenprune.cache import BranchCache, KeyValueBuffer
-from tokenprune.errors import AlreadyPrunedError, SelectionError, UnsupportedCallError
-from tokenprune.grid import TokenGrid, num_tokens
+from tokenprune.constants import ConstantState
+from tokenprune.errors import AlreadyPrunedError, UnsupportedCallError
+from tokenprune.generation import Generation
+from tokenprune.grid import num_tokens
 from tokenprune.modulemap import Guidance, ModuleMap
-from tokenprune.policy import Memory, Observation, SelectionPolicy
-from tokenprune.report import CallRecord, StepRecord, Stopwatch
+from tokenprune.policy import SelectionPolicy
+from tokenprune.report import CallRecord, Stopwatch
 from tokenprune.reuse import Reuse
 from tokenprune.run import BranchKey, Moment, Run
 from tokenprune.schedule import Schedule
 from tokenprune.selection import Selection
+from tokenprune.skip import OutputMap
 
 MASKED = "_tokenprune"
-
-
-class ConstantState:
-    """What the hooks of a text-only module share: where outputs are kept, and whether the coming call reuses them."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self.outputs: dict[str, Tensor] = {}
-        self.reused = False
+ATTRIBUTES = (MASKED, attention.ATTRIBUTE, constants.ATTRIBUTE)
 
 
 class MaskedModule:
@@ -80,10 +77,16 @@ class MaskedModule:
         self.run = Run(module_map.time_rises)
         self.generations = 0
         self.peak_bytes = 0
-        self.records: list[StepRecord] = []
         self._handles: list[RemovableHandle] = []
         self._eager: Any = None
-        self._forget()
+        self.moment: Moment | None = None
+        self.branch: BranchCache | None = None
+        self.selection: Selection | None = None
+        self.skipping = False
+        self.numbered: Tensor | None = None
+        self.reset()
+
+    # Hooks on and off ------------------------------------------------------------------------------------------
 
     def install(self) -> None:
         """Register all hooks.
@@ -95,18 +98,26 @@ class MaskedModule:
             raise AlreadyPrunedError(
                 f"{type(self.model).__name__}: already pruned by another handle; call its remove() first"
             )
-        self._attach(self.model, MASKED, self, before=_before_model)
-        self._handles.append(self.model.register_forward_hook(_after_model, always_call=True))
+        module = self._holding("", MASKED, self)
+        self._handles.append(module.register_forward_pre_hook(before_model, with_kwargs=True))
+        self._handles.append(module.register_forward_hook(after_model, with_kwargs=True, always_call=True))
         for path in self.map.blocks:
-            self._attach(self.model.get_submodule(path), MASKED, self, before=_before_block)
+            module = self._holding(path, MASKED, self)
+            self._handles.append(module.register_forward_pre_hook(before_block, with_kwargs=True))
         for state in self.attentions:
-            module = self.model.get_submodule(state.site.path)
-            self._attach(module, ATTRIBUTE, state)
-            self._handles.append(module.register_forward_pre_hook(enter_attention))
-            self._handles.append(module.register_forward_hook(leave_attention))
+            module = self._holding(state.site.path, attention.ATTRIBUTE, state)
+            self._handles.append(module.register_forward_pre_hook(attention.enter_attention))
+            self._handles.append(module.register_forward_hook(attention.leave_attention))
         for constant in self.constants:
-            self._attach(self.model.get_submodule(constant.path), MASKED, constant, _before_constant, _after_constant)
-        self._attach(self.model.get_submodule(self.map.exit), MASKED, self, after=_after_exit)
+            module = self._holding(constant.path, constants.ATTRIBUTE, constant)
+            self._handles.append(module.register_forward_pre_hook(constants.before_constant))
+            self._handles.append(module.register_forward_hook(constants.after_constant))
+        module = self._holding(self.map.exit, MASKED, self)
+        self._handles.append(module.register_forward_hook(after_exit))
+        self._forward = self.model.forward
+        self._own_forward = self.model.__dict__.get("forward")
+        if self.schedule.skips:
+            self.model.__dict__["forward"] = functools.partial(forward_or_skip, self)
 
     def uninstall(self) -> None:
         """Take all hooks off; the model is as it was."""
@@ -115,9 +126,12 @@ class MaskedModule:
             handle.remove()
         self._handles.clear()
         for path in ("", *self.map.paths):
-            attributes = self.model.get_submodule(path).__dict__
-            attributes.pop(MASKED, None)
-            attributes.pop(ATTRIBUTE, None)
+            for attribute in ATTRIBUTES:
+                self.model.get_submodule(path).__dict__.pop(attribute, None)
+        if self.schedule.skips:
+            self.model.__dict__.pop("forward", None)
+            if self._own_forward is not None:
+                self.model.__dict__["forward"] = self._own_forward
 
     def remove(self) -> None:
         """Take all hooks off and free the caches."""
@@ -127,69 +141,23 @@ class MaskedModule:
     def reset(self) -> None:
         """Free the caches; the next call starts a generation."""
         self.run.reset()
-        self._forget()
-
-    def _end_eager(self) -> None:
-        if self._eager is not None:
-            self._eager.__exit__(None, None, None)
-            self._eager = None
+        self.generation = Generation(self.map, "none", self.guidance_scale)
+        self.output_maps: dict[tuple[torch.Size, torch.dtype], OutputMap] = {}
+        self._end_call()
+        for state in self.attentions:
+            state.buffer, state.rows = KeyValueBuffer(), None
+        for constant in self.constants:
+            constant.outputs = {}
 
     def unwind(self) -> None:
-        """Leave every attention mode that an exception or an interrupt left behind."""
+        """Leave whatever an exception or an interrupt left behind: attention modes, forced eager execution."""
         self._end_eager()
-        stack = torch.overrides._get_current_function_mode_stack()
-        if not any(state.mode is not None and state.mode in stack for state in self.attentions):
-            for state in self.attentions:
-                state.mode = None
-            return
-        own = {id(state.mode) for state in self.attentions if state.mode is not None}
-        popped = []
-        while own:
-            mode = torch.overrides._pop_mode()
-            if id(mode) in own:
-                own.discard(id(mode))
-            else:
-                popped.append(mode)
-        for mode in reversed(popped):
-            torch.overrides._push_mode(mode)
-        for state in self.attentions:
-            state.mode = None
+        attention.leave_modes(self.attentions)
 
-    @property
-    def cache_bytes(self) -> int:
-        """Bytes of tensor memory that the caches hold now."""
-        memory = sum(tensor.nbytes for tensor in self.memory.values())
-        return memory + sum(branch.nbytes for branch in self.branches.values())
-
-    def _attach(
-        self,
-        module: nn.Module,
-        attribute: str,
-        state: object,
-        before: Callable[..., Any] | None = None,
-        after: Callable[..., Any] | None = None,
-    ) -> None:
+    def _holding(self, path: str, attribute: str, state: object) -> nn.Module:
+        module = self.model.get_submodule(path)
         module.__dict__[attribute] = state
-        if before is not None:
-            self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
-        if after is not None:
-            self._handles.append(module.register_forward_hook(after))
-
-    def _forget(self) -> None:
-        self.branches: dict[BranchKey, BranchCache] = {}
-        self.memory: Memory = {}
-        self.copies: Guidance = "none"
-        self.selection: Selection | None = None
-        self.previous: Selection | None = None
-        self.pruned_steps = 0
-        self.branch: BranchCache | None = None
-        self.moment: Moment | None = None
-        self.grid: TokenGrid = ()
-        self.token_counts: Tensor | None = None
-        self.call_selection: Selection | None = None
-        for state in self.attentions:
-            state.buffer = KeyValueBuffer()
-            state.rows = None
+        return module
 
     # One call of the model -------------------------------------------------------------------------------------
 
@@ -203,75 +171,77 @@ class MaskedModule:
             )
         bound = self.signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        latents, time = (
-            self._argument(bound.arguments, self.map.latents),
-            self._argument(bound.arguments, self.map.time),
-        )
+        latents = self._argument(bound.arguments, self.map.latents)
+        moment = self.run.advance(self._argument(bound.arguments, self.map.time), latents)
         grid = self.map.grid(bound.arguments)
-        tokens = num_tokens(grid)
-        moment = self.run.advance(time, latents)
         if moment.first_of_generation:
             self._begin_generation(moment, latents)
+        generation = self.generation
         if moment.first_of_step:
-            self._begin_step(moment, grid, tokens)
-        self.moment, self.grid = moment, grid
-        if moment.branch not in self.branches:
-            self.branches[moment.branch] = BranchCache(self.reuse.start())
-        self.branch = self.branches[moment.branch]
-        known = self.branch.prediction is not None
-        self.call_selection = self._for_batch(self.selection, len(latents)) if self.selection and known else None
-        self._prepare_sites(bound.arguments, tokens)
-        if self.branch.example is None:
-            self.branch.example = tree_map(_on_meta, (args, kwargs))
+            generation.begin_step(moment, grid, self.schedule, self.policy)
+        branch = self._begin_branch(moment, args, kwargs)
+        known = branch.prediction is not None
+        self.moment, self.branch = moment, branch
+        self.skipping = known and generation.skipping
+        self.selection = self._for_batch(generation.selection, len(latents)) if known else None
+        self._prepare_attentions(branch, self.selection, num_tokens(grid))
+        self._prepare_constants(branch, bound.arguments)
         if not known and any(state.buffer.length == 0 for state in self.attentions):
             # Compiled blocks must never see the buffers being made: that would be another graph for each layer.
             self._eager = torch.compiler.set_stance("force_eager")
-        call = CallRecord(moment.branch, self.call_selection is None, Stopwatch(latents.device))
-        self.records[-1].calls.append(call)
-        if self.call_selection is not None and any(
-            bound.arguments.get(name) is not None for name in self.map.token_inputs
-        ):
-            for name in self.map.token_inputs:
-                bound.arguments[name] = _gather(self.call_selection, bound.arguments[name])
-            return bound.args, bound.kwargs
-        return args, kwargs
+        tokens = 0 if self.skipping else self.selection.count if self.selection else num_tokens(grid)
+        generation.records[-1].calls.append(CallRecord(moment.branch, tokens, Stopwatch(latents.device)))
+        return self._gather_inputs(args, kwargs)
 
     def complete(self, output: Tensor) -> Tensor:
         """Take in what the exit module gave: [B, N, C] at a full call, unchanged; [B, n, C] completed otherwise."""
+        if self.numbered is not None:
+            return self.numbered
         if self.branch is None or self.moment is None:
             return output
         if self.moment.first_of_step:
-            self._count_tokens(output)
-        if self.call_selection is None:
+            self.generation.count_tokens(output, pruned=self.selection is not None)
+        if self.selection is None:
             last = self.branch.prediction
             self.branch.prediction = output.detach().clone()
             self.branch.reference = self.branch.prediction if last is None else last
             self.branch.reuse.record(output, self.moment.time)
             return output
-        completed = self.branch.reuse.complete(output, self.call_selection, self.moment.time)
+        completed = self.branch.reuse.complete(output, self.selection, self.moment.time)
         self.branch.prediction = completed.clone()
         return completed
 
-    def _count_tokens(self, output: Tensor) -> None:
-        images = len(output) if self.copies == "none" else len(output) // 2
-        if self.token_counts is None:
-            tokens = self.records[-1].num_tokens
-            self.token_counts = torch.zeros(images, tokens, dtype=torch.int32, device=output.device)
-        self.token_counts += 1 if self.call_selection is None or self.selection is None else self.selection.mask()
+    def skipped_output(self) -> Any:
+        """The model's output for forecast tokens."""
+        if self.branch is None or self.branch.prediction is None or self.moment is None:
+            raise RuntimeError("a generation starts with a full step")
+        self.branch.prediction = self.branch.reuse.forecast(self.moment.time)
+        return self.output_maps[self.branch.prediction.shape, self.branch.prediction.dtype](self.branch.prediction)
 
-    def end_call(self) -> None:
+    def end_call(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Book-keeping after a call that went through."""
+        record = self.generation.records[-1]
+        record.calls[-1].watch.mark()
+        if self.selection is None and not self.skipping:
+            self.peak_bytes = max(self.peak_bytes, self.generation.nbytes)
+            if self.schedule.skips:
+                self._map_output(args, kwargs, output)
         self._end_eager()
-        call = self.records[-1].calls[-1]
-        call.watch.mark()
-        if call.full:
-            self.peak_bytes = max(self.peak_bytes, self.cache_bytes)
-        self.call_selection = None
+        self._end_call()
 
     def abandon(self) -> None:
         """An exception stopped the call: leave modes and start afresh with the next one."""
         self.unwind()
         self.reset()
+
+    def _end_call(self) -> None:
+        self.moment, self.branch, self.selection, self.numbered = None, None, None, None
+        self.skipping = False
+
+    def _end_eager(self) -> None:
+        if self._eager is not None:
+            self._eager.__exit__(None, None, None)
+            self._eager = None
 
     def _argument(self, arguments: Mapping[str, Any], name: str) -> Any:
         value = arguments.get(name)
@@ -280,113 +250,88 @@ class MaskedModule:
         return value
 
     def _begin_generation(self, moment: Moment, latents: Tensor) -> None:
-        shape_changed = self.moment is not None and self.moment.branch[1] != moment.branch[1]
-        buffers = {} if shape_changed else {key: branch.buffers for key, branch in self.branches.items()}
-        self._forget()
-        self.branches = {key: BranchCache(self.reuse.start(), buffers=kept) for key, kept in buffers.items()}
-        self.records = []
+        """Start anew; key and value buffers stay, for their memory, while the latents keep their shape."""
+        last = self.generation.branches
+        self.generation = Generation(self.map, self._find_guidance(latents), self.guidance_scale)
+        if moment.branch in last:
+            for key, branch in last.items():
+                self.generation.branches[key] = BranchCache(self.reuse.start(), buffers=branch.buffers)
         self.generations += 1
-        self.copies = self._find_guidance(latents)
 
     def _find_guidance(self, latents: Tensor) -> Guidance:
         if self.guidance is not None:
             return self.guidance
-        batch = len(latents)
-        if batch % 2 == 0 and torch.equal(latents[: batch // 2], latents[batch // 2 :]):
-            return self.map.guidance
-        return "none"
+        first, *second = latents.chunk(2)
+        return self.map.guidance if second and torch.equal(first, second[0]) else "none"
 
-    def _begin_step(self, moment: Moment, grid: TokenGrid, tokens: int) -> None:
-        count = self.schedule.count(moment.step, moment.time, tokens)
-        lead = next(iter(self.branches.values()), None)
-        watch = None
-        if count >= tokens or lead is None or lead.prediction is None:
-            self.selection, self.previous, self.pruned_steps = None, None, 0
-            count = tokens
-        else:
-            watch = Stopwatch(lead.prediction.device)
-            self.selection = self._select(moment, grid, count)
-            self.previous = self.selection
-            self.pruned_steps += 1
-            watch.mark()
-        self.records.append(StepRecord(moment.step, moment.time, count, tokens, watch))
+    def _begin_branch(self, moment: Moment, args: tuple[Any, ...], kwargs: dict[str, Any]) -> BranchCache:
+        branches: dict[BranchKey, BranchCache] = self.generation.branches
+        if moment.branch not in branches:
+            branches[moment.branch] = BranchCache(self.reuse.start())
+        branch = branches[moment.branch]
+        if branch.example is None:
+            branch.example = tree_map(_on_meta, (args, kwargs))
+        return branch
 
-    def _select(self, moment: Moment, grid: TokenGrid, count: int) -> Selection:
-        prediction = self._noise("prediction")
-        reference = self._noise("reference")
-        seen = Observation(
-            prediction, reference, count, grid, moment.step, self.pruned_steps, moment.time, self.previous
-        )
-        selection = self.policy.select(seen, self.memory)
-        name = type(self.policy).__name__
-        if not isinstance(selection, Selection):
-            raise SelectionError(
-                f"{name}.select at step {moment.step}: expected a Selection (Selection.top or Selection.from_index "
-                f"makes one), got {type(selection).__name__}"
-            )
-        expected = (len(prediction), count, prediction.shape[1])
-        came = (selection.batch_size, selection.count, selection.num_tokens)
-        if came != expected:
-            raise SelectionError(
-                f"{name}.select at step {moment.step}: expected indices [B, n] = {list(expected[:2])} out of "
-                f"{expected[2]} tokens, got {list(came[:2])} out of {came[2]}"
-            )
-        return selection
-
-    def _noise(self, which: Literal["prediction", "reference"]) -> Tensor:
-        """What policies see of the latest or the reference prediction: the conditional or guided noise [B, N, C]."""
-        conditional, *others = (self._noise_channels(getattr(branch, which)) for branch in self._guidance_branches())
-        unconditional = others[0] if others else None
-        if self.copies != "none":
-            halves = conditional.chunk(2)
-            unconditional, conditional = halves if self.copies == "uncond-first" else reversed(halves)
-        if self.guidance_scale is None or unconditional is None:
-            return conditional
-        return unconditional + self.guidance_scale * (conditional - unconditional)
-
-    def _guidance_branches(self) -> list[BranchCache]:
-        """The branches with a prediction whose latents have the lead's shape, the lead (conditional) first."""
-        shape = next(iter(self.branches))[1]
-        found = [b for (_, other), b in self.branches.items() if other == shape and b.prediction is not None]
-        return found[:1] if self.guidance_scale is None else found[:2]
-
-    def _noise_channels(self, prediction: Tensor) -> Tensor:
-        if self.map.noise_channels is None:
-            return prediction
-        pixels = prediction.unflatten(-1, (-1, self.map.output_channels or 1))
-        return pixels[..., : self.map.noise_channels].flatten(-2)
-
-    def _for_batch(self, selection: Selection, batch: int) -> Selection:
+    def _for_batch(self, selection: Selection | None, batch: int) -> Selection | None:
+        if selection is None:
+            return None
         if batch % selection.batch_size:
             raise UnsupportedCallError(
                 f"{type(self.model).__name__}: expected a batch with all {selection.batch_size} images, got {batch}"
             )
         return selection.repeat(batch // selection.batch_size)
 
-    def _prepare_sites(self, arguments: Mapping[str, Any], tokens: int) -> None:
-        assert self.branch is not None
-        for state in self.attentions:
-            state.pruned = self.call_selection is not None
-            state.num_tokens = tokens
-            state.buffer = self.branch.buffers.setdefault(state.site.path, KeyValueBuffer())
+    def _prepare_attentions(self, branch: BranchCache, selection: Selection | None, tokens: int) -> None:
         rows: dict[tuple[str, int], Tensor] = {}
-        if self.call_selection is not None:
-            for state in self.attentions:
-                state.rows = None
-                if state.buffer.length == 0:  # a layer that this branch skips
-                    continue
-                key = (state.site.layout, state.buffer.length)
+        for state in self.attentions:
+            state.pruned = selection is not None
+            state.num_tokens = tokens
+            state.rows = None
+            state.buffer = branch.buffers.setdefault(state.site.path, KeyValueBuffer())
+            key = (state.site.layout, state.buffer.length)
+            if selection is not None and state.buffer.length:  # 0: a layer that this branch skips
                 if key not in rows:
-                    rows[key] = state.fresh_rows(self.call_selection)
+                    rows[key] = state.fresh_rows(selection)
                 state.rows = rows[key]
+
+    def _prepare_constants(self, branch: BranchCache, arguments: Mapping[str, Any]) -> None:
         text = arguments.get(self.map.text) if self.map.text else None
-        known = self.branch.text
-        same = known is not None and known[0] is text and known[1] == text._version
+        same = branch.text is not None and branch.text[0] is text and branch.text[1] == text._version
         for constant in self.constants:
-            constant.reused = self.call_selection is not None and same
-            constant.outputs = self.branch.constants
+            constant.reused = self.selection is not None and same
+            constant.outputs = branch.constants
         if not same and isinstance(text, Tensor):
-            self.branch.text = (text, text._version)
+            branch.text = (text, text._version)
+
+    def _gather_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        bound = self.signature.bind(*args, **kwargs)
+        present = [name for name in self.map.token_inputs if bound.arguments.get(name) is not None]
+        if self.selection is None or not present:
+            return args, kwargs
+        for name in present:
+            bound.arguments[name] = _gather(self.selection, bound.arguments[name])
+        return bound.args, bound.kwargs
+
+    def _map_output(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """Find out how the model lays out its tokens, by runs on no image tokens at all."""
+        if self.branch is None or self.branch.prediction is None:
+            return
+        tokens = self.branch.prediction
+        key = (tokens.shape, tokens.dtype)
+        if key in self.output_maps:
+            return
+
+        def rearrange(numbered: Tensor) -> Any:
+            self.numbered = numbered
+            return self._forward(*gathered[0], **gathered[1])
+
+        nothing = torch.empty(len(tokens), 0, dtype=torch.int64, device=tokens.device)
+        self.selection = Selection(nothing, tokens.shape[1])
+        gathered = self._gather_inputs(args, kwargs)
+        if self.branch is not None:
+            self._prepare_attentions(self.branch, self.selection, tokens.shape[1])
+        self.output_maps[key] = OutputMap(tokens, output, rearrange)
 
 
 def _gather(selection: Selection, value: Any) -> Any:
@@ -395,7 +340,12 @@ def _gather(selection: Selection, value: Any) -> Any:
     return selection.gather(value) if isinstance(value, Tensor) else value
 
 
-def _before_model(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _on_meta(value: Any) -> Any:
+    return torch.empty_like(value, device="meta") if isinstance(value, Tensor) else value
+
+
+def before_model(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Forward pre-hook of the model."""
     masked: MaskedModule = model.__dict__[MASKED]
     try:
         return masked.begin_call(args, kwargs)
@@ -404,17 +354,24 @@ def _before_model(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
         raise
 
 
-def _after_model(model: nn.Module, args: Any, output: Any) -> None:
+def after_model(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    """Forward hook of the model, called on the way of an exception, too: then without output."""
     masked: MaskedModule = model.__dict__[MASKED]
-    if output is None:  # called on the way of an exception
+    if output is None:
         masked.abandon()
     else:
-        masked.end_call()
+        masked.end_call(args, kwargs, output)
 
 
-def _before_block(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def forward_or_skip(masked: MaskedModule, *args: Any, **kwargs: Any) -> Any:
+    """Stands in for the model's forward while a schedule may skip steps."""
+    return masked.skipped_output() if masked.skipping else masked._forward(*args, **kwargs)
+
+
+def before_block(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Forward pre-hook of a block: the entry gathers, later blocks find the image tokens gathered."""
     masked: MaskedModule = getattr(block, MASKED)
-    selection, name, place = masked.call_selection, masked.map.hidden, masked.hidden_place
+    selection, name, place = masked.selection, masked.map.hidden, masked.hidden_place
     if selection is None:
         return None
     hidden = kwargs[name] if name in kwargs else args[place]
@@ -426,22 +383,7 @@ def _before_block(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     return (*args[:place], gathered, *args[place + 1 :]), kwargs
 
 
-def _before_constant(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    state: ConstantState = getattr(module, MASKED)
-    return ((args[0][:, :0], *args[1:]), kwargs) if state.reused else None
-
-
-def _after_constant(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-    state: ConstantState = getattr(module, MASKED)
-    if not state.reused:
-        state.outputs[state.path] = output
-    return state.outputs[state.path]
-
-
-def _after_exit(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+def after_exit(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    """Forward hook of the last projection."""
     masked: MaskedModule = getattr(module, MASKED)
     return masked.complete(output)
-
-
-def _on_meta(value: Any) -> Any:
-    return torch.empty_like(value, device="meta") if isinstance(value, Tensor) else value

@@ -42,10 +42,10 @@ class Stopwatch:
 
 @dataclass
 class CallRecord:
-    """One call of the model: its guidance branch, whether it computed every token, its stopwatch."""
+    """One call of the model: its guidance branch, how many image tokens of each image it computed, its stopwatch."""
 
     branch: BranchKey
-    full: bool
+    tokens: int
     watch: Stopwatch
 
 

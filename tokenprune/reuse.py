@@ -26,6 +26,10 @@ class ReuseState(ABC):
         The returned tensor belongs to the caller: it must not alias the state's own memory.
         """
 
+    @abstractmethod
+    def forecast(self, time: float) -> Tensor:
+        """The whole prediction [B, N, C] of a step that computes nothing; the caller's own, as in `complete`."""
+
     @property
     @abstractmethod
     def nbytes(self) -> int:
@@ -59,11 +63,18 @@ class _HoldState(ReuseState):
         self._last = prediction.clone()
 
     def complete(self, fresh: Tensor, selection: Selection, time: float) -> Tensor:
-        if self._last is None:
-            raise RuntimeError("complete() before record(): a generation starts with a full step")
-        flat = self._last.flatten(0, 1)
+        flat = self._known.flatten(0, 1)
         flat.index_copy_(0, selection.rows(selection.num_tokens), fresh.flatten(0, 1))
-        return self._last.clone()
+        return self._known.clone()
+
+    def forecast(self, time: float) -> Tensor:
+        return self._known.clone()
+
+    @property
+    def _known(self) -> Tensor:
+        if self._last is None:
+            raise RuntimeError("nothing was recorded yet: a generation starts with a full step")
+        return self._last
 
     @property
     def nbytes(self) -> int:

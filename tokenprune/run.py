@@ -23,6 +23,8 @@ class Moment:
         branch: the guidance branch.
         first_of_generation: whether a generation begins with this call.
         first_of_step: whether a step begins with this call.
+        level: noise level relative to the generation's first, from 1 down to 0.
+        remaining: steps left, this one included; None where the timesteps are not known ahead.
     """
 
     step: int
@@ -30,6 +32,8 @@ class Moment:
     branch: BranchKey
     first_of_generation: bool
     first_of_step: bool
+    level: float = 1.0
+    remaining: int | None = None
 
 
 class TimestepReader:
@@ -43,6 +47,11 @@ class TimestepReader:
         self._table: Tensor | None = None
         self._version = 0
         self._values: list[float] = []
+
+    @property
+    def entries(self) -> int:
+        """How many timesteps the table holds."""
+        return len(self._values)
 
     def read(self, timestep: Tensor | float | int) -> tuple[float, int | None, bool]:
         """The timestep, its place in its table (None outside a table), and whether that table is a new one."""
@@ -81,6 +90,7 @@ class Run:
 
     def __init__(self, time_rises: bool) -> None:
         self._direction = -1.0 if time_rises else 1.0
+        self._end = 1.0 if time_rises else 0.0
         self._reader = TimestepReader()
         self.reset()
 
@@ -88,6 +98,7 @@ class Run:
         """Forget everything: the next call starts a generation."""
         self._step = -1
         self._time = 0.0
+        self._first_time = 0.0
         self._place: int | None = None
         self._calls: dict[tuple[int, ...], int] = {}
         self._signature: tuple[object, ...] = ()
@@ -113,6 +124,7 @@ class Run:
         )
         if first_of_generation:
             self.reset()
+            self._first_time = time
         if not same_step:
             self._step += 1
             self._calls = {}
@@ -123,7 +135,16 @@ class Run:
         if self._step == 0:
             self._calls_of_first_step += 1
         self._time, self._place = time, place
-        return Moment(self._step, time, (order, shape), first_of_generation, not same_step)
+        span = self._first_time - self._end
+        return Moment(
+            step=self._step,
+            time=time,
+            branch=(order, shape),
+            first_of_generation=first_of_generation,
+            first_of_step=not same_step,
+            level=(time - self._end) / span if span else 1.0,
+            remaining=None if place is None else self._reader.entries - place,
+        )
 
     def _same_step(self, time: float, place: int | None, signature: tuple[object, ...], latents: Tensor) -> bool:
         if self._first_latents is not None and signature == self._signature:

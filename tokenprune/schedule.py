@@ -6,22 +6,41 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 
+@dataclass(frozen=True)
+class Step:
+    """Where a step stands in its generation.
+
+    Attributes:
+        index: index of the step, from 0.
+        time: timestep as the model receives it.
+        level: noise level relative to the generation's first, from 1 down to 0.
+        remaining: steps left, this one included; None where the sampler's timesteps are not known ahead.
+    """
+
+    index: int
+    time: float
+    level: float
+    remaining: int | None
+
+
 class Schedule(ABC):
     """A fraction of the image tokens for every step of a generation."""
 
     @abstractmethod
-    def fraction(self, step: int, time: float) -> float:
-        """Fraction of the image tokens computed, above 0 up to 1 (1: a full step).
+    def fraction(self, step: Step) -> float:
+        """Fraction of the image tokens computed, 0 to 1: 1 is a full step, 0 skips the model and forecasts all."""
 
-        Args:
-            step: index of the step in its generation, from 0.
-            time: the timestep as the model receives it.
-        """
+    @property
+    def skips(self) -> bool:
+        """Whether any fraction can be 0."""
+        return False
 
-    def count(self, step: int, time: float, num_tokens: int) -> int:
-        """How many of N = num_tokens tokens are computed; int(fraction * N), at least 1 (CAT Pruning, section 3)."""
-        fraction = self.fraction(step, time)
-        return num_tokens if fraction >= 1 else max(1, int(fraction * num_tokens))
+    def count(self, step: Step, num_tokens: int) -> int:
+        """How many of N = num_tokens tokens are computed: int(fraction * N), at least 1 unless the fraction is 0."""
+        fraction = self.fraction(step)
+        if fraction >= 1:
+            return num_tokens
+        return max(1, int(fraction * num_tokens)) if fraction > 0 else 0
 
 
 @dataclass(frozen=True)
@@ -31,6 +50,7 @@ class WarmupSchedule(Schedule):
     Args:
         alpha: fraction of image tokens computed at a pruned step, above 0 up to 1.
         warmup_steps: full steps at the start of each generation, at least 1.
+        last_full: full steps at its end; only where the sampler's timesteps are known ahead.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -38,13 +58,134 @@ class WarmupSchedule(Schedule):
 
     alpha: float
     warmup_steps: int
+    last_full: int = 0
 
     def __post_init__(self) -> None:
         if not 0 < self.alpha <= 1:
             raise ValueError(f"alpha: expected a fraction of image tokens in (0, 1], got {self.alpha}")
-        if not isinstance(self.warmup_steps, int) or self.warmup_steps < 1:
-            raise ValueError(f"warmup_steps: expected a whole number of at least 1, got {self.warmup_steps!r}")
+        _check_whole(self, warmup_steps=1, last_full=0)
 
-    def fraction(self, step: int, time: float) -> float:
-        """1 during the warm-up, alpha after it."""
-        return 1.0 if step < self.warmup_steps else self.alpha
+    def fraction(self, step: Step) -> float:
+        """1 during the warm-up and at the end, alpha between."""
+        return 1.0 if step.index < self.warmup_steps or _at_end(step, self.last_full) else self.alpha
+
+
+@dataclass(frozen=True)
+class RefreshSchedule(Schedule):
+    """A full step every few steps, a fraction of the tokens (or none) between.
+
+    With alpha = 0 this is a step cache such as TaylorSeer's (arXiv 2503.06923), with a forecast as `Reuse`.
+
+    Args:
+        every: a full step at every so-many steps, at least 1 (1: all).
+        alpha: fraction of image tokens computed at the steps between, 0 up to 1.
+        warmup_steps: full steps at the start of each generation, at least 1.
+        last_full: full steps at its end; only where the sampler's timesteps are known ahead.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    every: int
+    alpha: float = 0.0
+    warmup_steps: int = 1
+    last_full: int = 0
+
+    def __post_init__(self) -> None:
+        _check_fraction("alpha", self.alpha)
+        _check_whole(self, every=1, warmup_steps=1, last_full=0)
+
+    def fraction(self, step: Step) -> float:
+        """1 during the warm-up, at every `every`-th step after its last and at the end; alpha between."""
+        since_warmup = step.index - self.warmup_steps + 1
+        full = since_warmup <= 0 or since_warmup % self.every == 0 or _at_end(step, self.last_full)
+        return 1.0 if full else self.alpha
+
+    @property
+    def skips(self) -> bool:
+        """Whether alpha is 0."""
+        return self.alpha == 0 and self.every > 1
+
+
+@dataclass(frozen=True)
+class ListSchedule(Schedule):
+    """One fraction for each step; steps beyond the list repeat its last.
+
+    Args:
+        fractions: fractions of image tokens, 0 to 1; the first must be 1.
+
+    Raises:
+        ValueError: the list is empty, does not start with 1, or holds a number outside 0 to 1.
+    """
+
+    fractions: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.fractions or self.fractions[0] != 1:
+            raise ValueError(f"fractions: expected a list that starts with a full step (1), got {self.fractions}")
+        for fraction in self.fractions:
+            _check_fraction("fractions", fraction)
+
+    def fraction(self, step: Step) -> float:
+        """The fraction at the step's index."""
+        return self.fractions[min(step.index, len(self.fractions) - 1)]
+
+    @property
+    def skips(self) -> bool:
+        """Whether the list holds a 0."""
+        return 0 in self.fractions
+
+
+@dataclass(frozen=True)
+class LevelSchedule(Schedule):
+    """Fractions by noise level, linear between given points, so that one schedule serves any number of steps.
+
+    Args:
+        points: pairs (level, fraction), levels falling from 1 to 0; the noise level is relative to the first step's.
+        warmup_steps: full steps at the start of each generation, at least 1.
+
+    Raises:
+        ValueError: fewer than two points, levels that do not fall from 1 to 0, or a fraction outside 0 to 1.
+    """
+
+    points: tuple[tuple[float, float], ...]
+    warmup_steps: int = 1
+
+    def __post_init__(self) -> None:
+        levels = [level for level, _ in self.points]
+        if len(levels) < 2 or levels != sorted(levels, reverse=True) or (levels[0], levels[-1]) != (1, 0):
+            raise ValueError(f"points: expected levels that fall from 1 to 0, got {levels}")
+        for _, fraction in self.points:
+            _check_fraction("points", fraction)
+        _check_whole(self, warmup_steps=1)
+
+    def fraction(self, step: Step) -> float:
+        """1 during the warm-up, then the value of the line through the points at the step's level."""
+        if step.index < self.warmup_steps:
+            return 1.0
+        for (high, above), (low, below) in zip(self.points, self.points[1:], strict=False):
+            if step.level >= low:
+                share = (step.level - low) / (high - low) if high > low else 1.0
+                return below + min(1.0, share) * (above - below)
+        return self.points[-1][1]
+
+    @property
+    def skips(self) -> bool:
+        """Whether a point's fraction is 0."""
+        return any(fraction == 0 for _, fraction in self.points)
+
+
+def _at_end(step: Step, last_full: int) -> bool:
+    return step.remaining is not None and step.remaining <= last_full
+
+
+def _check_fraction(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name}: expected a fraction of image tokens in [0, 1], got {value}")
+
+
+def _check_whole(schedule: Schedule, **least: int) -> None:
+    for name, low in least.items():
+        value = getattr(schedule, name)
+        if not isinstance(value, int) or value < low:
+            raise ValueError(f"{name}: expected a whole number of at least {low}, got {value!r}")

@@ -81,7 +81,7 @@ def test_labels_are_made_once() -> None:
     policy, memory = CATPolicy(num_clusters=3), {}
     first = policy.select(observe(two_blobs(), 8), memory)
     labels = memory["labels"].clone()
-    policy.select(observe(torch.randn(1, 64, 2), 8, 1, first), memory)
+    policy.select(observe(two_blobs().flip(1), 8, 1, first), memory)
     assert torch.equal(memory["labels"], labels)
     assert len(set(labels[0, STRONG].tolist())) == len(set(labels[0, WEAK].tolist())) == 1
     assert len(set(labels[0].tolist())) == 3

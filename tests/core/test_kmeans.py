@@ -53,11 +53,15 @@ def test_an_empty_cluster_keeps_its_centre() -> None:
     assert centres.tolist() == [[[0.5], [100.0]]]
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_the_start_is_close_to_scikit_learns_best_of_10(seed: int) -> None:
-    points = blobs(6, 30, seed)
-    best = KMeans(6, n_init=10, random_state=0).fit(points[0].numpy()).inertia_
-    assert slow_inertia(points[0], kmeans(points, 6, seed=0)[0]) <= 1.15 * best
+@pytest.mark.parametrize("clusters", [4, 6, 8])
+def test_the_start_is_close_to_scikit_learns_best_of_10(clusters: int) -> None:
+    """On at least 9 of 10 sets of clear clusters, within 15 %."""
+    ratios = []
+    for seed in range(10):
+        points = blobs(clusters, 30, seed)
+        best = KMeans(clusters, n_init=10, random_state=0).fit(points[0].numpy()).inertia_
+        ratios.append(slow_inertia(points[0], kmeans(points, clusters, seed=0)[0]) / best)
+    assert sorted(ratios)[8] <= 1.15
 
 
 @given(seed=st.integers(0, 10_000), clusters=st.integers(1, 10))
@@ -71,7 +75,8 @@ def test_the_start_consists_of_distinct_points(seed: int, clusters: int) -> None
 
 def test_the_start_prefers_distant_points() -> None:
     """Two tight groups far apart: the second centre is in the other group, whatever the seed."""
-    points = torch.cat([0.001 * torch.randn(1, 20, 2), 100 + 0.001 * torch.randn(1, 5, 2)], dim=1)
+    points = torch.randn(1, 25, 2, generator=torch.Generator().manual_seed(0)) / 1000
+    points[:, 20:] += 100
     for seed in range(20):
         assert (plus_plus_start(points, 2, seed)[0].mean(-1) > 50).sum() == 1
 
@@ -94,6 +99,8 @@ def test_deterministic_under_a_seed() -> None:
 
 @given(st.integers(1, 3), st.integers(1, 5), st.integers(1, 4), st.integers(1, 3))
 def test_squared_distances(batch: int, tokens: int, clusters: int, channels: int) -> None:
-    points, centres = torch.randn(batch, tokens, channels), torch.randn(batch, clusters, channels)
+    generator = torch.Generator().manual_seed(0)
+    points = torch.randn(batch, tokens, channels, generator=generator)
+    centres = torch.randn(batch, clusters, channels, generator=generator)
     expected = (points[:, :, None] - centres[:, None]).square().sum(-1)
     torch.testing.assert_close(squared_distances(points, centres), expected, atol=1e-5, rtol=1e-5)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 
-import networkx
+import networkx as nx
 import pytest
 import torch
 from hypothesis import given
@@ -35,7 +35,7 @@ def slow_max_pool(features: Tensor, labels: Tensor, clusters: int) -> list[list[
 
 
 def slow_adjacency(labels: Tensor, grid: tuple[int, ...], clusters: int) -> list[list[list[float]]]:
-    graph = networkx.grid_graph(tuple(reversed(grid)))
+    graph = nx.grid_graph(tuple(reversed(grid)))
     order = {node: place for place, node in enumerate(sorted(graph.nodes, key=lambda n: n if len(grid) > 1 else (n,)))}
     result = []
     for row in labels.tolist():
@@ -105,7 +105,7 @@ def test_pooling_is_the_same_with_and_without_torch_scatter(monkeypatch: pytest.
         pooled = max_pool(features, labels, 5)
         results.append((pooled, convolve(pooled, adjacency)))
     direct = torch.stack(
-        [torch_scatter.scatter(f, one, 0, dim_size=5, reduce="max") for f, one in zip(features, labels)]
+        [torch_scatter.scatter(f, one, 0, dim_size=5, reduce="max") for f, one in zip(features, labels, strict=True)]
     )
     assert torch.equal(results[0][0], direct)
     assert torch.equal(results[1][0], direct)

@@ -14,7 +14,7 @@ from torch import nn
 
 from tokenprune.macs import Arguments, count_steps
 from tokenprune.registry import find_adapter
-from tokenprune.schedule import WarmupSchedule
+from tokenprune.schedule import Step, WarmupSchedule
 
 TERA = 1e12
 PAPER_ALPHA, PAPER_WARMUP = 0.3, 8
@@ -67,7 +67,7 @@ def macs(
 def _count(name: str, model: nn.Module, arguments: Arguments, schedule: WarmupSchedule, steps: list[int]) -> list[Row]:
     module_map = find_adapter(model)(model)
     tokens = torch.Size(module_map.grid(arguments[1])).numel()
-    pruned_tokens = schedule.count(schedule.warmup_steps, 0.0, tokens)
+    pruned_tokens = schedule.count(Step(schedule.warmup_steps, 0.0, 0.0, None), tokens)
     full, pruned = count_steps(model, module_map, arguments, pruned_tokens)
     rows = []
     for number in steps:

@@ -202,15 +202,22 @@ def _read_place(pixels: Array, ground: Array, background: str, place: str) -> Th
         return None
     names = [name for name in COLOURS if name != background]
     colours = np.asarray([COLOURS[name] for name in names], dtype=np.float32)
-    drawn = _candidates()
-    plain, ink = colours - local, ink_of(colours) - local
-    explained = 2 * (drawn.plain @ difference @ plain.T + drawn.ink @ difference @ ink.T)
-    explained -= drawn.products @ np.stack([(plain * plain).sum(-1), 2 * (plain * ink).sum(-1), (ink * ink).sum(-1)])
+    explained = _explained(difference, colours - local, ink_of(colours) - local)
     kind, colour = np.unravel_index(explained.argmax(), explained.shape)
     if explained[kind, colour] < EXPLAINED * energy:
         return None
-    shape, texture, size = drawn.kinds[kind]
+    shape, texture, size = _candidates().kinds[kind]
     return Thing(names[colour], shape, texture, size, place)
+
+
+def _explained(difference: Array, plain: Array, ink: Array) -> Array:
+    """How much each candidate in each of C colours takes off the square of the difference.
+
+    difference: [n, 3] of a place from the ground; plain, ink: [C, 3], the colours' own; returns [N, C].
+    """
+    drawn = _candidates()
+    squares = np.stack([(plain * plain).sum(-1), 2 * (plain * ink).sum(-1), (ink * ink).sum(-1)])
+    return 2 * (drawn.plain @ difference @ plain.T + drawn.ink @ difference @ ink.T) - drawn.products @ squares
 
 
 @lru_cache(maxsize=1)

@@ -41,7 +41,7 @@ class Settings:
     warmup: int = 200
     cooldown: float = 0.3  # share of the steps over which the learning rate falls to 0
     caption_dropout: float = 0.1
-    long_text: float = 0.05 # share of batches with the pipeline's default of 256 empty T5 tokens, else 1
+    long_text: float = 0.05  # share of batches with the pipeline's default of 256 empty T5 tokens, else 1
     ema: float = 0.998
     seed: int = 0
     checkpoint_every: int = 50

@@ -1,0 +1,38 @@
+"""Text-only modules at pruned steps: they get no rows to work on and give their last output again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+ATTRIBUTE = "_tokenprune_constant"
+
+
+class ConstantState:
+    """What the hooks of one text-only module share; the module holds it under `ATTRIBUTE`.
+
+    Attributes:
+        path: name of the module in the model.
+        outputs: where the guidance branch keeps outputs, by path.
+        reused: whether the coming call reuses the last output.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.outputs: dict[str, Tensor] = {}
+        self.reused = False
+
+
+def before_constant(module: nn.Module, args: tuple[Any, ...]) -> Any:
+    """Forward pre-hook: no rows while the last output is reused."""
+    state: ConstantState = getattr(module, ATTRIBUTE)
+    return (args[0][:, :0], *args[1:]) if state.reused else None
+
+
+def after_constant(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    """Forward hook: keep the output, or give the kept one."""
+    state: ConstantState = getattr(module, ATTRIBUTE)
+    if not state.reused:
+        state.outputs[state.path] = output
+    return state.outputs[state.path]

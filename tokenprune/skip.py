@@ -1,0 +1,62 @@
+"""Steps that compute nothing: the model's output made from forecast tokens, without running the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+
+from tokenprune.errors import UnsupportedCallError
+
+
+class OutputMap:
+    """How a model lays out its exit's tokens [B, N, C] as its output; found once for each shape.
+
+    Between the exit and the output a model only rearranges numbers. So it is given numbered ones, as often as their
+    digits need in the output's precision, and where they come out is the rearrangement.
+
+    Args:
+        tokens: the exit's tokens of a full call [B, N, C].
+        output: what the model made of them.
+        rearrange: runs the model with other tokens at its exit.
+
+    Raises:
+        UnsupportedCallError: the output is not one tensor, or not a rearrangement.
+    """
+
+    def __init__(self, tokens: Tensor, output: Any, rearrange: Callable[[Tensor], Any]) -> None:
+        leaves, self._structure = _tensors(output)
+        self._shape = leaves[0].shape
+        base = int(2 / torch.finfo(tokens.dtype).eps)
+        numbers = torch.arange(tokens[0].numel(), device=tokens.device)
+        self._places = torch.zeros(self._shape[1:].numel(), dtype=torch.int64, device=tokens.device)
+        weight = 1
+        while weight <= tokens[0].numel():
+            digits = (numbers // weight % base).to(tokens.dtype).view(tokens.shape[1:]).expand_as(tokens)
+            (found,), _ = _tensors(rearrange(digits))
+            self._places += weight * found[0].flatten().round().long().clamp(0, base - 1)
+            weight *= base
+        self._places.clamp_(max=tokens[0].numel() - 1)
+        (made,), _ = _tensors(self(tokens))
+        if not torch.equal(made.nan_to_num(), leaves[0].nan_to_num()):
+            raise UnsupportedCallError(
+                "a schedule with fraction 0 needs a model whose output is a rearrangement of its exit's tokens; this "
+                "one computes with them. Use a fraction above 0"
+            )
+
+    def __call__(self, tokens: Tensor) -> Any:
+        """The model's output for tokens [B, N, C]."""
+        output = tokens.flatten(1)[:, self._places].view(len(tokens), *self._shape[1:])
+        return tree_unflatten([output], self._structure)
+
+
+def _tensors(output: Any) -> tuple[list[Tensor], TreeSpec]:
+    leaves, structure = tree_flatten(output)
+    if len(leaves) != 1 or not isinstance(leaves[0], Tensor):
+        raise UnsupportedCallError(
+            f"a schedule with fraction 0 needs a model with one output tensor, got {len(leaves)} values"
+        )
+    return leaves, structure

@@ -1,0 +1,136 @@
+"""Forecasting the predictions of tokens that are not computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tokenprune.reuse import Reuse, ReuseState
+from tokenprune.selection import Selection
+
+MEMORY = 0.8
+"""How much of the observed surprise is kept from one observation to the next."""
+
+
+@dataclass(frozen=True)
+class Taylor(Reuse):
+    """Extrapolate each token from its own last computed predictions, as a polynomial in the timestep.
+
+    Order 1 is v_1 + d_1 (t - t_1) v[t_1, t_0], order 2 adds d_2 (t - t_1)(t - t_0) v[t_1, t_0, t_-1], with Newton's
+    divided differences over the times at which that very token was computed. It is the forecast of TaylorSeer
+    (Liu et al., arXiv 2503.06923), made for every token and on the model's prediction.
+
+    The damping factors d adapt: whenever a token is computed, the fresh prediction shows by how much of each term
+    the forecast should have moved (least squares over the tokens of an image), and d follows, within [0, 1]. A
+    forecast whose terms were of no use falls back to holding.
+
+    Args:
+        order: 1 or 2.
+        damped: False keeps d at 1.
+
+    Raises:
+        ValueError: the order is neither 1 nor 2.
+    """
+
+    order: int = 1
+    damped: bool = True
+
+    def __post_init__(self) -> None:
+        if self.order not in (1, 2):
+            raise ValueError(f"order: expected 1 or 2, got {self.order!r}")
+
+    def start(self) -> ReuseState:
+        """Fresh memory: `order + 1` predictions and the times they were computed at."""
+        return _TaylorState(self)
+
+
+class _TaylorState(ReuseState):
+    """Newest first: `values` [B, N, C] and `times` [B, N, 1] of each token's last computations."""
+
+    def __init__(self, rule: Taylor) -> None:
+        self._rule = rule
+        self._values: list[Tensor] = []
+        self._times: list[Tensor] = []
+        self._fits: list[tuple[Tensor, Tensor]] = []
+
+    def record(self, prediction: Tensor, time: float) -> None:
+        if self._values and self._rule.damped:
+            self._learn(self._terms(time), prediction.float() - self._values[0].float())
+        self._push(prediction.clone(), prediction.new_full((*prediction.shape[:2], 1), time, dtype=torch.float32))
+
+    def complete(self, fresh: Tensor, selection: Selection, time: float) -> Tensor:
+        terms = self._terms(time)
+        forecast = self._sum(terms)
+        if self._rule.damped:
+            surprise = fresh.float() - selection.gather(self._values[0]).float()
+            self._learn([selection.gather(term) for term in terms], surprise)
+        whole = selection.scatter(fresh, forecast.to(fresh.dtype))
+        chosen = selection.mask().unsqueeze(-1)
+        older_values, older_times = list(self._values), list(self._times)
+        now = torch.full_like(self._times[0], time)
+        for place in range(len(self._values)):
+            newer_value = whole if place == 0 else older_values[place - 1]
+            newer_time = now if place == 0 else older_times[place - 1]
+            self._values[place] = torch.where(chosen, newer_value, older_values[place])
+            self._times[place] = torch.where(chosen, newer_time, older_times[place])
+        return whole
+
+    def forecast(self, time: float) -> Tensor:
+        return self._sum(self._terms(time)).to(self._values[0].dtype)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in (*self._values, *self._times))
+
+    def _push(self, value: Tensor, time: Tensor) -> None:
+        kept = self._rule.order + 1
+        self._values = [value, *self._values][:kept]
+        self._times = [time, *self._times][:kept]
+
+    def _terms(self, time: float) -> list[Tensor]:
+        """The undamped terms [B, N, C] of each order at a time, in float32."""
+        values, times = [value.float() for value in self._values], self._times
+        terms: list[Tensor] = []
+        if len(values) > 1:
+            slope = _divide(values[0] - values[1], times[0] - times[1])
+            terms.append(slope * (time - times[0]))
+        if len(values) > 2:
+            older = _divide(values[1] - values[2], times[1] - times[2])
+            curvature = _divide(slope - older, times[0] - times[2])
+            terms.append(curvature * (time - times[0]) * (time - times[1]))
+        return terms
+
+    def _sum(self, terms: list[Tensor]) -> Tensor:
+        total = self._values[0].float()
+        for place, term in enumerate(terms):
+            total = total + self._damping(place) * term
+        return total
+
+    def _damping(self, place: int) -> Tensor | float:
+        """Damping factor of one term [B, 1, 1], within [0, 1]; 1 before anything was learnt."""
+        if not self._rule.damped or place >= len(self._fits):
+            return 1.0
+        product, square = self._fits[place]
+        return torch.where(square > 0, product / square.clamp_min(torch.finfo(square.dtype).tiny), 1.0).clamp(0, 1)
+
+    def _learn(self, terms: list[Tensor], surprise: Tensor) -> None:
+        """Fit each damping to what was left over by the terms before it."""
+        left = surprise
+        for place, term in enumerate(terms):
+            product = (left * term).sum((1, 2), keepdim=True).nan_to_num()
+            square = term.square().sum((1, 2), keepdim=True).nan_to_num()
+            if place < len(self._fits):
+                known_product, known_square = self._fits[place]
+                product, square = MEMORY * known_product + product, MEMORY * known_square + square
+                self._fits[place] = (product, square)
+            else:
+                self._fits.append((product, square))
+            left = left - self._damping(place) * term
+
+
+def _divide(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """Quotient of both, 0 where a token was computed twice at the same time."""
+    safe = torch.where(denominator == 0, torch.ones_like(denominator), denominator)
+    return torch.where(denominator == 0, torch.zeros_like(numerator), numerator / safe)
