@@ -13,8 +13,9 @@ from diffusers import (
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
 )
-from tokenprune.embedded.training.text import WIDTH, build_encoder, build_tokenizer
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
+
+from tokenprune.embedded.training.text import WIDTH, build_encoder, build_tokenizer
 
 
 def _autoencoder() -> AutoencoderKL:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import tokenprune
 import torch
 from diffusers import StableDiffusion3Pipeline
-from tokenprune import CATPolicy
 from torch import Tensor
+
+import tokenprune
+from tokenprune import CATPolicy
 
 KINDS_OF_BLOCK = 3  # with dual attention, without, and the last one, which drops the text
 POLICY = CATPolicy(alpha=0.3, warmup_steps=3, num_clusters=5)

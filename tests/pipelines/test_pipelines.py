@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tokenprune
 import torch
 from diffusers import DiffusionPipeline, FlowMatchHeunDiscreteScheduler, PixArtSigmaPipeline, StableDiffusion3Pipeline
-from tokenprune import CATPolicy
 from torch import Tensor
+
+import tokenprune
+from tokenprune import CATPolicy
 
 STEPS = 7
 POLICY = CATPolicy(alpha=0.3, warmup_steps=3, num_clusters=5)
@@ -106,7 +107,9 @@ def test_saved_and_loaded_pipelines_prune_the_same(pipe: DiffusionPipeline, tmp_
 def test_interrupted_generation_leaves_no_trace(sd3_pipeline: StableDiffusion3Pipeline) -> None:
     pipe = sd3_pipeline
 
-    def interrupt(pipe: StableDiffusion3Pipeline, step: int, timestep: Tensor, values: dict[str, Any]) -> dict[str, Any]:
+    def interrupt(
+        pipe: StableDiffusion3Pipeline, step: int, timestep: Tensor, values: dict[str, Any]
+    ) -> dict[str, Any]:
         pipe._interrupt = step >= 4
         return values
 
@@ -150,7 +153,7 @@ def test_learned_variance_is_not_noise(pixart_pipeline: PixArtSigmaPipeline) -> 
 def test_cross_attention_keys_and_values_are_not_computed_again(pixart_pipeline: PixArtSigmaPipeline) -> None:
     rows = []
     layer = pixart_pipeline.transformer.transformer_blocks[0].attn2.to_k
-    watch = layer.register_forward_hook(lambda module, args, output: rows.append(args[0].shape[1]))
+    watch = layer.register_forward_hook(lambda _module, args, _output: rows.append(args[0].shape[1]))
     with tokenprune.apply(pixart_pipeline, POLICY):
         draw(pixart_pipeline)
     watch.remove()
@@ -161,7 +164,9 @@ def test_new_text_in_mid_generation_is_computed(pixart_pipeline: PixArtSigmaPipe
     transformer = pixart_pipeline.transformer
     times = torch.linspace(900, 100, 4)
     generator = torch.Generator().manual_seed(0)
-    latents, first, second = (torch.randn(shape, generator=generator) for shape in ((1, 4, 16, 16), (1, 8, 32), (1, 8, 32)))
+    latents, first, second = (
+        torch.randn(shape, generator=generator) for shape in ((1, 4, 16, 16), (1, 8, 32), (1, 8, 32))
+    )
     results = []
     for last_text in (first, second):
         with torch.no_grad(), tokenprune.apply(transformer, CATPolicy(alpha=0.5, warmup_steps=2)):

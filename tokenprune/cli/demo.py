@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import typer
 from numpy.typing import NDArray
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -65,7 +66,7 @@ def demo(
     pipe = load_shapes_sd3()
 
     def draw(name: str, number: int) -> Picture:
-        pipe.set_progress_bar_config(desc=f"{name:>12}", leave=False)
+        pipe.set_progress_bar_config(desc=f"{name:>12}", leave=False, ncols=80)
         generator = torch.Generator().manual_seed(seed)
         arguments = {"guidance_scale": guidance_scale, "max_sequence_length": EMPTY_TEXT_TOKENS}
         result = pipe(prompt, num_inference_steps=number, generator=generator, output_type="np", **arguments)
@@ -110,16 +111,20 @@ def demo(
     if as_json:
         print(json.dumps(_as_json(outcomes, report, out, settings), indent=2))
     else:
-        Console().print(_table(outcomes, report))
-        print(f"panel: {out}")
+        console = Console()
+        console.print(_table(outcomes, report))
+        console.print(f"CAT: {report}", highlight=False)
+        console.print(f"panel: {out}", highlight=False)
 
 
 def _quiet() -> None:
-    """Keep the libraries' notes about optional parts off the screen."""
-    import logging
+    """Keep the libraries' loading bars and their notes about optional parts off the screen."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
 
-    for library in ("transformers", "diffusers"):
-        logging.getLogger(library).setLevel(logging.ERROR)
+    for library in (diffusers_logging, transformers_logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()
 
 
 def _run_pruned_once(
@@ -178,24 +183,25 @@ def _save_panel(out: Path, prompt: str, outcomes: dict[str, Outcome], report: Re
 
 def _table(outcomes: dict[str, Outcome], report: Report) -> Table:
     dense = outcomes["dense"]
-    table = Table(title="shapes-sd3: dense, pruned, and the plain model with fewer steps")
-    for column in ("", "steps", "seconds", "speed", "allowed", "MACs (G)", "MACs", "tokens", "PSNR", "score", "caches"):
-        table.add_column(column, justify="left" if column == "" else "right")
+    table = Table(
+        title="shapes-sd3: dense, pruned, and the plain model with fewer steps", box=SIMPLE_HEAD, padding=(0, 1)
+    )
+    columns = ("", "seconds", "speed", "allowed", "GMACs", "tokens", "PSNR", "score", "cache")
+    for column in columns:
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
     for outcome in outcomes.values():
         pruned = outcome.name == "CAT"
         share = report.mac_ratio if pruned else outcome.steps / dense.steps
         table.add_row(
             outcome.name,
-            str(outcome.steps),
             f"{outcome.seconds:.2f}",
             f"{dense.seconds / outcome.seconds:.2f}x",
             f"{1 / share:.2f}x",
-            f"{share * report.dense_macs.total / 1e9:.0f}",
-            f"{share:.1%}",
-            f"{report.tokens_ratio if pruned else share:.1%}",
-            "-" if outcome is dense else f"{outcome.psnr:.1f} dB",
+            f"{share * report.dense_macs.total / 1e9:.1f}",
+            f"{report.tokens_ratio if pruned else share:.0%}",
+            "-" if outcome is dense else f"{outcome.psnr:.1f}",
             "-" if outcome.scene_score is None else f"{outcome.scene_score:.0%}",
-            f"{report.cache_bytes / 2**20:.1f} MiB" if pruned else "-",
+            f"{report.cache_bytes / 2**20:.1f}M" if pruned else "-",
         )
     return table
 

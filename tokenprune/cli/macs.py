@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -93,6 +94,7 @@ def _count(name: str, model: nn.Module, arguments: Arguments, schedule: WarmupSc
 
 def _table(rows: list[Row], schedule: WarmupSchedule) -> Table:
     table = Table(
+        box=SIMPLE_HEAD,
         title=f"Tera MACs of one image, 1024x1024, alpha {schedule.alpha}, {schedule.warmup_steps} full steps",
         caption="linear: linear layers, as the paper counts; all: with attention products; allowed: speed ratio to the "
         "plain model that all MACs allow; paper: Cheng, Chen, Jia, arXiv 2502.00433",
@@ -100,16 +102,16 @@ def _table(rows: list[Row], schedule: WarmupSchedule) -> Table:
     columns = (
         "model",
         "steps",
-        "linear dense",
-        "paper",
-        "linear pruned",
-        "paper",
-        "all dense",
-        "all pruned",
-        "allowed",
+        "linear\ndense",
+        "\npaper",
+        "linear\npruned",
+        "\npaper",
+        "all\ndense",
+        "all\npruned",
+        "\nallowed",
     )
     for column in columns:
-        table.add_column(column, justify="left" if column == "model" else "right")
+        table.add_column(column, justify="left" if column == "model" else "right", no_wrap=True)
     for row in rows:
         table.add_row(
             row.model,

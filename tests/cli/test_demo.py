@@ -1,0 +1,77 @@
+"""`tokenprune demo` on the embedded model."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "tokenprune", *arguments], capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    panel = tmp_path_factory.mktemp("demo") / "panel.png"
+    arguments = (
+        "--steps",
+        "10",
+        "--warmup-steps",
+        "4",
+        "--alpha",
+        "0.25",
+        "--repeats",
+        "1",
+        "--out",
+        str(panel),
+        "--json",
+    )
+    result = run("demo", *arguments)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def test_json_has_every_figure(outcome: dict[str, Any]) -> None:
+    assert outcome["dense_seconds"] > 0
+    assert outcome["pruned_seconds"] > 0
+    assert outcome["speedup"] == pytest.approx(outcome["dense_seconds"] / outcome["pruned_seconds"])
+    assert outcome["tokens_ratio"] == pytest.approx((4 * 256 + 6 * 64) / (10 * 256))
+    assert outcome["tokens_ratio"] < outcome["mac_ratio"] < 1
+    assert outcome["ideal_speedup"] == pytest.approx(1 / outcome["mac_ratio"])
+    assert outcome["fewer_steps"] == round(10 * outcome["mac_ratio"])
+    assert 15 < outcome["psnr"] < 80
+    assert outcome["cache_bytes"] > 2 * 8 * 2 * 256 * 128 * 4
+    for name in ("dense", "pruned", "fewer_steps"):
+        assert 0 <= outcome[f"scene_score_{name}"] <= 1
+    assert outcome["settings"]["policy"]["alpha"] == 0.25
+
+
+def test_the_panel_is_a_picture(outcome: dict[str, Any]) -> None:
+    picture = np.asarray(Image.open(Path(outcome["panel"])).convert("RGB"))
+    assert picture.shape[1] > 2 * picture.shape[0]
+    assert picture.std() > 10
+
+
+def test_a_prompt_outside_the_captions_has_no_score(tmp_path: Path) -> None:
+    arguments = ("--steps", "4", "--warmup-steps", "2", "--repeats", "1", "--out", str(tmp_path / "panel.png"))
+    result = run("demo", "something red", *arguments)
+    assert result.returncode == 0, result.stderr
+    assert "panel.png" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(("--alpha", "1.5"), "alpha"), (("--warmup-steps", "0"), "warmup_steps"), (("--steps", "0"), "--steps")],
+)
+def test_bad_settings_exit_with_code_2(arguments: tuple[str, ...], message: str) -> None:
+    result = run("demo", *arguments)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
