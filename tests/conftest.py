@@ -121,7 +121,7 @@ def _generate(
     *,
     seeds: tuple[int, ...] = (0,),
     prompts: tuple[int, ...] | None = None,
-    steps: int = 7,
+    steps: int = 6,
     stop: int | None = None,
     guidance: Literal["batched", "sequential", "none"] = "batched",
     grid: tuple[int, int] = (4, 6),

@@ -70,7 +70,7 @@ class Handle:
             dense_macs=dense_macs,
             cache_bytes=masked.peak_bytes,
             grid=masked.generation.grid,
-            token_counts=masked.generation.token_counts,
+            token_counts=history.counts if (history := masked.generation.history) else None,
         )
 
     def _cost(self, branch: BranchKey, count: int, num_tokens: int) -> tuple[Macs, Macs]:

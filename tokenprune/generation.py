@@ -17,6 +17,38 @@ from tokenprune.schedule import Schedule, Step
 from tokenprune.selection import Selection
 
 
+class TokenHistory:
+    """When each token was computed, and how far from its forecast it then was.
+
+    Attributes:
+        counts: how many steps computed each token [B, N], int32.
+        surprise: ||fresh - forecast||_2 at each token's last computation [B, N]; None while nobody needs it.
+        gap: the age each token had reached at that computation [B, N], int32.
+    """
+
+    def __init__(self, images: int, tokens: int, device: torch.device) -> None:
+        self.counts = torch.zeros(images, tokens, dtype=torch.int32, device=device)
+        self.surprise: Tensor | None = None
+        self.gap = torch.ones(images, tokens, dtype=torch.int32, device=device)
+        self._step = torch.full((images, tokens), -1, dtype=torch.int32, device=device)
+
+    def age(self, step: int) -> Tensor:
+        """Steps since each token was last computed [B, N]."""
+        return step - self._step
+
+    def note(self, step: int, selection: Selection | None, surprise: Tensor | None) -> None:
+        """Take in a step that computed the selected tokens (None: all) with their surprises [B, n]."""
+        everywhere = torch.ones_like(self.counts, dtype=torch.bool)
+        computed = everywhere if selection is None else selection.mask()
+        self.counts += computed
+        if surprise is not None:
+            known = torch.zeros_like(self.counts, dtype=torch.float32) if self.surprise is None else self.surprise
+            whole = surprise if selection is None else known.scatter(1, selection.index, surprise)
+            self.surprise = torch.where(computed, whole, known)
+        self.gap = torch.where(computed, self.age(step), self.gap)
+        self._step = self._step.masked_fill(computed, step)
+
+
 class Generation:
     """One generation, from its first call on.
 
@@ -30,7 +62,7 @@ class Generation:
         records: every step so far.
         selection: the current step's selection; None at a full step and at a skipped one.
         skipping: whether the current step computes nothing.
-        token_counts: how many steps computed each token [B, N].
+        history: when each token was computed, and how surprising it was.
     """
 
     def __init__(self, module_map: ModuleMap, guidance: Guidance, guidance_scale: float | None) -> None:
@@ -45,7 +77,7 @@ class Generation:
         self.records: list[StepRecord] = []
         self.selection: Selection | None = None
         self.skipping = False
-        self.token_counts: Tensor | None = None
+        self.history: TokenHistory | None = None
 
     @property
     def nbytes(self) -> int:
@@ -71,13 +103,19 @@ class Generation:
             watch.mark()
         self.records.append(StepRecord(moment.step, moment.time, count, tokens, watch))
 
-    def count_tokens(self, output: Tensor, pruned: bool) -> None:
-        """Note which tokens the step computed, given the exit's output [G * B, n, C]."""
-        if self.token_counts is None:
+    def note(self, output: Tensor, forecast: Tensor | None, pruned: bool) -> None:
+        """Note what the step computed, once for each step.
+
+        Args:
+            output: what the exit gave for the lead branch [G * B, n, C].
+            forecast: what it would have been taken for [G * B, n, C]; None where nobody needs to know.
+            pruned: whether only the selected tokens were computed.
+        """
+        if self.history is None:
             images = len(output) if self._guidance == "none" else len(output) // 2
-            tokens = self.records[-1].num_tokens
-            self.token_counts = torch.zeros(images, tokens, dtype=torch.int32, device=output.device)
-        self.token_counts += self.selection.mask() if pruned and self.selection is not None else 1
+            self.history = TokenHistory(images, self.records[-1].num_tokens, output.device)
+        surprise = None if forecast is None else self._noise([output - forecast]).float().norm(dim=-1)
+        self.history.note(self.records[-1].step, self.selection if pruned else None, surprise)
 
     def _select(self, moment: Moment, count: int, policy: SelectionPolicy) -> Selection:
         prediction = self._noise([branch.prediction for branch in self._guidance_branches()])
@@ -91,6 +129,9 @@ class Generation:
             pruned_steps=self._pruned_steps,
             time=moment.time,
             previous=self._previous,
+            age=self.history.age(moment.step) if self.history else None,
+            surprise=self.history.surprise if self.history else None,
+            gap=self.history.gap if self.history else None,
         )
         selection = policy.select(seen, self._memory)
         where = f"{type(policy).__name__}.select at step {moment.step}"

@@ -200,7 +200,7 @@ class MaskedModule:
         if self.branch is None or self.moment is None:
             return output
         if self.moment.first_of_step:
-            self.generation.count_tokens(output, pruned=self.selection is not None)
+            self.generation.note(output, self._forecast(), pruned=self.selection is not None)
         if self.selection is None:
             last = self.branch.prediction
             self.branch.prediction = output.detach().clone()
@@ -210,6 +210,13 @@ class MaskedModule:
         completed = self.branch.reuse.complete(output, self.selection, self.moment.time)
         self.branch.prediction = completed.clone()
         return completed
+
+    def _forecast(self) -> Tensor | None:
+        """What the coming tokens would have been taken for, where the policy needs to know and there is a past."""
+        if "surprise" not in self.policy.needs or self.branch is None or self.branch.prediction is None:
+            return None
+        forecast = self.branch.reuse.forecast(self.moment.time if self.moment else 0.0)
+        return forecast if self.selection is None else self.selection.gather(forecast)
 
     def skipped_output(self) -> Any:
         """The model's output for forecast tokens."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
 from tokenprune.grid import TokenGrid
 from tokenprune.schedule import Schedule, WarmupSchedule
 from tokenprune.selection import Selection
+
+Need = Literal["surprise"]
 
 Memory = dict[str, Tensor]
 """A policy's own tensors for one generation: empty at its start, one row per image, thrown away at its end."""
@@ -31,6 +34,10 @@ class Observation:
         pruned_steps: pruned steps since the last full step; 0 for the first.
         time: timestep of the coming step as the model receives it.
         previous: the selection of the last pruned step, None before the first.
+        age: steps since each token was last computed [B, N], int32; 1 for a token computed at the last step.
+        surprise: how far each token's prediction was from its forecast when it was last computed,
+            ||fresh - forecast||_2 [B, N], float32, 0 before there was a forecast; None unless the policy needs it.
+        gap: the age each token had reached at that computation [B, N], int32; None unless the policy needs surprise.
     """
 
     prediction: Tensor
@@ -41,6 +48,9 @@ class Observation:
     pruned_steps: int
     time: float
     previous: Selection | None
+    age: Tensor | None = None
+    surprise: Tensor | None = None
+    gap: Tensor | None = None
 
     @property
     def relative_noise(self) -> Tensor:
@@ -62,6 +72,9 @@ class SelectionPolicy(ABC):
     Raises:
         ValueError: an argument is out of its range.
     """
+
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    """What the engine must collect for the policy beyond predictions, selections and ages: "surprise"."""
 
     alpha: float = 0.3
     warmup_steps: int = 8

@@ -54,7 +54,7 @@ def test_after_an_interrupted_generation(
     generate: Callable[..., Tensor],
     generate_fresh: Callable[..., Tensor],
 ) -> None:
-    model, policy, table = make_model(kind), CATPolicy(0.3, warmup, num_clusters=5), torch.linspace(1000, 20, 7)
+    model, policy, table = make_model(kind), CATPolicy(0.3, warmup, num_clusters=5), torch.linspace(1000, 20, 6)
     wanted = {"guidance": guidance, "times": times}
     fresh = generate_fresh(model, policy, seeds=(seed,), **wanted)
     with tokenprune.apply(model, policy):
@@ -159,7 +159,7 @@ def test_repeated_timesteps_are_steps(
     guidance: str,
     generate: Callable[..., Tensor],
 ) -> None:
-    """Repeated timesteps change nothing in the model's work but the timestep it is told: 3 full steps, the others pruned."""
+    """Every repeat counts: 3 full steps, the others pruned."""
     counts = []
 
     def watch(module: nn.Module, args: tuple[Tensor]) -> None:
@@ -174,7 +174,7 @@ def test_repeated_timesteps_are_steps(
 
 def test_reset_in_the_middle(model: nn.Module, generate: Callable[..., Tensor]) -> None:
     """After reset() the next call starts a generation, though its timestep looks like the next step's."""
-    table = torch.linspace(1000, 20, 7)
+    table = torch.linspace(1000, 20, 6)
     with tokenprune.apply(model, POLICY) as handle:
         fresh = generate(model, table=table[4:])
         handle.reset()

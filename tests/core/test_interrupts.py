@@ -29,7 +29,7 @@ PLACES = {
 }
 
 
-class Stop(Exception):
+class StopError(Exception):
     pass
 
 
@@ -72,7 +72,7 @@ def stack() -> list[TorchFunctionMode]:
 )
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("call", [0, 1, 4], ids=["first step", "second call", "pruned step"])
-@pytest.mark.parametrize("error", [Stop, KeyboardInterrupt])
+@pytest.mark.parametrize("error", [StopError, KeyboardInterrupt])
 def test_the_next_generation_after_an_error(
     place: str,
     call: int,
@@ -110,7 +110,7 @@ def test_an_interrupt_in_the_same_generation_begun_again(
     generate_fresh: Callable[..., Tensor],
 ) -> None:
     """The same noise and the same table of timesteps: nothing but the broken call tells that it begins again."""
-    policy, table = CATPolicy(0.3, warmup, num_clusters=5), torch.linspace(1000, 20, 7)
+    policy, table = CATPolicy(0.3, warmup, num_clusters=5), torch.linspace(1000, 20, 6)
     fresh = generate_fresh(sd3, policy, guidance=guidance)
     with tokenprune.apply(sd3, policy):
         with failing(sd3.transformer_blocks[1].attn.to_q, call, KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
@@ -133,7 +133,7 @@ def test_attention_elsewhere_is_plain_after_an_interrupt(
     assert not stack()
 
 
-@pytest.mark.parametrize("error", [Stop, KeyboardInterrupt])
+@pytest.mark.parametrize("error", [StopError, KeyboardInterrupt])
 def test_another_models_mode_stays_on_the_stack(
     model: nn.Module, error: type[BaseException], generate: Callable[..., Tensor]
 ) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import tokenprune
 from tokenprune import Memory, Observation, Schedule, Selection, SelectionPolicy
+from tokenprune.schedule import Step
 
 ATOL = 1e-5
 GRIDS = [(1, 6), (6, 1), (2, 3), (3, 5), (4, 4), (5, 2)]
@@ -87,11 +88,11 @@ class Counts(Schedule):
 
     counts: tuple[int, ...]
 
-    def fraction(self, step: int, time: float) -> float:
+    def fraction(self, step: Step) -> float:
         raise NotImplementedError
 
-    def count(self, step: int, time: float, num_tokens: int) -> int:
-        return self.counts[step]
+    def count(self, step: Step, num_tokens: int) -> int:
+        return self.counts[step.index]
 
 
 def draw_mask(grid: tuple[int, int], images: int, count: int, seed: int) -> Tensor:

@@ -183,9 +183,7 @@ def _save_panel(out: Path, prompt: str, outcomes: dict[str, Outcome], report: Re
 
 def _table(outcomes: dict[str, Outcome], report: Report) -> Table:
     dense = outcomes["dense"]
-    table = Table(
-        title="shapes-sd3: dense, pruned, and the plain model with fewer steps", box=SIMPLE_HEAD, padding=(0, 1)
-    )
+    table = Table(title="shapes-sd3: dense, pruned, and the plain model with fewer steps", box=SIMPLE_HEAD, padding=0)
     columns = ("", "seconds", "speed", "allowed", "GMACs", "tokens", "PSNR", "score", "cache")
     for column in columns:
         table.add_column(column, justify="right" if column else "left", no_wrap=True)

@@ -95,6 +95,7 @@ def _count(name: str, model: nn.Module, arguments: Arguments, schedule: WarmupSc
 def _table(rows: list[Row], schedule: WarmupSchedule) -> Table:
     table = Table(
         box=SIMPLE_HEAD,
+        padding=0,
         title=f"Tera MACs of one image, 1024x1024, alpha {schedule.alpha}, {schedule.warmup_steps} full steps",
         caption="linear: linear layers, as the paper counts; all: with attention products; allowed: speed ratio to the "
         "plain model that all MACs allow; paper: Cheng, Chen, Jia, arXiv 2502.00433",
