@@ -22,8 +22,9 @@ from tokenprune.policies import (
 from tokenprune.policy import Memory, Observation, ScorePolicy, SelectionPolicy
 from tokenprune.report import Macs, Report, StepReport
 from tokenprune.reuse import Hold, Reuse, ReuseState
-from tokenprune.schedule import Schedule, WarmupSchedule
+from tokenprune.schedule import LevelSchedule, ListSchedule, RefreshSchedule, Schedule, Step, WarmupSchedule
 from tokenprune.selection import Selection
+from tokenprune.taylor import Taylor
 
 __all__ = [
     "AlreadyPrunedError",
@@ -33,6 +34,8 @@ __all__ = [
     "DensePolicy",
     "Handle",
     "Hold",
+    "LevelSchedule",
+    "ListSchedule",
     "Macs",
     "Memory",
     "ModuleMap",
@@ -41,6 +44,7 @@ __all__ = [
     "NoiseStalenessPolicy",
     "Observation",
     "RandomPolicy",
+    "RefreshSchedule",
     "Report",
     "Reuse",
     "ReuseState",
@@ -50,7 +54,9 @@ __all__ = [
     "SelectionError",
     "SelectionPolicy",
     "SequentialPolicy",
+    "Step",
     "StepReport",
+    "Taylor",
     "TokenPruneError",
     "UnknownModelError",
     "UnsupportedCallError",
