@@ -58,7 +58,7 @@ class _TaylorState(ReuseState):
     def record(self, prediction: Tensor, time: float) -> None:
         if self._values and self._rule.damped:
             self._learn(self._terms(time), prediction.float() - self._values[0].float())
-        self._push(prediction.clone(), prediction.new_full((*prediction.shape[:2], 1), time, dtype=torch.float32))
+        self._push(prediction, torch.ones_like(prediction[..., :1], dtype=torch.bool), time)
 
     def complete(self, fresh: Tensor, selection: Selection, time: float) -> Tensor:
         terms = self._terms(time)
@@ -67,27 +67,34 @@ class _TaylorState(ReuseState):
             surprise = fresh.float() - selection.gather(self._values[0]).float()
             self._learn([selection.gather(term) for term in terms], surprise)
         whole = selection.scatter(fresh, forecast.to(fresh.dtype))
-        chosen = selection.mask().unsqueeze(-1)
-        older_values, older_times = list(self._values), list(self._times)
-        now = torch.full_like(self._times[0], time)
-        for place in range(len(self._values)):
-            newer_value = whole if place == 0 else older_values[place - 1]
-            newer_time = now if place == 0 else older_times[place - 1]
-            self._values[place] = torch.where(chosen, newer_value, older_values[place])
-            self._times[place] = torch.where(chosen, newer_time, older_times[place])
+        self._push(whole, selection.mask().unsqueeze(-1), time)
         return whole
 
     def forecast(self, time: float) -> Tensor:
-        return self._sum(self._terms(time)).to(self._values[0].dtype)
+        return self._sum(self._terms(time)).to(self._values[0].dtype, copy=True)
 
     @property
     def nbytes(self) -> int:
         return sum(tensor.nbytes for tensor in (*self._values, *self._times))
 
-    def _push(self, value: Tensor, time: Tensor) -> None:
-        kept = self._rule.order + 1
-        self._values = [value, *self._values][:kept]
-        self._times = [time, *self._times][:kept]
+    def _push(self, value: Tensor, chosen: Tensor, time: float) -> None:
+        """Take in the chosen tokens' predictions; one at the time of its token's newest replaces that.
+
+        A token computed less often than there are places repeats its oldest prediction, at the same time, in the rest.
+        """
+        now = torch.full_like(chosen, time, dtype=torch.float32)
+        if not self._values:
+            self._values, self._times = [value.clone()], [now]
+            return
+        if len(self._values) <= self._rule.order:
+            self._values.append(self._values[-1])
+            self._times.append(self._times[-1])
+        later = chosen & (self._times[0] != now)
+        for place in range(len(self._values) - 1, 0, -1):
+            self._values[place] = torch.where(later, self._values[place - 1], self._values[place])
+            self._times[place] = torch.where(later, self._times[place - 1], self._times[place])
+        self._values[0] = torch.where(chosen, value, self._values[0])
+        self._times[0] = torch.where(chosen, now, self._times[0])
 
     def _terms(self, time: float) -> list[Tensor]:
         """The undamped terms [B, N, C] of each order at a time, in float32."""
@@ -98,7 +105,7 @@ class _TaylorState(ReuseState):
             terms.append(slope * (time - times[0]))
         if len(values) > 2:
             older = _divide(values[1] - values[2], times[1] - times[2])
-            curvature = _divide(slope - older, times[0] - times[2])
+            curvature = _divide(slope - older, times[0] - times[2]).where(times[1] != times[2], 0.0)
             terms.append(curvature * (time - times[0]) * (time - times[1]))
         return terms
 
@@ -131,6 +138,6 @@ class _TaylorState(ReuseState):
 
 
 def _divide(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """Quotient of both, 0 where a token was computed twice at the same time."""
+    """Quotient of both, 0 where a token was computed only once."""
     safe = torch.where(denominator == 0, torch.ones_like(denominator), denominator)
     return torch.where(denominator == 0, torch.zeros_like(numerator), numerator / safe)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._dynamo
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -61,8 +62,9 @@ def stack() -> list[TorchFunctionMode]:
     return torch.overrides._get_current_function_mode_stack()
 
 
-@settings(max_examples=2)
+@settings(max_examples=6)
 @given(
+    call=st.sampled_from([0, 1, 2, 4]),
     kind=st.sampled_from(["sd3", "pixart"]),
     warmup=st.integers(1, 3),
     seed=st.sampled_from([0, 1]),
@@ -71,12 +73,11 @@ def stack() -> list[TorchFunctionMode]:
     times=st.sampled_from(["table", "fresh"]),
 )
 @pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("call", [0, 1, 4], ids=["first step", "second call", "pruned step"])
 @pytest.mark.parametrize("error", [StopError, KeyboardInterrupt])
 def test_the_next_generation_after_an_error(
     place: str,
-    call: int,
     error: type[BaseException],
+    call: int,
     kind: str,
     warmup: int,
     seed: int,
@@ -99,7 +100,7 @@ def test_the_next_generation_after_an_error(
 
 
 @pytest.mark.parametrize("warmup", [1, 2, 3])
-@pytest.mark.parametrize("call", [0, 1, 2, 3])
+@pytest.mark.parametrize("call", [0, 1, 3])
 @pytest.mark.parametrize("guidance", ["batched", "sequential"])
 def test_an_interrupt_in_the_same_generation_begun_again(
     sd3: nn.Module,
@@ -131,6 +132,7 @@ def test_attention_elsewhere_is_plain_after_an_interrupt(
     assert torch.equal(F.scaled_dot_product_attention(query, key, key), expected)
     handle.remove()
     assert not stack()
+    assert torch._dynamo.eval_frame._stance.stance == "default"
 
 
 @pytest.mark.parametrize("error", [StopError, KeyboardInterrupt])

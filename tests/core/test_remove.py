@@ -47,19 +47,26 @@ def test_every_hook_dictionary_is_looked_at() -> None:
     assert {name for name in vars(nn.Linear(1, 1)) if "hooks" in name} - {"_is_full_backward_hook"} == set(HOOKS)
 
 
-@pytest.mark.parametrize("generations", [0, 1, 2])
-def test_remove_takes_every_trace_away(
-    model: nn.Module, policy: SelectionPolicy, generations: int, generate: Callable[..., Tensor]
-) -> None:
+def check_remove(model: nn.Module, policy: SelectionPolicy, generations: int, generate: Callable[..., Tensor]) -> None:
     plain = generate(model)
     before = hooks(model), attributes(model), identities(model), list(model.state_dict())
     assert not any(any(kinds.values()) for kinds in before[0].values())
     handle = tokenprune.apply(model, policy)
+    assert hooks(model) != before[0]
     for seed in range(generations):
         generate(model, seeds=(seed,))
     handle.remove()
     assert (hooks(model), attributes(model), identities(model), list(model.state_dict())) == before
     assert torch.equal(generate(model), plain)
+
+
+@pytest.mark.parametrize("generations", [0, 1, 2])
+def test_remove_takes_every_trace_away(model: nn.Module, generations: int, generate: Callable[..., Tensor]) -> None:
+    check_remove(model, CATPolicy(0.3, 3), generations, generate)
+
+
+def test_remove_with_every_policy(sd3: nn.Module, policy: SelectionPolicy, generate: Callable[..., Tensor]) -> None:
+    check_remove(sd3, policy, 1, generate)
 
 
 def test_state_dict_is_the_same_while_applied(model: nn.Module, generate: Callable[..., Tensor]) -> None:

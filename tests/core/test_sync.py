@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tokenprune
-from tokenprune import Memory, Observation, Selection, SelectionPolicy
+from tokenprune import Memory, NoisePolicy, Observation, Selection, SelectionPolicy
 
 WAITING = (
     "aten._local_scalar_dense",
@@ -32,10 +32,10 @@ COPYING = (Tensor.tolist, Tensor.numpy, Tensor.cpu, Tensor.new_tensor, torch.ten
 
 class _Operators(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        masks = (
-            [i for i in args[1] if i is not None and i.dtype == torch.bool] if "aten.index" in str(func)[:10] else []
+        by_mask = str(func).startswith(("aten.index.", "aten.index_put")) and any(
+            place is not None and place.dtype == torch.bool for place in args[1]
         )
-        if str(func).startswith(WAITING) or masks:
+        if str(func).startswith(WAITING) or by_mask:
             raise AssertionError(f"{func} waits for the device")
         return func(*args, **(kwargs or {}))
 
@@ -64,6 +64,7 @@ def no_waiting() -> Iterator[None]:
         lambda x: x.unique(),
         torch.unique_consecutive,
         lambda x: torch.equal(x, x + 1),
+        lambda x: x.index_put_((x > 0,), x[1:]),
         lambda x: torch.masked_select(x, x > 0),
         lambda x: x.tolist(),
         lambda x: x.cpu(),
@@ -96,48 +97,40 @@ def test_select(policy: SelectionPolicy, images: int) -> None:
             previous = policy.select(seen, memory)
 
 
-@pytest.mark.parametrize("guidance", ["batched", "sequential", "none"])
-def test_a_pruned_step(
-    kind: str,
-    guidance: str,
-    policy: SelectionPolicy,
-    make_model: Callable[[str], nn.Module],
-    predict: Callable[..., Tensor],
-    make_latents: Callable[..., Tensor],
-    make_condition: Any,
+def check_pruned_steps(
+    model: nn.Module, policy: SelectionPolicy, guidance: str, predict: Any, latents: Tensor, make_condition: Any
 ) -> None:
-    model, latents, table = make_model(kind), make_latents((0,), (4, 6)), torch.linspace(1000, 20, 7)
+    table, seen = torch.linspace(1000, 20, 7), []
     batch = 2 if guidance == "batched" else 1
     given = [make_condition((seed,) * batch, 5) for seed in range(2 if guidance == "sequential" else 1)]
-    seen = []
-
-    def step(time: Tensor) -> None:
-        for condition in given:
-            predict(model, latents.repeat(batch, 1, 1, 1), time.expand(batch), condition)
 
     def watch(module: nn.Module, args: tuple[Tensor]) -> None:
         seen.append(args[0].shape[1])
 
     with tokenprune.apply(model, policy), torch.no_grad(), model.proj_out.register_forward_pre_hook(watch):
-        for time in table[:4]:
-            step(time)
-        seen.clear()
-        for time in table[4:]:
-            with no_waiting():
-                step(time)
-    assert set(seen) == {24 if policy.alpha == 1 else 7}
+        for i, time in enumerate(table):
+            with no_waiting() if i >= 3 else nullcontext():
+                for condition in given:
+                    predict(model, latents.repeat(batch, 1, 1, 1), time.expand(batch), condition)
+    assert seen[-4:] == [24 if policy.alpha == 1 else 7] * 4
 
 
-def test_the_first_pruned_step(
-    model: nn.Module,
+def test_pruned_steps(
+    sd3: nn.Module,
     policy: SelectionPolicy,
     predict: Callable[..., Tensor],
     make_latents: Callable[..., Tensor],
     make_condition: Any,
 ) -> None:
-    latents, table, given = make_latents((0,), (4, 6)), torch.linspace(1000, 20, 7), make_condition((0,), 5)
-    with tokenprune.apply(model, policy), torch.no_grad():
-        for time in table[:3]:
-            predict(model, latents, time.expand(1), given)
-        with no_waiting():
-            predict(model, latents, table[3].expand(1), given)
+    check_pruned_steps(sd3, policy, "batched", predict, make_latents((0,), (4, 6)), make_condition)
+
+
+@pytest.mark.parametrize("guidance", ["sequential", "none"])
+def test_pruned_steps_of_every_model(
+    model: nn.Module,
+    guidance: str,
+    predict: Callable[..., Tensor],
+    make_latents: Callable[..., Tensor],
+    make_condition: Any,
+) -> None:
+    check_pruned_steps(model, NoisePolicy(0.3, 3), guidance, predict, make_latents((0,), (4, 6)), make_condition)

@@ -166,9 +166,8 @@ def tables(results: dict[str, Any]) -> str:
     for row in rows:
         if not row["pruned"]:
             shares = " | ".join(f"{row['attributes'][name]:.0%}" for name in attributes)
-            lines.append(
-                f"| {row['steps']} steps | {row['scene_score']:.1%} | {shares} | {_decibels(row['psnr_to_reference'])} |"
-            )
+            psnr = _decibels(row["psnr_to_reference"])
+            lines.append(f"| {row['steps']} steps | {row['scene_score']:.1%} | {shares} | {psnr} |")
     lines += [
         "",
         f"| against the plain {MAIN_STEPS} steps | share of its MACs | PSNR (dB, mean, 95 %) | scene score |",
@@ -176,9 +175,8 @@ def tables(results: dict[str, Any]) -> str:
     ]
     for row in rows:
         if row["mac_share"] <= 1:
-            lines.append(
-                f"| {row['name']} | {row['mac_share']:.2f} | {_decibels(row['psnr_to_main'])} | {row['scene_score']:.1%} |"
-            )
+            psnr = _decibels(row["psnr_to_main"])
+            lines.append(f"| {row['name']} | {row['mac_share']:.2f} | {psnr} | {row['scene_score']:.1%} |")
     return "\n".join(lines) + "\n"
 
 

@@ -1,0 +1,105 @@
+"""The expected error of not computing a token, with exact values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import tokenprune
+from tokenprune import ErrorControlledPolicy, Observation, Taylor
+
+SURPRISE = torch.tensor([[8.0, 4.0, 2.0, 1.0, 1.0, 0.0]])
+AGE = torch.tensor([[1, 3, 4, 8, 6, 2]], dtype=torch.int32)
+GAP = torch.tensor([[2, 3, 1, 2, 1, 1]], dtype=torch.int32)
+
+
+def score(seen: Observation, **settings: Any) -> list[float]:
+    return ErrorControlledPolicy(**settings).score(seen, {})[0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("order", "floor", "expected"),
+    [
+        (0, 0.0, [4, 4, 8, 4, 6, 0]),
+        (1, 0.0, [2, 4, 32, 16, 36, 0]),
+        (0, 0.75, [5, 6, 16, 12, 18, 4]),
+    ],
+)
+def test_exact_scores(observe: Callable[..., Observation], order: int, floor: float, expected: list[float]) -> None:
+    """Relative to the largest surprise 8; the mean is 16/6, of which 0.75 are 2."""
+    seen = observe(2, age=AGE, surprise=SURPRISE, gap=GAP)
+    assert score(seen, order=order, floor=floor) == pytest.approx([value / 8 for value in expected])
+
+
+def test_what_is_selected(observe: Callable[..., Observation]) -> None:
+    seen = observe(2, age=AGE, surprise=SURPRISE, gap=GAP)
+    assert ErrorControlledPolicy(floor=0.0).select(seen, {}).index.tolist() == [[2, 4]]
+    assert ErrorControlledPolicy(floor=0.0, order=2).select(seen, {}).index.tolist() == [[2, 4]]
+
+
+@pytest.mark.parametrize("known", [{}, {"surprise": torch.zeros(1, 6), "gap": GAP}])
+def test_oldest_first_where_nothing_was_surprising(
+    observe: Callable[..., Observation], known: dict[str, torch.Tensor]
+) -> None:
+    seen = observe(3, age=AGE, **known)
+    assert ErrorControlledPolicy(order=1).select(seen, {}).index.tolist() == [[2, 3, 4]]
+
+
+def test_an_image_without_surprise_beside_one_with(observe: Callable[..., Observation]) -> None:
+    surprise = torch.cat([SURPRISE, torch.zeros(1, 6)])
+    seen = observe(2, prediction=torch.zeros(2, 6, 2), age=AGE.repeat(2, 1), surprise=surprise, gap=GAP.repeat(2, 1))
+    assert ErrorControlledPolicy(floor=0.0).select(seen, {}).index.tolist() == [[2, 4], [3, 4]]
+
+
+def test_without_ages_the_first_tokens(observe: Callable[..., Observation]) -> None:
+    assert ErrorControlledPolicy().select(observe(2), {}).index.tolist() == [[0, 1]]
+
+
+def test_no_token_starves(observe: Callable[..., Observation]) -> None:
+    """One token is always surprising, the others never are; the floor makes each of them come up."""
+    policy, age, counts = ErrorControlledPolicy(floor=0.1), torch.ones(1, 6, dtype=torch.int32), torch.zeros(6)
+    gap = torch.ones_like(age)
+    surprise = torch.tensor([[1.0, 0, 0, 0, 0, 0]])
+    for _ in range(400):
+        chosen = policy.select(observe(1, age=age, surprise=surprise, gap=gap), {}).mask()
+        counts += chosen[0]
+        gap = torch.where(chosen, age, gap)
+        age = torch.where(chosen, 1, age + 1)
+    assert counts[1:].min() >= 1
+    assert counts[0] > counts[1:].max()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])
+def test_surprises_out_of_bounds(observe: Callable[..., Observation], value: float) -> None:
+    surprise = torch.tensor([[value, 1.0, 0.0, value, 0.0, 0.0]])
+    scores = ErrorControlledPolicy().score(observe(2, age=AGE, surprise=surprise, gap=GAP), {})
+    assert scores.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"order": -1}, "order: expected a whole number of at least 0, got -1"),
+        ({"order": 0.5}, r"order: expected a whole number of at least 0, got 0\.5"),
+        ({"floor": -0.1}, r"floor: expected a number of at least 0, got -0\.1"),
+        ({"floor": float("nan")}, "floor: expected a number of at least 0, got nan"),
+        ({"alpha": 0.0}, "alpha: expected a fraction"),
+    ],
+)
+def test_settings_out_of_range(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ErrorControlledPolicy(**given)
+
+
+def test_a_model_runs_under_it(sd3: nn.Module, generate: Callable[..., torch.Tensor]) -> None:
+    with tokenprune.apply(sd3, ErrorControlledPolicy(0.3, 3, order=1), reuse=Taylor()) as handle:
+        history = generate(sd3, steps=8)
+        report = handle.report()
+    assert history.isfinite().all()
+    assert [step.tokens for step in report.steps] == [24] * 3 + [7] * 5
+    assert report.token_counts is not None
+    assert report.token_counts.sum() == 3 * 24 + 5 * 7

@@ -1,0 +1,62 @@
+"""Random tokens, equally many from every cluster."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tokenprune.policies.cat import _ranks_within
+from tokenprune.policies.kmeans import kmeans
+from tokenprune.policies.staleness import ranks
+from tokenprune.policy import Memory, Observation, ScorePolicy
+
+
+@dataclass(frozen=True)
+class ClusterRandomPolicy(ScorePolicy):
+    """Cluster the tokens by their prediction and draw as many from each cluster.
+
+    After ClusCa (Zheng et al., Compute Only 16 Tokens in One Timestep, arXiv 2509.10312), which computes one random
+    token of each cluster; so does this with n = K. Higher is more important:
+
+        score = -(place of the token in a random order of its cluster),
+
+    so that every cluster gives one token, then a second one, until there are n; where only some clusters can give
+    another, the order of the draw decides. Clusters that are used up leave their share to the others. Tokens are
+    clustered by k-means at the first pruned step after a full step. All images share the draw of a step, so that an
+    image's tokens do not depend on its batch. Cost: k-means once after each full step, then four sorts a step.
+
+    The paper clusters features of the blocks, here predictions are clustered; it also moves the clusters' other
+    tokens along with the computed one, which is a matter of reuse and not done here.
+
+    Args:
+        num_clusters: K, at least 1; the paper's title has 16.
+        seed: seed of the k-means start and of the draws.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    num_clusters: int = 16
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.num_clusters, int) or self.num_clusters < 1:
+            raise ValueError(f"num_clusters: expected a whole number of at least 1, got {self.num_clusters!r}")
+
+    def score(self, seen: Observation, memory: Memory) -> Tensor:
+        """Minus the place of every token [B, N] in the order of selection."""
+        images, tokens = seen.prediction.shape[:2]
+        if "labels" not in memory or seen.pruned_steps == 0:
+            features = seen.prediction.float().nan_to_num()
+            memory["labels"] = kmeans(features, min(self.num_clusters, tokens), self.seed)
+        draw = self._draw(seen).expand(images, -1)
+        return -(_ranks_within(memory["labels"], draw) * tokens + ranks(draw))
+
+    def _draw(self, seen: Observation) -> Tensor:
+        """Independent uniform numbers [1, N] of the step."""
+        device = seen.prediction.device
+        generator = torch.Generator(device).manual_seed(self.seed * 1_000_003 + seen.step)
+        return torch.rand(1, seen.prediction.shape[1], generator=generator, device=device)

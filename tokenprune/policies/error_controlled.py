@@ -1,0 +1,60 @@
+"""Selection by the error that not computing a token is expected to make."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from tokenprune.policy import Memory, Need, Observation, ScorePolicy
+
+
+@dataclass(frozen=True)
+class ErrorControlledPolicy(ScorePolicy):
+    """Select the tokens whose forecast is expected to be furthest from what the model would say.
+
+    Our own; no paper. A forecast of order p is off by an amount that grows like the (p + 1)-th power of the time it
+    reaches ahead. When a token was last computed, its forecast reached `gap` steps ahead and was off by its surprise
+    s = ||fresh - forecast||_2; left alone at the coming step it reaches `age` steps ahead. Hence
+
+        score = (s + floor * mean(s)) * (age / gap)^(order + 1),
+
+    higher is more important, with the mean over the tokens of the image. The floor keeps the score of every token
+    growing, so that none starves. Where nothing was surprising, or nothing is known yet, the oldest tokens come first.
+    Steps stand for time: the samplers' timesteps are taken to be evenly spaced. Cost: a few element-wise operations
+    and one sort; the engine keeps two numbers per token and forecasts the tokens that it computes.
+
+    Args:
+        order: p of the forecast in use: 0 for `Hold`, 1 and 2 for `Taylor` of that order.
+        floor: fraction of the image's mean surprise added to every token's, at least 0.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    needs: ClassVar[frozenset[Need]] = frozenset({"surprise"})
+
+    order: int = 0
+    floor: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.order, int) or self.order < 0:
+            raise ValueError(f"order: expected a whole number of at least 0, got {self.order!r}")
+        if not 0 <= self.floor < float("inf"):
+            raise ValueError(f"floor: expected a number of at least 0, got {self.floor}")
+
+    def score(self, seen: Observation, memory: Memory) -> Tensor:
+        """The expected error of every token [B, N], relative to the image's largest surprise."""
+        if seen.age is None:
+            return torch.zeros(seen.prediction.shape[:2], device=seen.prediction.device)
+        age = seen.age.float()
+        if seen.surprise is None or seen.gap is None:
+            return age
+        surprise = seen.surprise.float().nan_to_num()
+        largest = surprise.amax(dim=1, keepdim=True)
+        share = surprise / largest.clamp_min(torch.finfo(surprise.dtype).tiny)
+        expected = share + self.floor * share.mean(dim=1, keepdim=True)
+        return torch.where(largest > 0, expected * (age / seen.gap.clamp_min(1)) ** (self.order + 1), age)

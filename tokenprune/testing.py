@@ -1,0 +1,288 @@
+"""A check for selection policies, one's own ones above all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tokenprune.generation import TokenHistory
+from tokenprune.grid import TokenGrid, num_tokens
+from tokenprune.policy import Memory, Observation, SelectionPolicy
+from tokenprune.selection import Selection
+
+GRIDS: tuple[TokenGrid, ...] = ((1, 7), (3, 5), (4, 4, 4))
+NOISES = ("normal", "ties", "constant", "zero", "nan")
+WARMUP, FULL = 2, 4
+"""Full steps at the start of the generations played, and the index of a later one."""
+
+WAITING = (
+    "aten._local_scalar_dense",
+    "aten._unique",
+    "aten.equal",
+    "aten.is_nonzero",
+    "aten.masked_select",
+    "aten.nonzero",
+    "aten.unique",
+)
+COPYING = (Tensor.cpu, Tensor.new_tensor, Tensor.numpy, Tensor.tolist, torch.as_tensor, torch.tensor)
+"""Copies between host and device that wait on a GPU; on the CPU they are no operators, or unremarkable ones."""
+
+
+Property = Literal[
+    "selects",
+    "selection",
+    "memory",
+    "inputs",
+    "random state",
+    "determinism",
+    "isolation",
+    "batch",
+    "synchronisation",
+]
+
+
+class PolicyCheckError(AssertionError):
+    """A policy breaks a property that the engine relies on; the message names it and the case.
+
+    Attributes:
+        broken: the property's name.
+    """
+
+    def __init__(self, broken: Property, message: str) -> None:
+        super().__init__(message)
+        self.broken = broken
+
+
+@dataclass(frozen=True)
+class _Case:
+    """Generations of `images` images: noise of one sort on `grid`, `count` tokens at every pruned step."""
+
+    grid: TokenGrid
+    noise: str
+    count: int
+    images: int
+    channels: int
+    steps: int
+    seed: int
+    device: torch.device
+
+    @cached_property
+    def predictions(self) -> Tensor:
+        """Predictions [steps, images, N, C]."""
+        shape = (self.steps, self.images, num_tokens(self.grid), self.channels)
+        normal = torch.randn(shape, generator=torch.Generator().manual_seed(self.seed))
+        return {
+            "normal": normal,
+            "ties": normal.sign(),
+            "constant": torch.full_like(normal, 3.0),
+            "zero": torch.zeros_like(normal),
+            "nan": normal.where(normal < 0.5, math.nan),
+        }[self.noise].to(self.device)
+
+    def __str__(self) -> str:
+        return f"on grid {self.grid}, {self.noise} noise, {self.count} of {num_tokens(self.grid)} tokens"
+
+
+def check_policy(
+    policy_factory: Callable[[], SelectionPolicy],
+    *,
+    grids: Sequence[TokenGrid] = GRIDS,
+    images: int = 2,
+    channels: int = 8,
+    steps: int = 7,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> None:
+    """Play generations with a policy and raise unless it has every property that the engine relies on.
+
+    The properties, by their names in the error: "selects" (it returns), "selection" (exactly `count` tokens of every
+    image, sorted, unique and in range), "memory" (tensors with a row for each image), "inputs" (nothing it was given
+    is changed), "random state" (torch's is left alone), "determinism" (a second policy does the same), "isolation"
+    (so does the same policy in another generation, also while the first is under way), "batch" (an image alone, and
+    in another place of the batch, gets the same tokens) and "synchronisation" (nothing is read back from the device,
+    nor copied to it from the host while it waits).
+    The noise is normal, full of ties, constant, zero or partly NaN.
+
+    Args:
+        policy_factory: makes the policy anew, with the same settings each time.
+        grids: token grids to play on.
+        images: images in a batch, at least 2.
+        channels: channels of a prediction.
+        steps: steps of a generation; the first two and the fifth are full ones.
+        seed: seed of the noise.
+        device: where the predictions lie.
+
+    Raises:
+        PolicyCheckError: a property does not hold.
+    """
+    for grid in grids:
+        tokens = num_tokens(grid)
+        some = max(1, tokens // 3)
+        for noise in NOISES:
+            for count in sorted({1, some, max(1, tokens - 1)}) if noise == "normal" else [some]:
+                case = _Case(tuple(grid), noise, count, images, channels, steps, seed, torch.device(device))
+                _check_case(policy_factory, case)
+
+
+def _check_case(policy_factory: Callable[[], SelectionPolicy], case: _Case) -> None:
+    policy, everyone = policy_factory(), range(case.images)
+    made = _Player(policy, case, everyone).play()
+
+    def same(broken: Property, again: list[Tensor], expected: list[Tensor], meaning: str) -> None:
+        for step, (one, other) in enumerate(zip(again, expected, strict=True)):
+            if not torch.equal(one, other):
+                detail = f"selection {step}: {meaning}, {other.tolist()} became {one.tolist()}"
+                raise _error(policy, case, broken, detail)
+
+    same("determinism", _Player(policy_factory(), case, everyone).play(), made, "the same again with a new policy")
+    for again in _taking_turns(policy, case):
+        same("isolation", again, made, "two more generations that take turns, each with its own memory")
+    backwards = [index.flip(0) for index in made]
+    same("batch", _Player(policy, case, everyone[::-1]).play(), backwards, "the images in reverse order")
+    for image in everyone:
+        alone = [index[image : image + 1] for index in made]
+        same("batch", _Player(policy, case, [image]).play(), alone, f"image {image} alone")
+    _Player(policy, case, everyone, watched=True).play()
+
+
+def _taking_turns(policy: SelectionPolicy, case: _Case) -> tuple[list[Tensor], list[Tensor]]:
+    players = tuple(_Player(policy, case, range(case.images)) for _ in range(2))
+    for step in range(case.steps):
+        for player in players:
+            player.step(step)
+    return players[0].made, players[1].made
+
+
+class _Player:
+    """One generation with a policy, of some of a case's images; `made` has the indices of every pruned step."""
+
+    def __init__(self, policy: SelectionPolicy, case: _Case, rows: Sequence[int], watched: bool = False) -> None:
+        self.made: list[Tensor] = []
+        self._policy, self._case, self._rows, self._watched = policy, case, rows, watched
+        self._predictions = case.predictions[:, list(rows)]
+        self._memory: Memory = {}
+        self._previous: Selection | None = None
+        self._pruned_steps = 0
+        self._history = TokenHistory(len(rows), num_tokens(case.grid), case.device)
+
+    def play(self) -> list[Tensor]:
+        for step in range(self._case.steps):
+            self.step(step)
+        return self.made
+
+    def step(self, step: int) -> None:
+        if step < WARMUP or step == FULL:
+            self._previous, self._pruned_steps = None, 0
+        else:
+            self._previous = self._select(self._observation(step))
+            self._pruned_steps += 1
+            self.made.append(self._previous.index.clone())
+        surprise = self._predictions[step].norm(dim=-1) if step else None
+        if surprise is not None and self._previous is not None:
+            surprise = surprise.gather(1, self._previous.index)
+        self._history.note(step, self._previous, surprise)
+
+    def _observation(self, step: int) -> Observation:
+        return Observation(
+            prediction=self._predictions[step - 1],
+            reference=0.5 * self._predictions[0],
+            count=self._case.count,
+            grid=self._case.grid,
+            step=step,
+            pruned_steps=self._pruned_steps,
+            time=1000.0 - step,
+            previous=self._previous,
+            age=self._history.age(step),
+            surprise=self._history.surprise,
+            gap=self._history.gap,
+        )
+
+    def _select(self, seen: Observation) -> Selection:
+        before, random_state = _tensors(seen), torch.get_rng_state()
+        try:
+            with _no_waiting() if self._watched else nullcontext():
+                selection = self._policy.select(seen, self._memory)
+        except _WaitedError as error:
+            raise self._error("synchronisation", f"{error} waits for the device") from None
+        except Exception as error:
+            raise self._error("selects", f"select raised {type(error).__name__}: {error}") from error
+        for name, tensor in _tensors(seen).items():
+            if not torch.equal(tensor.nan_to_num(), before[name].nan_to_num()):
+                raise self._error("inputs", f"select changed the observation's {name}")
+        if not torch.equal(random_state, torch.get_rng_state()):
+            raise self._error("random state", "select drew from torch's global generator, or seeded it")
+        self._check_selection(selection)
+        self._check_memory()
+        return selection
+
+    def _check_selection(self, selection: object) -> None:
+        images, count, tokens = len(self._rows), self._case.count, num_tokens(self._case.grid)
+        if not isinstance(selection, Selection):
+            raise self._error("selection", f"expected a Selection, got {type(selection).__name__}")
+        index = selection.index
+        expected, came = ([images, count], torch.int64, tokens), (list(index.shape), index.dtype, selection.num_tokens)
+        if came != expected:
+            raise self._error("selection", f"expected indices, dtype and tokens {expected}, got {came}")
+        for row in index.tolist():
+            if row != sorted(set(row)) or row[0] < 0 or row[-1] >= tokens:
+                raise self._error("selection", f"expected sorted unique indices in 0..{tokens - 1}, got {row}")
+
+    def _check_memory(self) -> None:
+        for key, tensor in self._memory.items():
+            if not isinstance(tensor, Tensor) or tensor.ndim == 0 or len(tensor) != len(self._rows):
+                came = list(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
+                raise self._error("memory", f"{key!r}: expected a tensor with {len(self._rows)} rows, got {came}")
+
+    def _error(self, broken: Property, detail: str) -> PolicyCheckError:
+        return _error(self._policy, self._case, broken, detail)
+
+
+def _error(policy: SelectionPolicy, case: _Case, broken: Property, detail: str) -> PolicyCheckError:
+    return PolicyCheckError(broken, f"{type(policy).__name__} breaks {broken!r} {case}: {detail}")
+
+
+def _tensors(seen: Observation) -> dict[str, Tensor]:
+    """Copies of all tensors in an observation."""
+    found = {field.name: getattr(seen, field.name) for field in fields(seen)}
+    found["previous"] = None if seen.previous is None else seen.previous.index
+    return {name: value.clone() for name, value in found.items() if isinstance(value, Tensor)}
+
+
+class _WaitedError(Exception):
+    """An operator whose result the host must wait for."""
+
+
+class _Operators(TorchDispatchMode):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(func)
+        masked = name.startswith("aten.index") and len(args) > 1 and _has_mask(args[1])
+        if name.startswith(WAITING) or masked:
+            raise _WaitedError(f"{name} with a mask" if masked else name)
+        return func(*args, **(kwargs or {}))
+
+
+class _Calls(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in COPYING:
+            raise _WaitedError(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def _has_mask(indices: object) -> bool:
+    given = indices if isinstance(indices, (list, tuple)) else ()
+    return any(isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8) for index in given)
+
+
+@contextmanager
+def _no_waiting() -> Iterator[None]:
+    with _Calls(), _Operators():
+        yield
