@@ -24,7 +24,7 @@ class Handle:
 
     def __init__(self, masked: MaskedModule) -> None:
         self._masked = masked
-        self._costs: dict[tuple[BranchKey, int], tuple[Macs, Macs]] = {}
+        self._costs: dict[tuple[BranchKey, int | None], Macs] = {}
         self._removed = False
 
     def remove(self) -> None:
@@ -40,6 +40,7 @@ class Handle:
     def report(self) -> Report:
         """What the latest generation computed, and what that cost."""
         masked = self._masked
+        self._count_operations()
         steps, macs, dense_macs = [], Macs(0, 0), Macs(0, 0)
         for record in masked.generation.records:
             seconds = sum(call.watch.seconds for call in record.calls)
@@ -57,8 +58,8 @@ class Handle:
                 )
             )
             for call in record.calls:
-                dense, ours = self._cost(call.branch, call.tokens, record.num_tokens)
-                macs, dense_macs = macs + ours, dense_macs + dense
+                macs += self._costs[call.branch, call.tokens]
+                dense_macs += self._costs[call.branch, None]
         return Report(
             steps=tuple(steps),
             generations=masked.generations,
@@ -73,22 +74,29 @@ class Handle:
             token_counts=history.counts if (history := masked.generation.history) else None,
         )
 
-    def _cost(self, branch: BranchKey, count: int, num_tokens: int) -> tuple[Macs, Macs]:
-        """Operations of a full call, and of one that computes `count` of N tokens."""
-        if (branch, count) not in self._costs:
-            masked = self._masked
-            example = masked.generation.branches[branch].example
-            if example is None:
-                raise RuntimeError("a recorded call has no example arguments")
+    def _count_operations(self) -> None:
+        """Count what the latest generation's calls cost, as far as it is not known yet."""
+        masked = self._masked
+        wanted: dict[BranchKey, set[int]] = {}
+        for record in masked.generation.records:
+            for call in record.calls:
+                if (call.branch, call.tokens) not in self._costs:
+                    wanted.setdefault(call.branch, set()).add(call.tokens)
+        if not wanted:
+            return
+        if not self._removed:
+            masked.uninstall()
+        try:
+            for branch, counts in wanted.items():
+                example = masked.generation.branches[branch].example
+                if example is None:
+                    raise RuntimeError("a recorded call has no example arguments")
+                full, pruned = count_steps(masked.model, masked.map, example, sorted(counts - {0}))
+                self._costs |= {(branch, None): full, (branch, 0): Macs(0, 0)}
+                self._costs |= {(branch, count): cost for count, cost in pruned.items()}
+        finally:
             if not self._removed:
-                masked.uninstall()
-            try:
-                dense, pruned = count_steps(masked.model, masked.map, example, count or num_tokens)
-            finally:
-                if not self._removed:
-                    masked.install()
-            self._costs[branch, count] = (dense, pruned if count else Macs(0, 0))
-        return self._costs[branch, count]
+                masked.install()
 
     def __enter__(self) -> Handle:
         return self

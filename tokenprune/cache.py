@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,6 +68,7 @@ class BranchCache:
         reuse: memory of the rule for predictions that are not computed.
         prediction: the latest prediction [B, N, C].
         reference: the prediction before the last full step's [B, N, C].
+        output_map: makes the model's output from tokens, where steps may be skipped.
         example: the arguments of the branch's first call, on the meta device.
     """
 
@@ -76,6 +78,7 @@ class BranchCache:
     text: tuple[Tensor, int] | None = None
     prediction: Tensor | None = None
     reference: Tensor | None = None
+    output_map: Callable[[Tensor], Any] | None = None
     example: tuple[tuple[Any, ...], dict[str, Any]] | None = None
 
     @property

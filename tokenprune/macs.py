@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -31,16 +32,16 @@ class _Calls(Run):
 
 
 class _FullThenPruned(Schedule):
-    """One full step, then a fixed number of tokens."""
+    """One full step, then given numbers of tokens."""
 
-    def __init__(self, count: int) -> None:
-        self._count = count
+    def __init__(self, counts: Sequence[int]) -> None:
+        self._counts = counts
 
     def fraction(self, step: Step) -> float:
         raise NotImplementedError("counts are given directly")
 
     def count(self, step: Step, num_tokens: int) -> int:
-        return num_tokens if step.index == 0 else self._count
+        return num_tokens if step.index == 0 else self._counts[step.index - 1]
 
 
 class _AttentionCounter(TorchFunctionMode):
@@ -79,22 +80,23 @@ def count_call(model: nn.Module, arguments: Arguments) -> Macs:
     return Macs(flops.get_total_flops() / 2 - attention.macs, attention.macs)
 
 
-def count_steps(model: nn.Module, module_map: ModuleMap, arguments: Arguments, count: int) -> tuple[Macs, Macs]:
-    """Operations of a full call and of a pruned call that computes `count` image tokens of each image.
+def count_steps(
+    model: nn.Module, module_map: ModuleMap, arguments: Arguments, counts: Sequence[int]
+) -> tuple[Macs, dict[int, Macs]]:
+    """Operations of a full call, and of calls that compute n image tokens of each image, for every n in `counts`.
 
     Args:
         model: a model without tokenprune's hooks.
         module_map: its map.
         arguments: what to call it with, tensors on the meta device.
-        count: n.
+        counts: numbers of tokens n, at least 1 each.
     """
-    dense = count_call(model, arguments)
-    policy, schedule = SequentialPolicy(), _FullThenPruned(count)
+    policy, schedule = SequentialPolicy(), _FullThenPruned(counts)
     masked = MaskedModule(model, module_map, policy, schedule, Hold(), guidance="none", guidance_scale=None)
     masked.run = _Calls(module_map.time_rises)
     masked.install()
     try:
-        count_call(model, arguments)
-        return dense, count_call(model, arguments)
+        full = count_call(model, arguments)
+        return full, {count: count_call(model, arguments) for count in counts}
     finally:
         masked.remove()

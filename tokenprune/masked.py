@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_map, tree_structure
 from torch.utils.hooks import RemovableHandle
 
 from tokenprune import attention, constants
@@ -142,7 +142,7 @@ class MaskedModule:
         """Free the caches; the next call starts a generation."""
         self.run.reset()
         self.generation = Generation(self.map, "none", self.guidance_scale)
-        self.output_maps: dict[tuple[torch.Size, torch.dtype], OutputMap] = {}
+        self.output_maps: dict[tuple[torch.Size, torch.dtype, str], OutputMap] = {}
         self._end_call()
         for state in self.attentions:
             state.buffer, state.rows = KeyValueBuffer(), None
@@ -220,19 +220,18 @@ class MaskedModule:
 
     def skipped_output(self) -> Any:
         """The model's output for forecast tokens."""
-        if self.branch is None or self.branch.prediction is None or self.moment is None:
+        if self.branch is None or self.branch.output_map is None or self.moment is None:
             raise RuntimeError("a generation starts with a full step")
         self.branch.prediction = self.branch.reuse.forecast(self.moment.time)
-        return self.output_maps[self.branch.prediction.shape, self.branch.prediction.dtype](self.branch.prediction)
+        return self.branch.output_map(self.branch.prediction)
 
     def end_call(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Book-keeping after a call that went through."""
         record = self.generation.records[-1]
         record.calls[-1].watch.mark()
-        if self.selection is None and not self.skipping:
-            self.peak_bytes = max(self.peak_bytes, self.generation.nbytes)
-            if self.schedule.skips:
-                self._map_output(args, kwargs, output)
+        self.peak_bytes = max(self.peak_bytes, self.generation.nbytes)
+        if self.schedule.skips and self.selection is None and not self.skipping:
+            self._map_output(args, kwargs, output)
         self._end_eager()
         self._end_call()
 
@@ -324,9 +323,10 @@ class MaskedModule:
         """Find out how the model lays out its tokens, by runs on no image tokens at all."""
         if self.branch is None or self.branch.prediction is None:
             return
-        tokens = self.branch.prediction
-        key = (tokens.shape, tokens.dtype)
+        branch, tokens = self.branch, self.branch.prediction
+        key = (tokens.shape, tokens.dtype, str(tree_structure(output)))
         if key in self.output_maps:
+            branch.output_map = self.output_maps[key]
             return
 
         def rearrange(numbered: Tensor) -> Any:
@@ -336,9 +336,8 @@ class MaskedModule:
         nothing = torch.empty(len(tokens), 0, dtype=torch.int64, device=tokens.device)
         self.selection = Selection(nothing, tokens.shape[1])
         gathered = self._gather_inputs(args, kwargs)
-        if self.branch is not None:
-            self._prepare_attentions(self.branch, self.selection, tokens.shape[1])
-        self.output_maps[key] = OutputMap(tokens, output, rearrange)
+        self._prepare_attentions(branch, self.selection, tokens.shape[1])
+        self.output_maps[key] = branch.output_map = OutputMap(tokens, output, rearrange)
 
 
 def _gather(selection: Selection, value: Any) -> Any:
@@ -366,8 +365,12 @@ def after_model(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any],
     masked: MaskedModule = model.__dict__[MASKED]
     if output is None:
         masked.abandon()
-    else:
+        return
+    try:
         masked.end_call(args, kwargs, output)
+    except Exception:
+        masked.abandon()
+        raise
 
 
 def forward_or_skip(masked: MaskedModule, *args: Any, **kwargs: Any) -> Any:

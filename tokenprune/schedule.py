@@ -187,5 +187,5 @@ def _check_fraction(name: str, value: float) -> None:
 def _check_whole(schedule: Schedule, **least: int) -> None:
     for name, low in least.items():
         value = getattr(schedule, name)
-        if not isinstance(value, int) or value < low:
+        if not isinstance(value, int) or isinstance(value, bool) or value < low:
             raise ValueError(f"{name}: expected a whole number of at least {low}, got {value!r}")

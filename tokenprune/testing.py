@@ -108,9 +108,8 @@ def check_policy(
     image, sorted, unique and in range), "memory" (tensors with a row for each image), "inputs" (nothing it was given
     is changed), "random state" (torch's is left alone), "determinism" (a second policy does the same), "isolation"
     (so does the same policy in another generation, also while the first is under way), "batch" (an image alone, and
-    in another place of the batch, gets the same tokens) and "synchronisation" (nothing is read back from the device,
-    nor copied to it from the host while it waits).
-    The noise is normal, full of ties, constant, zero or partly NaN.
+    in another place of the batch, gets the same tokens) and "synchronisation" (the host never waits for the device,
+    to read from it or to copy to it). The noise is normal, full of ties, constant, zero or partly NaN.
 
     Args:
         policy_factory: makes the policy anew, with the same settings each time.

@@ -180,6 +180,5 @@ def test_a_map_that_does_not_fit(
     tokenprune.apply(sd3, PLAIN).remove()
 
 
-
 def test_latent_grid_reads_the_named_argument() -> None:
     assert latent_grid("sample", 2)({"sample": torch.zeros(1, 4, 6, 10)}) == (3, 5)

@@ -248,5 +248,3 @@ def test_nan_in_the_latents(
     model: nn.Module, guidance: str, generate: Callable[..., Tensor], generate_fresh: Callable[..., Tensor]
 ) -> None:
     check_nan(model.pos_embed.proj, model, CATPolicy(0.3, 2), guidance, (generate, generate_fresh))
-
-

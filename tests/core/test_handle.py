@@ -94,5 +94,3 @@ def test_memory_is_bounded_when_one_start_is_repeated(
             if repeat in (8, 16):
                 held.append(live_bytes())
     assert held[0] == held[1]
-
-

@@ -69,7 +69,8 @@ def _count(name: str, model: nn.Module, arguments: Arguments, schedule: WarmupSc
     module_map = find_adapter(model)(model)
     tokens = torch.Size(module_map.grid(arguments[1])).numel()
     pruned_tokens = schedule.count(Step(schedule.warmup_steps, 0.0, 0.0, None), tokens)
-    full, pruned = count_steps(model, module_map, arguments, pruned_tokens)
+    full, by_count = count_steps(model, module_map, arguments, [pruned_tokens])
+    pruned = by_count[pruned_tokens]
     rows = []
     for number in steps:
         pruned_steps = max(0, number - schedule.warmup_steps) if pruned_tokens < tokens else 0

@@ -11,7 +11,7 @@ from tokenprune.grid import positional_encoding
 from tokenprune.policies.kmeans import kmeans
 from tokenprune.policies.noise_staleness import check_balance
 from tokenprune.policies.pooling import cluster_adjacency, convolve, max_pool
-from tokenprune.policies.staleness import choose, ranks, stale_first, update_frequency
+from tokenprune.policies.staleness import choose, ranks, ranks_within, stale_first, update_frequency
 from tokenprune.policy import Memory, Observation, SelectionPolicy
 from tokenprune.selection import Selection
 
@@ -119,31 +119,20 @@ class CATPolicy(SelectionPolicy):
         for place, quota in enumerate(quotas):
             limits[place].fill_(int(quota * share))
         limit = limits[cluster_rank]
-        by_noise = _ranks_within(cluster_rank, norm)
+        by_noise = ranks_within(cluster_rank, norm)
         if stale is None:
             eligible = by_noise < limit
         else:
             halves = torch.where((cluster_rank > 0) | self.balance_top, (limit / 2).floor(), torch.zeros_like(limit))
             of_noise = by_noise < limit - halves
-            by_staleness = _ranks_within(cluster_rank, stale.masked_fill(of_noise, float("-inf")))
+            by_staleness = ranks_within(cluster_rank, stale.masked_fill(of_noise, float("-inf")))
             eligible = of_noise | (by_staleness < halves)
         tokens = norm.shape[1]
-        return torch.where(eligible, -cluster_rank * tokens, -cluster_rank.new_tensor(tokens * tokens)) - by_place(
-            eligible, by_noise, norm
-        )
+        return torch.where(
+            eligible, -cluster_rank * tokens, torch.full_like(cluster_rank, -tokens * tokens)
+        ) - by_place(eligible, by_noise, norm)
 
 
 def by_place(eligible: Tensor, within: Tensor, norm: Tensor) -> Tensor:
     """Tie-breaker [B, N] below N: eligible tokens by their place in the cluster, others by their noise."""
     return torch.where(eligible, within, ranks(norm))
-
-
-def _ranks_within(groups: Tensor, scores: Tensor) -> Tensor:
-    """Place [B, N] of every token among those of its own group [B, N], highest score first."""
-    order = scores.argsort(dim=1, descending=True, stable=True)
-    by_group = groups.gather(1, order).argsort(dim=1, stable=True)
-    order = order.gather(1, by_group)
-    places = torch.arange(groups.shape[1], device=groups.device).expand_as(order).contiguous()
-    sorted_groups = groups.gather(1, order)
-    starts = torch.searchsorted(sorted_groups, sorted_groups)
-    return torch.empty_like(order).scatter_(1, order, places - starts)

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tokenprune.policies.cat import _ranks_within
 from tokenprune.policies.kmeans import kmeans
-from tokenprune.policies.staleness import ranks
+from tokenprune.policies.staleness import ranks, ranks_within
 from tokenprune.policy import Memory, Observation, ScorePolicy
 
 
@@ -53,7 +52,7 @@ class ClusterRandomPolicy(ScorePolicy):
             features = seen.prediction.float().nan_to_num()
             memory["labels"] = kmeans(features, min(self.num_clusters, tokens), self.seed)
         draw = self._draw(seen).expand(images, -1)
-        return -(_ranks_within(memory["labels"], draw) * tokens + ranks(draw))
+        return -(ranks_within(memory["labels"], draw) * tokens + ranks(draw))
 
     def _draw(self, seen: Observation) -> Tensor:
         """Independent uniform numbers [1, N] of the step."""

@@ -36,6 +36,11 @@ def plus_plus_start(points: Tensor, clusters: int, seed: int) -> Tensor:
     return torch.cat(centres, dim=1)
 
 
+def memberships(labels: Tensor, clusters: int) -> Tensor:
+    """Which cluster holds which token [B, K, N], bool; unlike `one_hot` it reads nothing back from the device."""
+    return labels.unsqueeze(1) == torch.arange(clusters, device=labels.device).unsqueeze(1)
+
+
 def lloyd(points: Tensor, centres: Tensor, iterations: int = ITERATIONS) -> tuple[Tensor, Tensor]:
     """Lloyd's iterations from given centres; an empty cluster keeps its centre.
 
@@ -45,7 +50,7 @@ def lloyd(points: Tensor, centres: Tensor, iterations: int = ITERATIONS) -> tupl
     clusters = centres.shape[1]
     for _ in range(iterations):
         labels = squared_distances(points, centres).argmin(-1)
-        members = torch.nn.functional.one_hot(labels, clusters).to(points.dtype).transpose(1, 2)
+        members = memberships(labels, clusters).to(points.dtype)
         sizes = members.sum(-1, keepdim=True)
         centres = torch.where(sizes > 0, (members @ points) / sizes.clamp_min(1), centres)
     return squared_distances(points, centres).argmin(-1), centres
@@ -58,7 +63,7 @@ def kmeans(points: Tensor, clusters: int, seed: int, iterations: int = ITERATION
 
 def inertia(points: Tensor, labels: Tensor, clusters: int) -> Tensor:
     """Sum of squared distances to the own cluster's mean, per image [B]."""
-    members = torch.nn.functional.one_hot(labels, clusters).to(points.dtype).transpose(1, 2)
+    members = memberships(labels, clusters).to(points.dtype)
     means = (members @ points) / members.sum(-1, keepdim=True).clamp_min(1)
     own = means.gather(1, labels.unsqueeze(-1).expand_as(points))
     return (points - own).square().sum((1, 2))

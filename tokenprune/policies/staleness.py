@@ -29,6 +29,17 @@ def ranks(scores: Tensor) -> Tensor:
     return torch.empty_like(order).scatter_(1, order, places)
 
 
+def ranks_within(groups: Tensor, scores: Tensor) -> Tensor:
+    """Place [B, N] of every token among those of its own group [B, N], highest score first."""
+    order = scores.argsort(dim=1, descending=True, stable=True)
+    by_group = groups.gather(1, order).argsort(dim=1, stable=True)
+    order = order.gather(1, by_group)
+    places = torch.arange(groups.shape[1], device=groups.device).expand_as(order).contiguous()
+    sorted_groups = groups.gather(1, order)
+    starts = torch.searchsorted(sorted_groups, sorted_groups)
+    return torch.empty_like(order).scatter_(1, order, places - starts)
+
+
 def stale_first(frequency: Tensor, noise: Tensor) -> Tensor:
     """Scores [B, N] that put the lowest frequency first and, among equals, the highest noise."""
     by_noise = noise.argsort(dim=1, descending=True, stable=True)
