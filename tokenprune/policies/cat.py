@@ -128,11 +128,5 @@ class CATPolicy(SelectionPolicy):
             by_staleness = ranks_within(cluster_rank, stale.masked_fill(of_noise, float("-inf")))
             eligible = of_noise | (by_staleness < halves)
         tokens = norm.shape[1]
-        return torch.where(
-            eligible, -cluster_rank * tokens, torch.full_like(cluster_rank, -tokens * tokens)
-        ) - by_place(eligible, by_noise, norm)
-
-
-def by_place(eligible: Tensor, within: Tensor, norm: Tensor) -> Tensor:
-    """Tie-breaker [B, N] below N: eligible tokens by their place in the cluster, others by their noise."""
-    return torch.where(eligible, within, ranks(norm))
+        tier = torch.where(eligible, -cluster_rank * tokens, torch.full_like(cluster_rank, -tokens * tokens))
+        return tier - torch.where(eligible, by_noise, ranks(norm))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -15,24 +17,28 @@ def squared_distances(points: Tensor, centres: Tensor) -> Tensor:
 
 
 def plus_plus_start(points: Tensor, clusters: int, seed: int) -> Tensor:
-    """First centres [B, K, C], spread out as k-means++ does it (Arthur and Vassilvitskii, 2007).
+    """First centres [B, K, C], spread out as greedy k-means++ does it (Arthur and Vassilvitskii, 2007).
 
-    Every centre after the first is a point drawn with probability proportional to its squared distance to the
-    nearest centre. All images share the random numbers, so that an image's centres do not depend on its batch.
+    For every centre a few points are drawn with probability proportional to their squared distance to the nearest
+    centre so far; the one that brings all points nearest is taken. All images share the random numbers, so that an
+    image's centres do not depend on its batch.
     """
     batch, tokens, channels = points.shape
+    trials = 2 + int(math.log(clusters))
     generator = torch.Generator(points.device).manual_seed(seed)
-    uniform = torch.rand(clusters, generator=generator, device=points.device)
-    weight = points.new_ones(batch, tokens)
-    centres = []
-    for k in range(clusters):
-        cumulative = weight.cumsum(1)
-        target = (uniform[k] * cumulative[:, -1:]).contiguous()
-        chosen = torch.searchsorted(cumulative, target, right=True).clamp_max(tokens - 1)
-        centre = points.gather(1, chosen.unsqueeze(-1).expand(-1, -1, channels))
-        distance = (points - centre).square().sum(-1)
-        weight = distance if k == 0 else torch.minimum(weight, distance)
-        centres.append(centre)
+    uniform = torch.rand(clusters, trials, generator=generator, device=points.device)
+    nearest = points.new_ones(batch, tokens)
+    centres: list[Tensor] = []
+    for draws in uniform:
+        cumulative = nearest.cumsum(1)
+        drawn = torch.searchsorted(cumulative, draws * cumulative[:, -1:], right=True).clamp_max(tokens - 1)
+        candidates = points.gather(1, drawn.unsqueeze(-1).expand(-1, -1, channels))
+        distances = squared_distances(points, candidates).clamp_min(0)
+        if centres:
+            distances = torch.minimum(distances, nearest.unsqueeze(-1))
+        best = distances.sum(1, keepdim=True).argmin(-1, keepdim=True)
+        nearest = distances.gather(2, best.expand(-1, tokens, -1)).squeeze(-1)
+        centres.append(candidates.gather(1, best.expand(-1, -1, channels)))
     return torch.cat(centres, dim=1)
 
 
