@@ -10,7 +10,7 @@ from torch import Tensor
 from tokenprune.grid import positional_encoding
 from tokenprune.policies.kmeans import kmeans
 from tokenprune.policies.noise_staleness import check_balance
-from tokenprune.policies.pooling import cluster_adjacency, convolve, max_pool
+from tokenprune.policies.pooling import cluster_adjacency, convolve, load, max_pool
 from tokenprune.policies.staleness import choose, ranks, ranks_within, stale_first, update_frequency
 from tokenprune.policy import Memory, Observation, SelectionPolicy
 from tokenprune.selection import Selection
@@ -56,6 +56,7 @@ class CATPolicy(SelectionPolicy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        load()
         check_balance(self.decay, self.exploit_share)
         if not isinstance(self.num_clusters, int) or self.num_clusters < 1:
             raise ValueError(f"num_clusters: expected a whole number of at least 1, got {self.num_clusters!r}")

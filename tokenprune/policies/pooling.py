@@ -1,6 +1,7 @@
 """The cluster graph of CAT Pruning on torch-geometric: pooling per cluster and one untrainable convolution.
 
-torch-geometric is imported inside the functions, so that `import tokenprune` stays light.
+torch-geometric is imported inside the functions, so that `import tokenprune` stays light, and by `load` when a policy
+that needs it is made, so that no step waits for it.
 """
 
 from __future__ import annotations
@@ -9,6 +10,12 @@ import torch
 from torch import Tensor
 
 from tokenprune.grid import TokenGrid, neighbour_edges
+
+
+def load() -> None:
+    """Import torch-geometric, before the first selection needs it."""
+    import torch_geometric.nn
+    import torch_geometric.utils  # noqa: F401
 
 
 def max_pool(features: Tensor, labels: Tensor, clusters: int) -> Tensor:
