@@ -57,9 +57,9 @@ def test_repr(sd3: nn.Module, generate: Callable[..., Tensor]) -> None:
     assert repr(handle).endswith("removed)")
 
 
-def test_reset_frees_the_caches(model: nn.Module, generate: Callable[..., Tensor]) -> None:
-    with tokenprune.apply(model, POLICY) as handle:
-        generate(model, seeds=(0, 1))
+def test_reset_frees_the_caches(pixart: nn.Module, generate: Callable[..., Tensor]) -> None:
+    with tokenprune.apply(pixart, POLICY) as handle:
+        generate(pixart, seeds=(0, 1))
         held = live_bytes()
         handle.reset()
         assert live_bytes() < held
@@ -71,11 +71,11 @@ def live_bytes() -> int:
 
 
 @pytest.mark.parametrize("guidance", ["batched", "sequential"])
-def test_memory_does_not_grow(model: nn.Module, guidance: str, generate: Callable[..., Tensor]) -> None:
+def test_memory_does_not_grow(pixart: nn.Module, guidance: str, generate: Callable[..., Tensor]) -> None:
     held = []
-    with tokenprune.apply(model, CATPolicy(0.3, 3)):
+    with tokenprune.apply(pixart, CATPolicy(0.3, 3)):
         for seed in range(4):
-            generate(model, seeds=(seed, seed + 10), guidance=guidance)
+            generate(pixart, seeds=(seed, seed + 10), guidance=guidance)
             if seed in (1, 3):
                 held.append(live_bytes())
     assert held[0] == held[1]

@@ -62,7 +62,7 @@ def stack() -> list[TorchFunctionMode]:
     return torch.overrides._get_current_function_mode_stack()
 
 
-@settings(max_examples=6)
+@settings(max_examples=4)
 @given(
     call=st.sampled_from([0, 1, 2, 4]),
     kind=st.sampled_from(["sd3", "pixart"]),

@@ -147,7 +147,7 @@ def compare(
     return run
 
 
-@settings(max_examples=20)
+@settings(max_examples=15)
 @given(data=st.data())
 def test_a_pruned_step_equals_the_oracle(kind: str, compare: Callable[..., list[float]], data: st.DataObject) -> None:
     grid = data.draw(st.sampled_from(GRIDS))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import gc
 import weakref
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import tokenprune
-from tokenprune import CATPolicy, SelectionPolicy
+from tokenprune import CATPolicy, ListSchedule, SelectionPolicy
 
 HOOKS = (
     "_backward_hooks",
@@ -67,6 +68,25 @@ def test_remove_takes_every_trace_away(model: nn.Module, generations: int, gener
 
 def test_remove_with_every_policy(sd3: nn.Module, policy: SelectionPolicy, generate: Callable[..., Tensor]) -> None:
     check_remove(sd3, policy, 1, generate)
+
+
+def test_remove_after_steps_that_skip_the_model(model: nn.Module, generate: Callable[..., Tensor]) -> None:
+    """A schedule with skipped steps wraps the model's forward; an own forward of the model's comes back."""
+    plain, forward = generate(model), model.forward
+
+    @functools.wraps(forward)
+    def own(*args: Any, **kwargs: Any) -> Any:
+        return forward(*args, **kwargs)
+
+    for wrapped in (False, True):
+        if wrapped:
+            model.forward = own
+        before = hooks(model), [dict(vars(module)) for module in model.modules()]
+        with tokenprune.apply(model, CATPolicy(0.3, 1), schedule=ListSchedule((1, 0.3, 0, 0.3))):
+            assert not torch.equal(generate(model), plain)
+        assert hooks(model) == before[0]
+        assert [dict(vars(module)) for module in model.modules()] == before[1]
+        assert torch.equal(generate(model), plain)
 
 
 def test_state_dict_is_the_same_while_applied(model: nn.Module, generate: Callable[..., Tensor]) -> None:
