@@ -5,7 +5,9 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from tokenprune.errors import UnknownModelError
 from tokenprune.macs import count_steps
@@ -24,7 +26,7 @@ class Handle:
 
     def __init__(self, masked: MaskedModule) -> None:
         self._masked = masked
-        self._costs: dict[tuple[BranchKey, int | None], Macs] = {}
+        self._costs: dict[tuple[tuple[torch.Size, ...], int | None], Macs] = {}
         self._removed = False
 
     def remove(self) -> None:
@@ -40,7 +42,7 @@ class Handle:
     def report(self) -> Report:
         """What the latest generation computed, and what that cost."""
         masked = self._masked
-        self._count_operations()
+        costs = self._count_operations()
         steps, macs, dense_macs = [], Macs(0, 0), Macs(0, 0)
         for record in masked.generation.records:
             seconds = sum(call.watch.seconds for call in record.calls)
@@ -58,8 +60,8 @@ class Handle:
                 )
             )
             for call in record.calls:
-                macs += self._costs[call.branch, call.tokens]
-                dense_macs += self._costs[call.branch, None]
+                macs += costs[call.branch, call.tokens]
+                dense_macs += costs[call.branch, None]
         return Report(
             steps=tuple(steps),
             generations=masked.generations,
@@ -71,32 +73,24 @@ class Handle:
             dense_macs=dense_macs,
             cache_bytes=masked.peak_bytes,
             grid=masked.generation.grid,
-            token_counts=history.counts if (history := masked.generation.history) else None,
+            token_counts=history.counts.clone() if (history := masked.generation.history) else None,
         )
 
-    def _count_operations(self) -> None:
-        """Count what the latest generation's calls cost, as far as it is not known yet."""
+    def _count_operations(self) -> dict[tuple[BranchKey, int | None], Macs]:
+        """What calls of the latest generation cost, by branch and tokens computed; None stands for the plain model."""
         masked = self._masked
-        wanted: dict[BranchKey, set[int]] = {}
-        for record in masked.generation.records:
-            for call in record.calls:
-                if (call.branch, call.tokens) not in self._costs:
-                    wanted.setdefault(call.branch, set()).add(call.tokens)
-        if not wanted:
-            return
-        if not self._removed:
-            masked.uninstall()
-        try:
-            for branch, counts in wanted.items():
-                example = masked.generation.branches[branch].example
-                if example is None:
-                    raise RuntimeError("a recorded call has no example arguments")
-                full, pruned = count_steps(masked.model, masked.map, example, sorted(counts - {0}))
-                self._costs |= {(branch, None): full, (branch, 0): Macs(0, 0)}
-                self._costs |= {(branch, count): cost for count, cost in pruned.items()}
-        finally:
-            if not self._removed:
-                masked.install()
+        found: dict[tuple[BranchKey, int | None], Macs] = {}
+        for branch, example in masked.examples.items():
+            shapes = tuple(leaf.shape for leaf in tree_leaves(example) if isinstance(leaf, Tensor))
+            calls = (call for record in masked.generation.records for call in record.calls if call.branch == branch)
+            counts = {call.tokens for call in calls} - {0}
+            missing = sorted(count for count in counts if (shapes, count) not in self._costs)
+            if missing or (shapes, None) not in self._costs:
+                full, pruned = count_steps(masked.model, masked.map, example, missing)
+                self._costs |= {(shapes, None): full, **{(shapes, count): cost for count, cost in pruned.items()}}
+            found |= {(branch, 0): Macs(0, 0), (branch, None): self._costs[shapes, None]}
+            found |= {(branch, count): self._costs[shapes, count] for count in counts}
+        return found
 
     def __enter__(self) -> Handle:
         return self

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tokenprune.reuse import ReuseState
@@ -52,7 +53,14 @@ class KeyValueBuffer:
 
 
 def _store(buffer: Tensor | None, fresh: Tensor) -> Tensor:
-    if buffer is None or buffer.shape != fresh.shape or buffer.dtype != fresh.dtype or buffer.device != fresh.device:
+    frozen = buffer is not None and buffer.is_inference() and not torch.is_inference_mode_enabled()
+    if (
+        buffer is None
+        or frozen
+        or buffer.shape != fresh.shape
+        or buffer.dtype != fresh.dtype
+        or buffer.device != fresh.device
+    ):
         return fresh.contiguous().clone()
     return buffer.copy_(fresh)
 
@@ -69,7 +77,6 @@ class BranchCache:
         prediction: the latest prediction [B, N, C].
         reference: the prediction before the last full step's [B, N, C].
         output_map: makes the model's output from tokens, where steps may be skipped.
-        example: the arguments of the branch's first call, on the meta device.
     """
 
     reuse: ReuseState
@@ -79,7 +86,6 @@ class BranchCache:
     prediction: Tensor | None = None
     reference: Tensor | None = None
     output_map: Callable[[Tensor], Any] | None = None
-    example: tuple[tuple[Any, ...], dict[str, Any]] | None = None
 
     @property
     def nbytes(self) -> int:

@@ -85,6 +85,12 @@ class Generation:
         memory = sum(tensor.nbytes for tensor in self._memory.values())
         return memory + sum(branch.nbytes for branch in self.branches.values())
 
+    def emptied(self) -> Generation:
+        """What stays of the generation when its caches are freed: what a report tells of it."""
+        rest = Generation(self._map, self._guidance, self._guidance_scale)
+        rest.records, rest.grid, rest.history = self.records, self.grid, self.history
+        return rest
+
     def begin_step(self, moment: Moment, grid: TokenGrid, schedule: Schedule, policy: SelectionPolicy) -> None:
         """Decide how many and which tokens the step computes."""
         self.grid, tokens = grid, num_tokens(grid)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from tokenprune.masked import MaskedModule
+from tokenprune.masked import MaskedModule, bare
 from tokenprune.modulemap import ModuleMap
 from tokenprune.policies.sequential import SequentialPolicy
 from tokenprune.report import Macs
@@ -86,17 +86,15 @@ def count_steps(
     """Operations of a full call, and of calls that compute n image tokens of each image, for every n in `counts`.
 
     Args:
-        model: a model without tokenprune's hooks.
+        model: the model; its hooks and wrapped forwards are left out.
         module_map: its map.
         arguments: what to call it with, tensors on the meta device.
         counts: numbers of tokens n, at least 1 each.
     """
     policy, schedule = SequentialPolicy(), _FullThenPruned(counts)
-    masked = MaskedModule(model, module_map, policy, schedule, Hold(), guidance="none", guidance_scale=None)
-    masked.run = _Calls(module_map.time_rises)
-    masked.install()
-    try:
+    with bare(model):
+        masked = MaskedModule(model, module_map, policy, schedule, Hold(), guidance="none", guidance_scale=None)
+        masked.run = _Calls(module_map.time_rises)
+        masked.install()
         full = count_call(model, arguments)
         return full, {count: count_call(model, arguments) for count in counts}
-    finally:
-        masked.remove()

@@ -8,9 +8,11 @@ program in every layer. Order of events in one call of the model: `before_model`
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -22,20 +24,22 @@ from tokenprune import attention, constants
 from tokenprune.attention import AttentionState
 from tokenprune.cache import BranchCache, KeyValueBuffer
 from tokenprune.constants import ConstantState
-from tokenprune.errors import AlreadyPrunedError, UnsupportedCallError
+from tokenprune.errors import AlreadyPrunedError, ModuleMapError, UnsupportedCallError
 from tokenprune.generation import Generation
 from tokenprune.grid import num_tokens
 from tokenprune.modulemap import Guidance, ModuleMap
 from tokenprune.policy import SelectionPolicy
 from tokenprune.report import CallRecord, Stopwatch
 from tokenprune.reuse import Reuse
-from tokenprune.run import BranchKey, Moment, Run
+from tokenprune.run import BranchKey, Moment, Run, version_of
 from tokenprune.schedule import Schedule
 from tokenprune.selection import Selection
 from tokenprune.skip import OutputMap
 
 MASKED = "_tokenprune"
 ATTRIBUTES = (MASKED, attention.ATTRIBUTE, constants.ATTRIBUTE)
+BARE = ("forward", "_compiled_call_impl", *ATTRIBUTES)
+HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
 class MaskedModule:
@@ -70,8 +74,7 @@ class MaskedModule:
         self.guidance = guidance
         self.guidance_scale = guidance_scale
         self.signature = inspect.signature(model.forward)
-        block = inspect.signature(model.get_submodule(module_map.blocks[0]).forward)
-        self.hidden_place = list(block.parameters).index(module_map.hidden)
+        self.hidden_place = _place_of(module_map.hidden, model.get_submodule(module_map.blocks[0]))
         self.attentions = [AttentionState(site) for site in module_map.attentions]
         self.constants = [ConstantState(path) for path in module_map.constants]
         self.run = Run(module_map.time_rises)
@@ -79,10 +82,13 @@ class MaskedModule:
         self.peak_bytes = 0
         self._handles: list[RemovableHandle] = []
         self._eager: Any = None
+        self.examples: dict[BranchKey, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+        self.generation = Generation(module_map, "none", guidance_scale)
         self.moment: Moment | None = None
         self.branch: BranchCache | None = None
         self.selection: Selection | None = None
         self.skipping = False
+        self._calling = False
         self.numbered: Tensor | None = None
         self.reset()
 
@@ -141,7 +147,7 @@ class MaskedModule:
     def reset(self) -> None:
         """Free the caches; the next call starts a generation."""
         self.run.reset()
-        self.generation = Generation(self.map, "none", self.guidance_scale)
+        self.generation = self.generation.emptied()
         self.output_maps: dict[tuple[torch.Size, torch.dtype, str], OutputMap] = {}
         self._end_call()
         for state in self.attentions:
@@ -163,6 +169,9 @@ class MaskedModule:
 
     def begin_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Decide what this call computes; returns the model's arguments, per-token ones gathered."""
+        if self._calling:  # an interrupt that torch's hooks do not see stopped the last call
+            self.abandon()
+        self._calling = True
         self.unwind()
         if torch.is_grad_enabled():
             raise UnsupportedCallError(
@@ -186,7 +195,7 @@ class MaskedModule:
         self.selection = self._for_batch(generation.selection, len(latents)) if known else None
         self._prepare_attentions(branch, self.selection, num_tokens(grid))
         self._prepare_constants(branch, bound.arguments)
-        if not known and any(state.buffer.length == 0 for state in self.attentions):
+        if not known and self._compiled and any(state.buffer.length == 0 for state in self.attentions):
             # Compiled blocks must never see the buffers being made: that would be another graph for each layer.
             self._eager = torch.compiler.set_stance("force_eager")
         tokens = 0 if self.skipping else self.selection.count if self.selection else num_tokens(grid)
@@ -242,7 +251,11 @@ class MaskedModule:
 
     def _end_call(self) -> None:
         self.moment, self.branch, self.selection, self.numbered = None, None, None, None
-        self.skipping = False
+        self.skipping = self._calling = False
+
+    @property
+    def _compiled(self) -> bool:
+        return any(self.model.get_submodule(path)._compiled_call_impl is not None for path in self.map.blocks)
 
     def _end_eager(self) -> None:
         if self._eager is not None:
@@ -258,6 +271,7 @@ class MaskedModule:
     def _begin_generation(self, moment: Moment, latents: Tensor) -> None:
         """Start anew; key and value buffers stay, for their memory, while the latents keep their shape."""
         last = self.generation.branches
+        self.examples = {}
         self.generation = Generation(self.map, self._find_guidance(latents), self.guidance_scale)
         if moment.branch in last:
             for key, branch in last.items():
@@ -275,8 +289,8 @@ class MaskedModule:
         if moment.branch not in branches:
             branches[moment.branch] = BranchCache(self.reuse.start())
         branch = branches[moment.branch]
-        if branch.example is None:
-            branch.example = tree_map(_on_meta, (args, kwargs))
+        if moment.branch not in self.examples:
+            self.examples[moment.branch] = tree_map(_on_meta, (args, kwargs))
         return branch
 
     def _for_batch(self, selection: Selection | None, batch: int) -> Selection | None:
@@ -303,12 +317,12 @@ class MaskedModule:
 
     def _prepare_constants(self, branch: BranchCache, arguments: Mapping[str, Any]) -> None:
         text = arguments.get(self.map.text) if self.map.text else None
-        same = branch.text is not None and branch.text[0] is text and branch.text[1] == text._version
+        same = branch.text is not None and branch.text[0] is text and branch.text[1] == version_of(text)
         for constant in self.constants:
             constant.reused = self.selection is not None and same
             constant.outputs = branch.constants
         if not same and isinstance(text, Tensor):
-            branch.text = (text, text._version)
+            branch.text = (text, version_of(text))
 
     def _gather_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         bound = self.signature.bind(*args, **kwargs)
@@ -338,6 +352,33 @@ class MaskedModule:
         gathered = self._gather_inputs(args, kwargs)
         self._prepare_attentions(branch, self.selection, tokens.shape[1])
         self.output_maps[key] = branch.output_map = OutputMap(tokens, output, rearrange)
+
+
+@contextlib.contextmanager
+def bare(model: nn.Module) -> Iterator[None]:
+    """The model without anybody's hooks, wrapped forwards and compiled code, for as long as the block lasts."""
+    saved = {module: dict(module.__dict__) for module in model.modules()}
+    try:
+        for module in saved:
+            for name in BARE:
+                module.__dict__.pop(name, None)
+            for name in HOOKS:
+                module.__dict__[name] = OrderedDict()
+        yield
+    finally:
+        for module, attributes in saved.items():
+            module.__dict__.clear()
+            module.__dict__.update(attributes)
+
+
+def _place_of(argument: str, block: nn.Module) -> int:
+    names = list(inspect.signature(block.forward).parameters)
+    if argument not in names:
+        raise ModuleMapError(
+            f"{type(block).__name__}: the module map does not fit: expected an argument {argument!r} (the map's `hidden`) in "
+            f"the blocks' forward, found {', '.join(names)}"
+        )
+    return names.index(argument)
 
 
 def _gather(selection: Selection, value: Any) -> Any:

@@ -9,8 +9,16 @@ from torch import Tensor
 
 from tokenprune.errors import UnsupportedCallError
 
+MOST_BRANCHES = 4
+"""Guidance calls of one step at most; the same first step more often than that is restarted generations."""
+
 BranchKey = tuple[int, tuple[int, ...]]
 """A guidance branch: its place among the calls of a step, and the shape of its latents."""
+
+
+def version_of(tensor: Tensor) -> int:
+    """How often a tensor was changed in place; tensors made in inference mode do not count, and give 0."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 @dataclass(frozen=True)
@@ -68,11 +76,11 @@ class TimestepReader:
             self._table.untyped_storage().data_ptr() == storage.data_ptr()
             and self._table.device == timestep.device
             and self._table.dtype == timestep.dtype
-            and self._version == timestep._version
+            and self._version == version_of(timestep)
         )
         if not known:
             self._table = torch.empty(0, dtype=timestep.dtype, device=timestep.device).set_(storage)
-            self._version = timestep._version
+            self._version = version_of(timestep)
             self._values = [float(value) for value in self._table.tolist()]
         place = int(timestep.storage_offset())
         return self._values[place], place, not known
@@ -149,7 +157,8 @@ class Run:
     def _same_step(self, time: float, place: int | None, signature: tuple[object, ...], latents: Tensor) -> bool:
         if self._first_latents is not None and signature == self._signature:
             # Guidance branches of a step share their latents; other latents are another, restarted generation.
-            return time == self._time and torch.equal(latents, self._first_latents)
+            again = time == self._time and self._calls_of_first_step < MOST_BRANCHES
+            return again and torch.equal(latents, self._first_latents)
         if place is not None and self._place is not None:
             return place == self._place
         if time != self._time:

@@ -89,3 +89,14 @@ def test_counting_leaves_the_model_alone(
         assert id(parameter) == known
         assert parameter.device.type == device == "cpu"
         assert torch.equal(parameter, value)
+
+
+def test_macs_follow_the_length_of_the_text(sd3: nn.Module, generate: Callable[..., Tensor]) -> None:
+    """Two generations under one handle, alike but for the text."""
+    with tokenprune.apply(sd3, NoisePolicy(0.3, 3)) as handle:
+        for length in (TEXT, 9):
+            generate(sd3, length=length)
+            macs = handle.report().macs
+    with tokenprune.apply(sd3, NoisePolicy(0.3, 3)) as handle:
+        generate(sd3, length=9)
+        assert macs == handle.report().macs

@@ -29,9 +29,9 @@ from tokenprune.embedded.score import score, total
 
 Pictures = NDArray[np.uint8]
 BATCH = 8
-REFERENCE_STEPS = 100
+REFERENCE_STEPS = 50
 MAIN_STEPS = 28
-PLAIN_STEPS = (50, 28, 20, 14, 10)
+PLAIN_STEPS = (28, 20, 14, 10)
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,9 @@ class Settings:
     caption_dropout: float = 0.1
     long_text: float = 0.05  # share of batches with the pipeline's default of 256 empty T5 tokens, else 1
     ema: float = 0.998
+    averaged: bool = (
+        False  # whether the averaged weights are the result; they lag behind in runs of a few thousand steps
+    )
     seed: int = 0
     checkpoint_every: int = 50
 
@@ -99,7 +102,7 @@ def train(
     device: torch.device,
     compile_model: bool,
 ) -> SD3Transformer2DModel:
-    """Train, resuming from `out/checkpoint.pt`; returns the averaged (EMA) transformer."""
+    """Train, resuming from `out/checkpoint.pt`; returns the transformer, averaged (EMA) if so set."""
     torch.manual_seed(settings.seed)
     out.mkdir(parents=True, exist_ok=True)
     (out / "settings.json").write_text(json.dumps(asdict(settings), indent=2))
@@ -154,7 +157,7 @@ def train(
                 log.write(json.dumps(row) + "\n")
         if (step + 1) % settings.checkpoint_every == 0 or step == settings.steps - 1:
             _checkpoint(out / "checkpoint.pt", state, step + 1)
-    trained: SD3Transformer2DModel = average.module
+    trained: SD3Transformer2DModel = average.module if settings.averaged else model
     return trained
 
 
