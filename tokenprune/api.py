@@ -87,9 +87,10 @@ class Handle:
             missing = sorted(count for count in counts if (shapes, count) not in self._costs)
             if missing or (shapes, None) not in self._costs:
                 full, pruned = count_steps(masked.model, masked.map, example, missing)
-                self._costs |= {(shapes, None): full, **{(shapes, count): cost for count, cost in pruned.items()}}
-            found |= {(branch, 0): Macs(0, 0), (branch, None): self._costs[shapes, None]}
-            found |= {(branch, count): self._costs[shapes, count] for count in counts}
+                self._costs[shapes, None] = full
+                self._costs.update({(shapes, count): cost for count, cost in pruned.items()})
+            found[branch, 0], found[branch, None] = Macs(0, 0), self._costs[shapes, None]
+            found.update({(branch, count): self._costs[shapes, count] for count in counts})
         return found
 
     def __enter__(self) -> Handle:

@@ -375,8 +375,8 @@ def _place_of(argument: str, block: nn.Module) -> int:
     names = list(inspect.signature(block.forward).parameters)
     if argument not in names:
         raise ModuleMapError(
-            f"{type(block).__name__}: the module map does not fit: expected an argument {argument!r} (the map's `hidden`) in "
-            f"the blocks' forward, found {', '.join(names)}"
+            f"{type(block).__name__}: the module map does not fit: expected an argument {argument!r} (the map's "
+            f"`hidden`) in the blocks' forward, found {', '.join(names)}"
         )
     return names.index(argument)
 
