@@ -74,7 +74,7 @@ class MaskedModule:
         self.guidance = guidance
         self.guidance_scale = guidance_scale
         self.signature = inspect.signature(model.forward)
-        self.hidden_place = _place_of(module_map.hidden, model.get_submodule(module_map.blocks[0]))
+        self.hidden_place = _place_of(module_map, model)
         self.attentions = [AttentionState(site) for site in module_map.attentions]
         self.constants = [ConstantState(path) for path in module_map.constants]
         self.run = Run(module_map.time_rises)
@@ -371,12 +371,14 @@ def bare(model: nn.Module) -> Iterator[None]:
             module.__dict__.update(attributes)
 
 
-def _place_of(argument: str, block: nn.Module) -> int:
-    names = list(inspect.signature(block.forward).parameters)
+def _place_of(module_map: ModuleMap, model: nn.Module) -> int:
+    """Where the blocks take their image tokens among positional arguments."""
+    argument, path = module_map.hidden, module_map.blocks[0]
+    names = list(inspect.signature(model.get_submodule(path).forward).parameters)
     if argument not in names:
         raise ModuleMapError(
-            f"{type(block).__name__}: the module map does not fit: expected an argument {argument!r} (the map's "
-            f"`hidden`) in the blocks' forward, found {', '.join(names)}"
+            f"{type(model).__name__}: the module map does not fit: {path}.forward has no argument {argument!r} (the map's "
+            f"`hidden`), only {', '.join(names)}"
         )
     return names.index(argument)
 
