@@ -377,8 +377,8 @@ def _place_of(module_map: ModuleMap, model: nn.Module) -> int:
     names = list(inspect.signature(model.get_submodule(path).forward).parameters)
     if argument not in names:
         raise ModuleMapError(
-            f"{type(model).__name__}: the module map does not fit: {path}.forward has no argument {argument!r} (the map's "
-            f"`hidden`), only {', '.join(names)}"
+            f"{type(model).__name__}: the module map does not fit: {path}.forward has no argument {argument!r} (the "
+            f"map's `hidden`), only {', '.join(names)}"
         )
     return names.index(argument)
 
