@@ -42,6 +42,11 @@ class KeyValueBuffer:
         return self.key.transpose(1, 2), self.value.transpose(1, 2)
 
     @property
+    def writable(self) -> bool:
+        """Whether the memory can be written now; what inference mode made cannot be outside of it."""
+        return self.key is None or torch.is_inference_mode_enabled() or not self.key.is_inference()
+
+    @property
     def length(self) -> int:
         """L, the number of keys; 0 before the first record."""
         return 0 if self.key is None else self.key.shape[1]
@@ -53,14 +58,7 @@ class KeyValueBuffer:
 
 
 def _store(buffer: Tensor | None, fresh: Tensor) -> Tensor:
-    frozen = buffer is not None and buffer.is_inference() and not torch.is_inference_mode_enabled()
-    if (
-        buffer is None
-        or frozen
-        or buffer.shape != fresh.shape
-        or buffer.dtype != fresh.dtype
-        or buffer.device != fresh.device
-    ):
+    if buffer is None or buffer.shape != fresh.shape or buffer.dtype != fresh.dtype or buffer.device != fresh.device:
         return fresh.contiguous().clone()
     return buffer.copy_(fresh)
 

@@ -275,7 +275,8 @@ class MaskedModule:
         self.generation = Generation(self.map, self._find_guidance(latents), self.guidance_scale)
         if moment.branch in last:
             for key, branch in last.items():
-                self.generation.branches[key] = BranchCache(self.reuse.start(), buffers=branch.buffers)
+                kept = {path: buffer for path, buffer in branch.buffers.items() if buffer.writable}
+                self.generation.branches[key] = BranchCache(self.reuse.start(), buffers=kept)
         self.generations += 1
 
     def _find_guidance(self, latents: Tensor) -> Guidance:
