@@ -125,8 +125,8 @@ class MaskedModule:
         if self.schedule.skips:
             self.model.__dict__["forward"] = functools.partial(forward_or_skip, self)
 
-    def uninstall(self) -> None:
-        """Take all hooks off; the model is as it was."""
+    def remove(self) -> None:
+        """Take all hooks off and free the caches; the model is as it was."""
         self.unwind()
         for handle in self._handles:
             handle.remove()
@@ -138,10 +138,6 @@ class MaskedModule:
             self.model.__dict__.pop("forward", None)
             if self._own_forward is not None:
                 self.model.__dict__["forward"] = self._own_forward
-
-    def remove(self) -> None:
-        """Take all hooks off and free the caches."""
-        self.uninstall()
         self.reset()
 
     def reset(self) -> None:
@@ -326,9 +322,11 @@ class MaskedModule:
             branch.text = (text, version_of(text))
 
     def _gather_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if self.selection is None:
+            return args, kwargs
         bound = self.signature.bind(*args, **kwargs)
         present = [name for name in self.map.token_inputs if bound.arguments.get(name) is not None]
-        if self.selection is None or not present:
+        if not present:
             return args, kwargs
         for name in present:
             bound.arguments[name] = _gather(self.selection, bound.arguments[name])

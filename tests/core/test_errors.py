@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,14 +18,11 @@ from tokenprune import (
     AttentionSite,
     CATPolicy,
     DensePolicy,
-    Memory,
     ModuleMap,
     ModuleMapError,
     NoisePolicy,
     NoiseStalenessPolicy,
-    Observation,
     RandomPolicy,
-    Selection,
     SelectionPolicy,
     SequentialPolicy,
     UnknownModelError,
@@ -35,41 +32,6 @@ from tokenprune.registry import find_adapter
 
 ALL = [CATPolicy, CATPolicy.published, NoisePolicy, NoiseStalenessPolicy, SequentialPolicy, RandomPolicy, DensePolicy]
 PLAIN = NoisePolicy(0.3, 2)
-
-
-@dataclass(frozen=True, eq=False)
-class Made(SelectionPolicy):
-    """Selects what a function makes of what is seen."""
-
-    make: Callable[[Observation], Any] = Selection
-
-    def select(self, seen: Observation, memory: Memory) -> Selection:
-        return self.make(seen)
-
-
-class HandMade:
-    """Attention without torch's scaled_dot_product_attention, for SD3's joint blocks."""
-
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        **_: Any,
-    ) -> Any:
-        query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
-        if encoder_hidden_states is not None:
-            query = torch.cat([query, attn.add_q_proj(encoder_hidden_states)], dim=1)
-            key = torch.cat([key, attn.add_k_proj(encoder_hidden_states)], dim=1)
-            value = torch.cat([value, attn.add_v_proj(encoder_hidden_states)], dim=1)
-        mixed = (query @ key.transpose(1, 2) / math.sqrt(query.shape[-1])).softmax(-1) @ value
-        tokens = hidden_states.shape[1]
-        image = attn.to_out[0](mixed[:, :tokens])
-        if encoder_hidden_states is None:
-            return image
-        text = mixed[:, tokens:]
-        return image, text if attn.context_pre_only else attn.to_add_out(text)
 
 
 def hooked(model: nn.Module) -> list[str]:

@@ -17,22 +17,17 @@ from tokenprune import (
     AttentionError,
     AttentionSite,
     CATPolicy,
-    DensePolicy,
     Memory,
     ModuleMap,
     NoisePolicy,
-    NoiseStalenessPolicy,
     Observation,
-    RandomPolicy,
     Selection,
     SelectionError,
     SelectionPolicy,
-    SequentialPolicy,
     UnsupportedCallError,
 )
 from tokenprune.registry import find_adapter
 
-ALL = [CATPolicy, CATPolicy.published, NoisePolicy, NoiseStalenessPolicy, SequentialPolicy, RandomPolicy, DensePolicy]
 PLAIN = NoisePolicy(0.3, 2)
 
 
