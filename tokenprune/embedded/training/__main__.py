@@ -1,34 +1,91 @@
-"""`python -m tokenprune.embedded.training --out runs/shapes-sd3`: train and assemble shapes-sd3."""
+"""`python -m tokenprune.embedded.training sd3 --out runs/sd3` (or `pixart`): train and assemble a pipeline."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
+from transformers import PreTrainedTokenizerBase
 
-from tokenprune.embedded.training import sd3, text, vae
+from tokenprune.embedded.load import load_shapes_sd3
+from tokenprune.embedded.training import pixart, sd3, t5, text, vae
+from tokenprune.embedded.training.data import Batch, SceneDataset, batches
+from tokenprune.embedded.training.loop import Settings, train
+
+app = typer.Typer(help=__doc__, no_args_is_help=True)
+
+Out = Annotated[Path, typer.Option(help="Folder for checkpoints and the finished pipeline.")]
+PictureSize = Annotated[int, typer.Option(help="Side of the pictures in pixels; tokens = (side / 4)^2.")]
+TextSteps = Annotated[int, typer.Option(help="Steps for each text encoder (batch 128).")]
+VaeSteps = Annotated[int, typer.Option(help="Steps for the autoencoder (batch 16, crops).")]
+Steps = Annotated[int, typer.Option(help="Steps for the transformer.")]
+BatchSize = Annotated[int, typer.Option(help="Pictures per transformer step.")]
+Compile = Annotated[bool, typer.Option("--compile/--no-compile", help="Use torch.compile.")]
 
 
-def main(
-    out: Annotated[Path, typer.Option(help="Folder for checkpoints and the finished pipeline.")] = Path("runs/sd3"),
-    picture_size: Annotated[int, typer.Option(help="Side of the pictures in pixels; tokens = (side / 4)^2.")] = 64,
-    text_steps: Annotated[int, typer.Option(help="Steps for each text encoder (batch 128).")] = 1800,
-    vae_steps: Annotated[int, typer.Option(help="Steps for the autoencoder (batch 16, crops).")] = 2000,
-    steps: Annotated[int, typer.Option(help="Steps for the transformer.")] = sd3.Settings.steps,
-    batch_size: Annotated[int, typer.Option(help="Pictures per transformer step.")] = sd3.Settings.batch_size,
-    compile_model: Annotated[bool, typer.Option("--compile/--no-compile", help="Use torch.compile.")] = True,
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _feed(tokenizer: PreTrainedTokenizerBase, settings: Settings) -> Callable[[int], Iterator[Batch]]:
+    data = SceneDataset(tokenizer, settings.picture_size)
+    return lambda first: batches(data, settings.batch_size, first, settings.steps, workers=1)
+
+
+def _save(pipeline: Any, folder: Path) -> None:
+    pipeline.to("cpu", torch.float16).save_pretrained(folder)
+
+
+@app.command("sd3")
+def train_sd3(
+    out: Out = Path("runs/sd3"),
+    picture_size: PictureSize = Settings.picture_size,
+    text_steps: TextSteps = 1800,
+    vae_steps: VaeSteps = 2000,
+    steps: Steps = Settings.steps,
+    batch_size: BatchSize = Settings.batch_size,
+    compile_model: Compile = True,
 ) -> None:
-    """Train every stage that has no result under OUT yet, then save the pipeline to OUT/pipeline."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """Train every stage of shapes-sd3 that has no result under OUT yet, then save the pipeline to OUT/pipeline."""
+    device = _device()
+    settings = Settings(picture_size=picture_size, steps=steps, batch_size=batch_size)
     encoders = [text.train(out / f"text_{seed}", text_steps, 128, seed, device) for seed in (1, 2)]
     tokenizer = text.build_tokenizer()
     autoencoder = vae.train(out / "vae", tokenizer, picture_size, vae_steps, 16, device)
-    settings = sd3.Settings(picture_size=picture_size, steps=steps, batch_size=batch_size)
-    transformer = sd3.train(out / "transformer", settings, encoders, tokenizer, autoencoder, device, compile_model)
-    pipeline = sd3.assemble(transformer, encoders, tokenizer, autoencoder)
-    pipeline.to("cpu", torch.float16).save_pretrained(out / "pipeline")
+    torch.manual_seed(settings.seed)
+    model = sd3.build_transformer(settings, autoencoder.config.latent_channels).to(device)
+    loss = sd3.SD3Loss(settings, encoders, tokenizer, autoencoder)
+    feed = _feed(tokenizer, settings)
+    blocks = model.transformer_blocks
+    trained = train("sd3", out / "transformer", settings, model, blocks, loss, feed, device, compile_model)
+    _save(sd3.assemble(trained, encoders, tokenizer, autoencoder), out / "pipeline")
 
 
-typer.run(main)
+@app.command("pixart")
+def train_pixart(
+    out: Out = Path("runs/pixart"),
+    picture_size: PictureSize = Settings.picture_size,
+    text_steps: TextSteps = 1800,
+    steps: Steps = Settings.steps,
+    batch_size: BatchSize = Settings.batch_size,
+    compile_model: Compile = True,
+) -> None:
+    """The same for shapes-pixart; its autoencoder is that of shapes-sd3, as it ships."""
+    device = _device()
+    settings = Settings(picture_size=picture_size, steps=steps, batch_size=batch_size)
+    encoder = t5.train(out / "text", text_steps, 128, device)
+    tokenizer = t5.build_tokenizer()
+    autoencoder = load_shapes_sd3().vae.to(device)
+    torch.manual_seed(settings.seed)
+    model = pixart.build_transformer(settings, autoencoder.config.latent_channels).to(device)
+    loss = pixart.PixArtLoss(settings, encoder, tokenizer, autoencoder)
+    feed = _feed(tokenizer, settings)
+    blocks = model.transformer_blocks
+    trained = train("pixart", out / "transformer", settings, model, blocks, loss, feed, device, compile_model)
+    _save(pixart.assemble(trained, encoder, tokenizer, autoencoder), out / "pipeline")
+
+
+app()

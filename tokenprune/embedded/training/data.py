@@ -8,7 +8,7 @@ from typing import TypedDict
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from transformers import CLIPTokenizer
+from transformers import PreTrainedTokenizerBase
 
 from tokenprune.embedded import scenes
 
@@ -34,7 +34,9 @@ class Batch(TypedDict):
 class SceneDataset(Dataset[Batch]):
     """Scene number i of a split, at i. `size=0` leaves the picture out (for text alone)."""
 
-    def __init__(self, tokenizer: CLIPTokenizer, size: int, split: scenes.Split = "train", start: int = 0) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, size: int, split: scenes.Split = "train", start: int = 0
+    ) -> None:
         self.tokenizer, self.size, self.split, self.start = tokenizer, size, split, start
 
     def __len__(self) -> int:
@@ -50,13 +52,13 @@ class SceneDataset(Dataset[Batch]):
         picture = torch.from_numpy(scenes.render(scene, self.size)) if self.size else torch.zeros(1, 1, 3)
         return {
             "picture": picture.permute(2, 0, 1).float() / 127.5 - 1,
-            "tokens": encode(self.tokenizer, [scene.caption])[0],
+            "tokens": encode(self.tokenizer, [scene.caption.lower()])[0],
             "cells": cells,
             "background": torch.tensor(BACKGROUNDS.index(scene.background)),
         }
 
 
-def encode(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
+def encode(tokenizer: PreTrainedTokenizerBase, captions: list[str]) -> Tensor:
     """Token ids [B, L], padded the way the diffusers pipelines pad them."""
     arguments = {"padding": "max_length", "truncation": True, "max_length": tokenizer.model_max_length}
     ids: Tensor = tokenizer(captions, return_tensors="pt", **arguments).input_ids
