@@ -1,5 +1,6 @@
 PYTHON ?= python3
 VENV := .venv
+MODEL ?= sd3
 READY := $(VENV)/.ready
 
 .PHONY: demo test lint train clean
@@ -15,8 +16,8 @@ lint: $(READY)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-train: $(READY)  ## train the embedded model anew under runs/ (hours on a CPU)
-	$(VENV)/bin/python -m tokenprune.embedded.training --out runs/shapes-sd3
+train: $(READY)  ## train an embedded model anew under runs/ (hours on a CPU): make train MODEL=sd3 or MODEL=pixart
+	$(VENV)/bin/python -m tokenprune.embedded.training $(MODEL) --out runs/shapes-$(MODEL)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -13,13 +13,19 @@ from torch import Tensor, nn
 
 import tokenprune
 from tokenprune import (
+    AttentionRankPolicy,
     CATPolicy,
+    ClusterRandomPolicy,
     DensePolicy,
+    ErrorControlledPolicy,
+    MixturePolicy,
     NoisePolicy,
     NoiseStalenessPolicy,
     RandomPolicy,
+    RegionAdaptivePolicy,
     SelectionPolicy,
     SequentialPolicy,
+    TocaPolicy,
 )
 
 settings.register_profile(
@@ -42,6 +48,12 @@ POLICIES = {
     "sequential": SequentialPolicy(0.3, WARMUP),
     "random": RandomPolicy(0.3, WARMUP),
     "dense": DensePolicy(),
+    "error-controlled": ErrorControlledPolicy(0.3, WARMUP),
+    "ras": RegionAdaptivePolicy(0.3, WARMUP),
+    "cluster-random": ClusterRandomPolicy(0.3, WARMUP, num_clusters=5),
+    "mixture": MixturePolicy(0.3, WARMUP, parts=((NoisePolicy(), 1), (SequentialPolicy(), 2))),
+    "at-edm": AttentionRankPolicy(0.3, WARMUP, staleness=1.0),
+    "toca": TocaPolicy(0.3, WARMUP),
 }
 WIDTH, CHANNELS, TEXT_WIDTH = 32, 4, 16
 

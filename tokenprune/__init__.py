@@ -1,17 +1,22 @@
 """Token pruning for diffusion transformers, as a plug-in through module hooks."""
 
 from tokenprune.api import Handle, apply
+from tokenprune.cluster_correction import ClusterCorrection
 from tokenprune.errors import (
     AlreadyPrunedError,
     AttentionError,
     ModuleMapError,
     SelectionError,
     TokenPruneError,
+    TraceError,
     UnknownModelError,
     UnsupportedCallError,
+    UnsupportedModelError,
 )
-from tokenprune.modulemap import AttentionSite, ModuleMap, latent_grid
+from tokenprune.modulemap import AttentionSite, BlockSite, ExitSite, ModuleMap, TokenArgument, latent_grid
+from tokenprune.plans import Plan
 from tokenprune.policies import (
+    AttentionRankPolicy,
     CATPolicy,
     ClusterRandomPolicy,
     DensePolicy,
@@ -23,22 +28,38 @@ from tokenprune.policies import (
     RegionAdaptivePolicy,
     RegionPolicy,
     SequentialPolicy,
+    TocaPolicy,
 )
 from tokenprune.policy import Memory, Observation, ScorePolicy, SelectionPolicy
+from tokenprune.presets import plan
 from tokenprune.report import Macs, Report, StepReport
 from tokenprune.reuse import Hold, Reuse, ReuseState
-from tokenprune.schedule import LevelSchedule, ListSchedule, RefreshSchedule, Schedule, Step, WarmupSchedule
+from tokenprune.schedule import (
+    BudgetSchedule,
+    LevelSchedule,
+    ListSchedule,
+    RefreshSchedule,
+    Schedule,
+    Step,
+    WarmupSchedule,
+)
 from tokenprune.selection import Selection
 from tokenprune.taylor import Taylor
+from tokenprune.trace import Trace, TraceStep
 
 __all__ = [
     "AlreadyPrunedError",
     "AttentionError",
+    "AttentionRankPolicy",
     "AttentionSite",
+    "BlockSite",
+    "BudgetSchedule",
     "CATPolicy",
+    "ClusterCorrection",
     "ClusterRandomPolicy",
     "DensePolicy",
     "ErrorControlledPolicy",
+    "ExitSite",
     "Handle",
     "Hold",
     "LevelSchedule",
@@ -51,6 +72,7 @@ __all__ = [
     "NoisePolicy",
     "NoiseStalenessPolicy",
     "Observation",
+    "Plan",
     "RandomPolicy",
     "RefreshSchedule",
     "RegionAdaptivePolicy",
@@ -67,10 +89,17 @@ __all__ = [
     "Step",
     "StepReport",
     "Taylor",
+    "TocaPolicy",
+    "TokenArgument",
     "TokenPruneError",
+    "Trace",
+    "TraceError",
+    "TraceStep",
     "UnknownModelError",
     "UnsupportedCallError",
+    "UnsupportedModelError",
     "WarmupSchedule",
     "apply",
     "latent_grid",
+    "plan",
 ]

@@ -6,19 +6,21 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from tokenprune.errors import UnknownModelError
+from tokenprune.errors import TraceError
 from tokenprune.macs import count_steps
 from tokenprune.masked import MaskedModule
 from tokenprune.modulemap import Guidance
+from tokenprune.plans import Plan
 from tokenprune.policy import SelectionPolicy
-from tokenprune.registry import Adapter, find_adapter
-from tokenprune.report import Macs, Report, StepReport
+from tokenprune.registry import Adapter, find_adapter, transformer_of
+from tokenprune.report import Macs, Report
 from tokenprune.reuse import Hold, Reuse
 from tokenprune.run import BranchKey
 from tokenprune.schedule import Schedule
+from tokenprune.trace import Trace
 
 
 class Handle:
@@ -43,27 +45,14 @@ class Handle:
         """What the latest generation computed, and what that cost."""
         masked = self._masked
         costs = self._count_operations()
-        steps, macs, dense_macs = [], Macs(0, 0), Macs(0, 0)
+        steps = tuple(record.report() for record in masked.generation.records)
+        macs, dense_macs = Macs(0, 0), Macs(0, 0)
         for record in masked.generation.records:
-            seconds = sum(call.watch.seconds for call in record.calls)
-            selecting = record.selection_watch.seconds if record.selection_watch else 0.0
-            tokens = max((call.tokens for call in record.calls), default=0)
-            steps.append(
-                StepReport(
-                    step=record.step,
-                    time=record.time,
-                    tokens=tokens,
-                    num_tokens=record.num_tokens,
-                    full=tokens == record.num_tokens,
-                    seconds=seconds + selecting,
-                    selection_seconds=selecting,
-                )
-            )
             for call in record.calls:
                 macs += costs[call.branch, call.tokens]
                 dense_macs += costs[call.branch, None]
         return Report(
-            steps=tuple(steps),
+            steps=steps,
             generations=masked.generations,
             seconds=sum(step.seconds for step in steps),
             selection_seconds=sum(step.selection_seconds for step in steps),
@@ -75,6 +64,18 @@ class Handle:
             grid=masked.generation.grid,
             token_counts=history.counts.clone() if (history := masked.generation.history) else None,
         )
+
+    @property
+    def trace(self) -> Trace:
+        """What the latest generation did to every token at every step that ended; also after `remove`.
+
+        Raises:
+            TraceError: `apply` was not asked to trace.
+        """
+        generation = self._masked.generation
+        if generation.recorder is None:
+            raise TraceError("trace: nothing was recorded; ask for it beforehand with apply(..., trace=True)")
+        return generation.recorder.trace(generation.records, generation.grid)
 
     def _count_operations(self) -> dict[tuple[BranchKey, int | None], Macs]:
         """What calls of the latest generation cost, by branch and tokens computed; None stands for the plain model."""
@@ -112,13 +113,14 @@ class Handle:
 
 def apply(
     target: Any,
-    policy: SelectionPolicy,
+    policy: SelectionPolicy | Plan,
     *,
     schedule: Schedule | None = None,
     reuse: Reuse | None = None,
     adapter: Adapter | None = None,
     guidance: Guidance | None = None,
     guidance_scale: float | None = None,
+    trace: bool = False,
 ) -> Handle:
     """Prune the tokens of a diffusion transformer from its next generation on.
 
@@ -130,44 +132,41 @@ def apply(
 
     Args:
         target: the transformer, or a pipeline that holds it as `transformer`.
-        policy: which tokens each step computes.
+        policy: which tokens each step computes; or a `Plan`, which says all three.
         schedule: how many; None takes the policy's own (its `alpha` and `warmup_steps`).
         reuse: what the predictions of all other tokens become; None holds their last computed values.
         adapter: writes the module map of a model that no installed adapter serves.
         guidance: how classifier-free guidance lies in a batch; None finds out at each generation's first call, by
             comparing the halves of the latents. Pass "none" for images that share their initial noise.
         guidance_scale: None shows policies the conditional prediction; a number shows them the guided one.
+        trace: record what happens to every token at every step, for `Handle.trace`; costs memory, see `Trace`.
 
     Raises:
         UnknownModelError: no adapter serves the model.
         ModuleMapError: the module map names modules that the model lacks.
         AlreadyPrunedError: the model carries another handle's hooks.
-        TypeError: the policy, schedule or reuse is of another type.
+        TypeError: the policy, schedule, reuse or trace is of another type.
     """
+    if isinstance(policy, Plan):
+        if schedule is not None or reuse is not None:
+            raise TypeError("apply: schedule and reuse: expected neither beside a Plan, which has its own")
+        plan = policy
+        policy, schedule, reuse = plan.policy, plan.schedule, plan.reuse
     for name, value, kind in (
         ("policy", policy, SelectionPolicy),
         ("schedule", schedule, Schedule),
         ("reuse", reuse, Reuse),
+        ("trace", trace, bool),
     ):
         if not isinstance(value, kind) and not (value is None and name != "policy"):
             raise TypeError(f"apply: {name}: expected a {kind.__name__} such as {_EXAMPLES[name]}, got {value!r}")
-    model = _transformer_of(target)
+    model = transformer_of(target)
     module_map = (adapter or find_adapter(model))(model)
     masked = MaskedModule(
-        model, module_map, policy, schedule or policy.schedule(), reuse or Hold(), guidance, guidance_scale
+        model, module_map, policy, schedule or policy.schedule(), reuse or Hold(), guidance, guidance_scale, trace
     )
     masked.install()
     return Handle(masked)
 
 
-_EXAMPLES = {"policy": "CATPolicy(alpha=0.3)", "schedule": "WarmupSchedule(0.3, 8)", "reuse": "Hold()"}
-
-
-def _transformer_of(target: Any) -> nn.Module:
-    model = target if isinstance(target, nn.Module) else getattr(target, "transformer", None)
-    if not isinstance(model, nn.Module):
-        raise UnknownModelError(
-            f"apply: expected a transformer (torch.nn.Module) or a pipeline with a `transformer`, got "
-            f"{type(target).__name__}"
-        )
-    return model
+_EXAMPLES = {"policy": "CATPolicy(alpha=0.3)", "schedule": "WarmupSchedule(0.3, 8)", "reuse": "Hold()", "trace": "True"}

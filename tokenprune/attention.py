@@ -7,6 +7,7 @@ module's attention call is seen after query/key normalisation and rotary embeddi
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -15,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from tokenprune.cache import KeyValueBuffer
 from tokenprune.errors import AttentionError
+from tokenprune.keyvalue import KeyValueBuffer
 from tokenprune.modulemap import AttentionSite
 from tokenprune.selection import Selection
 
@@ -28,49 +29,76 @@ class AttentionState:
 
     Attributes:
         site: where the module is and how its keys lie.
+        path: name of the module, which its keys and values are kept under; of one of its images: `path#place`.
         pruned: whether the coming call computes only some of the image tokens.
-        rows: at a pruned call, the places of the fresh keys in the flattened buffer [B * (n + T)].
+        fresh: at a pruned call, which of the keys it computes: selected image tokens and all text tokens.
+        rows: the places of those in the flattened buffer [B * (n + T)].
         num_tokens: N of the coming call.
+        scale: the last full call's, where the site keeps it.
+        images: states of single images, where the site attends to each in a call of its own.
         buffer: keys and values of the coming call's guidance branch.
         mode: the mode entered by the pre-hook, while the module runs.
+        weigh: at a full call whose attention the policy wants to know, its `weigh_attention`.
+        weights: what that gave [G, N].
     """
 
-    def __init__(self, site: AttentionSite) -> None:
+    def __init__(self, site: AttentionSite, path: str | None = None) -> None:
         self.site = site
+        self.path = path or site.path
         self.pruned = False
+        self.fresh: Selection | None = None
         self.rows: Tensor | None = None
+        self.scale: float | None = None
+        self.images: list[AttentionState] = []
         self.num_tokens = 0
         self.buffer = KeyValueBuffer()
         self.mode: AttentionMode | None = None
+        self.weigh: Callable[[Tensor, Tensor, float], Tensor] | None = None
+        self.weights: Tensor | None = None
 
-    def fresh_rows(self, selection: Selection) -> Tensor:
-        """Places [B * (n + T)] of the selected image keys and of all text keys, in the order of the layout."""
-        length = self.buffer.length
-        text = length - self.num_tokens
-        if text == 0:
-            return selection.rows(length)
-        first = text if self.site.layout == "text-image" else 0
-        images = selection.rows(length, first).view(selection.batch_size, -1)
-        starts = torch.arange(selection.batch_size, device=images.device).unsqueeze(1) * length
-        texts = torch.arange(text, device=images.device) + (0 if first else self.num_tokens) + starts
-        return torch.cat([texts, images] if first else [images, texts], dim=1).flatten()
+    def of_images(self, sequence: Tensor) -> Tensor:
+        """The image tokens' rows [B, H, N, D] of a full sequence of queries or keys."""
+        first = sequence.shape[2] - self.num_tokens if self.site.layout == "text-image" else 0
+        return sequence[:, :, first : first + self.num_tokens]
+
+    def first_image(self, fresh: Selection) -> Tensor:
+        """Where the first image token is among the fresh keys [B, 1]."""
+        first = fresh.num_tokens - self.num_tokens if self.site.layout == "text-image" else 0
+        return torch.full_like(fresh.index[:, :1], first)
+
+    def of_batch(self, batch: int) -> list[AttentionState]:
+        """The states that serve the coming call: this one, or one for each image."""
+        if not self.site.per_image:
+            return [self]
+        for place in range(len(self.images), batch):
+            self.images.append(AttentionState(self.site, f"{self.path}#{place}"))
+            self.images[place].weigh = self.weigh
+        return self.images[:batch]
+
+    def serving(self, call: int) -> AttentionState | None:
+        """What serves the module's next attention call; None lets it pass (an IP-adapter's second one)."""
+        if self.site.per_image:
+            return self.images[call] if call < len(self.images) else None
+        return self if call == 0 else None
 
 
 class AttentionMode(TorchFunctionMode):
-    """Serves the first attention call of one module; a later one (an IP-adapter's) passes unchanged."""
+    """Serves the attention calls of one module that its state knows of; others pass unchanged."""
 
     def __init__(self, state: AttentionState, frame: FrameType | None) -> None:
         super().__init__()
         self.state = state
         self.frame = frame
-        self.served = False
+        self.calls = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Replace `scaled_dot_product_attention`, pass everything else on."""
         kwargs = kwargs or {}
-        if func is F.scaled_dot_product_attention and not self.served and self._alive():
-            self.served = True
-            return attend(self.state, *args, **kwargs)
+        if func is F.scaled_dot_product_attention and self._alive():
+            state = self.state.serving(self.calls)
+            self.calls += 1
+            if state is not None:
+                return attend(state, *args, **kwargs)
         return func(*args, **kwargs)
 
     def _alive(self) -> bool:
@@ -103,17 +131,24 @@ def attend(
     if not state.pruned:
         _check_full(state, key)
         state.buffer.record(key, value)
+        if state.site.keeps_scale:
+            state.scale = options.get("scale")
+        if state.weigh is not None:
+            scale = options.get("scale") or query.shape[-1] ** -0.5
+            images = query if query.shape[2] == state.num_tokens else state.of_images(query)
+            state.weights = state.weigh(images, state.of_images(key), scale)
     else:
-        if state.rows is None or key.shape[0] * key.shape[2] != state.rows.shape[0]:
+        fresh = state.fresh
+        if fresh is None or state.rows is None or key.shape[0] * key.shape[2] != state.rows.shape[0]:
             raise AttentionError(
                 f"{state.site.path}: expected fresh keys for the selected and text tokens, got {list(key.shape)} "
                 f"[B, H, n + T, D]; the text changed its length, or the layer was skipped, since the last full step"
             )
         key, value = state.buffer.update(state.rows, key, value)
-        if attn_mask is not None and attn_mask.shape[-1] not in (1, key.shape[2]):
-            raise AttentionError(
-                f"{state.site.path}: expected a mask over all {key.shape[2]} keys, got {list(attn_mask.shape)}"
-            )
+        if attn_mask is not None:
+            attn_mask = _fit_mask(state, fresh, attn_mask, query.shape[2])
+        if state.site.keeps_scale:
+            options["scale"] = state.scale
     return F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, **options)
 
 
@@ -125,6 +160,32 @@ def _check_full(state: AttentionState, key: Tensor) -> None:
             f"{state.site.path}: expected {expected}, got {length} keys; the module map calls its layout "
             f"{state.site.layout!r}"
         )
+
+
+def _fit_mask(state: AttentionState, fresh: Selection, mask: Tensor, queries: int) -> Tensor:
+    """A mask for the fresh queries and all L keys, from one made for all tokens or from one made for the fresh ones.
+
+    Image tokens all have the same mask, unless it is made for all tokens: so the columns that a mask made for the
+    fresh keys lacks are those of the first image token that it has.
+
+    Raises:
+        AttentionError: the mask fits neither.
+    """
+    length, computed = fresh.num_tokens, fresh.count
+    mask = mask[(None,) * (4 - mask.ndim)]
+    if mask.shape[-2] == length != queries:
+        mask = torch.take_along_dim(mask, fresh.index[:, None, :, None], dim=-2)
+    if mask.shape[-1] == computed != length:
+        places = torch.arange(computed, device=mask.device).expand_as(fresh.index)
+        image = state.first_image(fresh).clamp(max=computed - 1)
+        columns = image.expand(-1, length).scatter(1, fresh.index, places)
+        mask = torch.take_along_dim(mask, columns[:, None, None, :], dim=-1)
+    if mask.shape[-1] not in (1, length) or mask.shape[-2] not in (1, queries):
+        raise AttentionError(
+            f"{state.site.path}: expected a mask over all {length} keys, or over the {computed} fresh ones, for "
+            f"{queries} queries, got {list(mask.shape)}"
+        )
+    return mask
 
 
 def enter_attention(module: nn.Module, args: Any) -> None:
@@ -157,7 +218,7 @@ def leave_attention(module: nn.Module, args: Any, output: Any) -> None:
         return
     mode.__exit__(None, None, None)
     mode.frame = None
-    if not mode.served:
+    if not mode.calls:
         processor = type(getattr(module, "processor", None)).__name__
         raise AttentionError(
             f"{state.site.path}: {type(module).__name__} (processor {processor}) computed its attention without "

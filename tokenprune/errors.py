@@ -11,6 +11,10 @@ class UnknownModelError(TokenPruneError):
     """No adapter describes this model."""
 
 
+class UnsupportedModelError(TokenPruneError):
+    """The model is known, and token pruning cannot work with it."""
+
+
 class AlreadyPrunedError(TokenPruneError):
     """The model already carries tokenprune's hooks."""
 
@@ -25,6 +29,10 @@ class SelectionError(TokenPruneError):
 
 class AttentionError(TokenPruneError):
     """An attention module computed its attention in a way the engine cannot serve."""
+
+
+class TraceError(TokenPruneError):
+    """A trace was asked of a handle that records none."""
 
 
 class UnsupportedCallError(TokenPruneError):

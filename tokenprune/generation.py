@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from einops import rearrange
 from torch import Tensor
@@ -12,9 +14,11 @@ from tokenprune.grid import TokenGrid, num_tokens
 from tokenprune.modulemap import Guidance, ModuleMap
 from tokenprune.policy import Memory, Observation, SelectionPolicy
 from tokenprune.report import StepRecord, Stopwatch
+from tokenprune.reuse import GUIDANCE_SCALE, guided
 from tokenprune.run import BranchKey, Moment
 from tokenprune.schedule import Schedule, Step
 from tokenprune.selection import Selection
+from tokenprune.trace import Recorder
 
 
 class TokenHistory:
@@ -56,28 +60,37 @@ class Generation:
         module_map: the model's map.
         guidance: how classifier-free guidance lies in the batch.
         guidance_scale: None shows policies the conditional prediction; a number shows them the guided one.
+        recorder: takes the trace; None where nobody wants one.
 
     Attributes:
         branches: caches by guidance branch; the first is the lead, which policies see as the conditional one.
+        grid: the token grid.
+        references: how many image tokens that are no part of the grid lie before and after it.
         records: every step so far.
         selection: the current step's selection; None at a full step and at a skipped one.
         skipping: whether the current step computes nothing.
         history: when each token was computed, and how surprising it was.
+        attention: the policy's attention statistics of the last full step [B, N]; None while nobody needs them.
     """
 
-    def __init__(self, module_map: ModuleMap, guidance: Guidance, guidance_scale: float | None) -> None:
+    def __init__(
+        self, module_map: ModuleMap, guidance: Guidance, guidance_scale: float | None, recorder: Recorder | None
+    ) -> None:
         self._map = module_map
-        self._guidance = guidance
+        self.guidance = guidance
         self._guidance_scale = guidance_scale
         self._memory: Memory = {}
         self._previous: Selection | None = None
         self._pruned_steps = 0
         self.grid: TokenGrid = ()
+        self.references: tuple[int, int] = (0, 0)
         self.branches: dict[BranchKey, BranchCache] = {}
         self.records: list[StepRecord] = []
         self.selection: Selection | None = None
         self.skipping = False
         self.history: TokenHistory | None = None
+        self.attention: Tensor | None = None
+        self.recorder = recorder
 
     @property
     def nbytes(self) -> int:
@@ -87,7 +100,7 @@ class Generation:
 
     def emptied(self) -> Generation:
         """What stays of the generation when its caches are freed: what a report tells of it."""
-        rest = Generation(self._map, self._guidance, self._guidance_scale)
+        rest = Generation(self._map, self.guidance, self._guidance_scale, self.recorder)
         rest.records, rest.grid, rest.history = self.records, self.grid, self.history
         return rest
 
@@ -108,20 +121,38 @@ class Generation:
             self._pruned_steps += 1
             watch.mark()
         self.records.append(StepRecord(moment.step, moment.time, count, tokens, watch))
+        if self.recorder is not None:
+            age = self.history.age(moment.step) if self.history else None
+            self.recorder.begin_step(age, self._memory if self.selection else {})
 
-    def note(self, output: Tensor, forecast: Tensor | None, pruned: bool) -> None:
+    def note(self, output: Tensor, forecast: Tensor | None, pruned: bool, weights: Sequence[Tensor] = ()) -> None:
         """Note what the step computed, once for each step.
 
         Args:
             output: what the exit gave for the lead branch [G * B, n, C].
             forecast: what it would have been taken for [G * B, n, C]; None where nobody needs to know.
             pruned: whether only the selected tokens were computed.
+            weights: what the policy's `weigh_attention` gave for each attention module [G * B, N], if it was asked.
         """
         if self.history is None:
-            images = len(output) if self._guidance == "none" else len(output) // 2
+            halves = 1 if self.guidance == "none" else 2
+            images = 1 if self._map.shared else len(output) // halves
             self.history = TokenHistory(images, self.records[-1].num_tokens, output.device)
-        surprise = None if forecast is None else self._noise([output - forecast]).float().norm(dim=-1)
-        self.history.note(self.records[-1].step, self.selection if pruned else None, surprise)
+        surprise = None if forecast is None else self._surprise(output - forecast)
+        selection = self.selection if pruned else None
+        self.history.note(self.records[-1].step, selection, surprise)
+        if self.recorder is not None:
+            self.recorder.note(selection, surprise)
+        if weights:
+            attention = self._of_grid(self._halves(torch.stack(list(weights)).mean(0))[0])
+            self.attention = attention.mean(0, keepdim=True) if self._map.shared else attention
+
+    def end_call(self) -> None:
+        """Trace what the call that went through left as the step's prediction."""
+        branches = self._guidance_branches() if self.recorder is not None else []
+        if self.recorder is not None and branches:
+            prediction, reference = ([getattr(b, name) for b in branches] for name in ("prediction", "reference"))
+            self.recorder.end_call(self._noise(prediction), self._noise(reference))
 
     def _select(self, moment: Moment, count: int, policy: SelectionPolicy) -> Selection:
         prediction = self._noise([branch.prediction for branch in self._guidance_branches()])
@@ -136,8 +167,9 @@ class Generation:
             time=moment.time,
             previous=self._previous,
             age=self.history.age(moment.step) if self.history else None,
-            surprise=self.history.surprise if self.history else None,
+            surprise=self.history.surprise if self.history and "surprise" in policy.needs else None,
             gap=self.history.gap if self.history else None,
+            attention=self.attention,
         )
         selection = policy.select(seen, self._memory)
         where = f"{type(policy).__name__}.select at step {moment.step}"
@@ -155,6 +187,13 @@ class Generation:
             )
         return selection
 
+    def _surprise(self, error: Tensor) -> Tensor:
+        """Norms of what a forecast was off [B, n], after guidance: that is what the sampler sees of it."""
+        error = self._noise_channels(self._of_grid(error))
+        scale = GUIDANCE_SCALE if self._guidance_scale is None else self._guidance_scale
+        found = guided(error, self.guidance, scale).float()
+        return (rearrange(found, "b n c -> 1 n (b c)") if self._map.shared else found).norm(dim=-1)
+
     def _guidance_branches(self) -> list[BranchCache]:
         """The branches with a prediction whose latents have the lead's shape, the lead (conditional) first."""
         shape = next(iter(self.branches))[1]
@@ -162,15 +201,30 @@ class Generation:
         return found[:1] if self._guidance_scale is None else found[:2]
 
     def _noise(self, predictions: list[Tensor | None]) -> Tensor:
-        """What policies see of the branches' predictions [G * B, N, P]: conditional or guided noise [B, N, C]."""
-        conditional, *others = (self._noise_channels(p) for p in predictions if p is not None)
+        """What policies see of the branches' predictions [G * B, N, P]: conditional or guided noise [B, N, C].
+
+        Where all images share a selection, they are one image with the channels of all: [1, N, B * C].
+        """
+        conditional, *others = (self._noise_channels(self._of_grid(p)) for p in predictions if p is not None)
         unconditional = others[0] if others else None
-        if self._guidance != "none":
-            halves = conditional.chunk(2)
-            unconditional, conditional = halves if self._guidance == "uncond-first" else reversed(halves)
-        if self._guidance_scale is None or unconditional is None:
-            return conditional
-        return unconditional + self._guidance_scale * (conditional - unconditional)
+        if self.guidance != "none":
+            conditional, unconditional = self._halves(conditional)
+        noise = conditional
+        if self._guidance_scale is not None and unconditional is not None:
+            noise = unconditional + self._guidance_scale * (conditional - unconditional)
+        return rearrange(noise, "b n c -> 1 n (b c)") if self._map.shared else noise
+
+    def _of_grid(self, tokens: Tensor) -> Tensor:
+        """The tokens of the grid [B, N, ...] among those of the model, or the selected ones as they are."""
+        before, total = self.references[0], num_tokens(self.grid) + sum(self.references)
+        return tokens[:, before : before + num_tokens(self.grid)] if tokens.shape[1] == total else tokens
+
+    def _halves(self, batch: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The conditional and the unconditional part of a batch [G * B, ...]."""
+        if self.guidance == "none":
+            return batch, None
+        first, second = batch.chunk(2)
+        return (second, first) if self.guidance == "uncond-first" else (first, second)
 
     def _noise_channels(self, prediction: Tensor) -> Tensor:
         if self._map.noise_channels is None:

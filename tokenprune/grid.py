@@ -30,6 +30,17 @@ def positional_encoding(grid: TokenGrid, channels: int, device: torch.device) ->
     return coordinates.repeat_interleave(share, dim=1)[:, :channels]
 
 
+def smooth(values: Tensor, grid: TokenGrid, sigma: float) -> Tensor:
+    """Values [B, N] averaged over their neighbourhood with Gaussian weights of sigma tokens, cut off at the borders."""
+    on_grid = values.unflatten(1, grid)
+    for axis, extent in enumerate(grid, start=1):
+        places = torch.arange(extent, device=values.device, dtype=values.dtype)
+        weights = (-(places.unsqueeze(1) - places).square() / (2 * sigma**2)).exp()
+        weights = weights / weights.sum(1, keepdim=True)
+        on_grid = (on_grid.movedim(axis, -1) @ weights.T).movedim(-1, axis)
+    return on_grid.flatten(1)
+
+
 def neighbour_edges(grid: TokenGrid, device: torch.device) -> Tensor:
     """Edges [2, E] between neighbours along each axis, both directions."""
     tokens = torch.arange(num_tokens(grid), device=device).view(grid)

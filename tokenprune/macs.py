@@ -1,4 +1,4 @@
-"""Counting multiply-accumulate operations without weights or arithmetic, on torch's meta device."""
+"""Counting multiply-accumulate operations, where possible without weights or arithmetic, on torch's meta device."""
 
 from __future__ import annotations
 
@@ -16,19 +16,11 @@ from tokenprune.modulemap import ModuleMap
 from tokenprune.policies.sequential import SequentialPolicy
 from tokenprune.report import Macs
 from tokenprune.reuse import Hold
-from tokenprune.run import Moment, Run
+from tokenprune.run import OneGeneration
 from tokenprune.schedule import Schedule, Step
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
-"""Positional and keyword arguments of a model's forward, tensors on the meta device."""
-
-
-class _Calls(Run):
-    """Takes every call for the next step of one generation, without looking at its timestep."""
-
-    def advance(self, timestep: object, latents: Tensor) -> Moment:
-        self._step += 1
-        return Moment(self._step, 0.0, (0, tuple(latents.shape)), self._step == 0, True)
+"""Positional and keyword arguments of a model's forward."""
 
 
 class _FullThenPruned(Schedule):
@@ -60,14 +52,16 @@ class _AttentionCounter(TorchFunctionMode):
         self.macs += query.shape[:-1].numel() * key.shape[-2] * (query.shape[-1] + value.shape[-1])
 
 
-def count_call(model: nn.Module, arguments: Arguments) -> Macs:
+def count_call(model: nn.Module, arguments: Arguments, on_meta: bool = True) -> Macs:
     """Operations of one call of the model as it stands, hooks included.
 
     Args:
-        model: any model; its parameters are replaced by meta tensors for the call, its hooks run.
-        arguments: what to call it with, tensors on the meta device.
+        model: any model; its hooks run.
+        arguments: what to call it with.
+        on_meta: whether tensors of the arguments are on the meta device; parameters are then replaced by meta tensors
+            for the call.
     """
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())} if on_meta else {}
     stand_ins = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
     args, kwargs = arguments
     eager, flops, attention = (
@@ -88,13 +82,14 @@ def count_steps(
     Args:
         model: the model; its hooks and wrapped forwards are left out.
         module_map: its map.
-        arguments: what to call it with, tensors on the meta device.
+        arguments: what to call it with, tensors on the meta device unless the map says that the model reads values.
         counts: numbers of tokens n, at least 1 each.
     """
     policy, schedule = SequentialPolicy(), _FullThenPruned(counts)
     with bare(model):
         masked = MaskedModule(model, module_map, policy, schedule, Hold(), guidance="none", guidance_scale=None)
-        masked.run = _Calls(module_map.time_rises)
+        masked.run = OneGeneration(module_map.time_rises)
         masked.install()
-        full = count_call(model, arguments)
-        return full, {count: count_call(model, arguments) for count in counts}
+        on_meta = not module_map.reads_values
+        full = count_call(model, arguments, on_meta)
+        return full, {count: count_call(model, arguments, on_meta) for count in counts}

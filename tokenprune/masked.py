@@ -20,14 +20,17 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map, tree_structure
 from torch.utils.hooks import RemovableHandle
 
-from tokenprune import attention, constants
+from tokenprune import attention, blocks, constants
 from tokenprune.attention import AttentionState
-from tokenprune.cache import BranchCache, KeyValueBuffer
+from tokenprune.blocks import BlockState, ExpandState, Rows, gather
+from tokenprune.cache import BranchCache
 from tokenprune.constants import ConstantState
-from tokenprune.errors import AlreadyPrunedError, ModuleMapError, UnsupportedCallError
+from tokenprune.errors import AlreadyPrunedError, UnsupportedCallError
+from tokenprune.exits import Exit
 from tokenprune.generation import Generation
 from tokenprune.grid import num_tokens
-from tokenprune.modulemap import Guidance, ModuleMap
+from tokenprune.keyvalue import KeyValueBuffer
+from tokenprune.modulemap import Guidance, Layout, ModuleMap
 from tokenprune.policy import SelectionPolicy
 from tokenprune.report import CallRecord, Stopwatch
 from tokenprune.reuse import Reuse
@@ -35,9 +38,10 @@ from tokenprune.run import BranchKey, Moment, Run, version_of
 from tokenprune.schedule import Schedule
 from tokenprune.selection import Selection
 from tokenprune.skip import OutputMap
+from tokenprune.trace import Recorder
 
 MASKED = "_tokenprune"
-ATTRIBUTES = (MASKED, attention.ATTRIBUTE, constants.ATTRIBUTE)
+ATTRIBUTES = (MASKED, attention.ATTRIBUTE, blocks.ATTRIBUTE, blocks.EXPANDED, constants.ATTRIBUTE)
 BARE = ("forward", "_compiled_call_impl", *ATTRIBUTES)
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
@@ -53,6 +57,7 @@ class MaskedModule:
         reuse: says what the other tokens' predictions become.
         guidance: None compares the halves of a batch at the start of each generation to find batched guidance.
         guidance_scale: None shows policies the conditional prediction; a number shows them the guided one.
+        trace: whether to record what happens to every token at every step.
     """
 
     def __init__(
@@ -64,6 +69,7 @@ class MaskedModule:
         reuse: Reuse,
         guidance: Guidance | None,
         guidance_scale: float | None,
+        trace: bool = False,
     ) -> None:
         module_map.check(model)
         self.model = model
@@ -73,9 +79,15 @@ class MaskedModule:
         self.reuse = reuse
         self.guidance = guidance
         self.guidance_scale = guidance_scale
+        self.tracing = trace
         self.signature = inspect.signature(model.forward)
-        self.hidden_place = _place_of(module_map, model)
+        self.exit = Exit(module_map.exit_site)
+        self.blocks = {site.path: BlockState(site, model.get_submodule(site.path)) for site in module_map.block_sites}
+        self.expand = ExpandState(module_map.exit_site)
+        self.layouts = _layouts(module_map)
         self.attentions = [AttentionState(site) for site in module_map.attentions]
+        for state in self.attentions:
+            state.weigh = policy.weigh_attention if "attention" in policy.needs else None
         self.constants = [ConstantState(path) for path in module_map.constants]
         self.run = Run(module_map.time_rises)
         self.generations = 0
@@ -83,8 +95,9 @@ class MaskedModule:
         self._handles: list[RemovableHandle] = []
         self._eager: Any = None
         self.examples: dict[BranchKey, tuple[tuple[Any, ...], dict[str, Any]]] = {}
-        self.generation = Generation(module_map, "none", guidance_scale)
+        self.generation = self._new_generation("none")
         self.moment: Moment | None = None
+        self.clock = torch.zeros(())
         self.branch: BranchCache | None = None
         self.selection: Selection | None = None
         self.skipping = False
@@ -107,9 +120,9 @@ class MaskedModule:
         module = self._holding("", MASKED, self)
         self._handles.append(module.register_forward_pre_hook(before_model, with_kwargs=True))
         self._handles.append(module.register_forward_hook(after_model, with_kwargs=True, always_call=True))
-        for path in self.map.blocks:
-            module = self._holding(path, MASKED, self)
-            self._handles.append(module.register_forward_pre_hook(before_block, with_kwargs=True))
+        for path, block in self.blocks.items():
+            module = self._holding(path, blocks.ATTRIBUTE, block)
+            self._handles.append(module.register_forward_pre_hook(blocks.before_block, with_kwargs=True))
         for state in self.attentions:
             module = self._holding(state.site.path, attention.ATTRIBUTE, state)
             self._handles.append(module.register_forward_pre_hook(attention.enter_attention))
@@ -118,7 +131,10 @@ class MaskedModule:
             module = self._holding(constant.path, constants.ATTRIBUTE, constant)
             self._handles.append(module.register_forward_pre_hook(constants.before_constant))
             self._handles.append(module.register_forward_hook(constants.after_constant))
-        module = self._holding(self.map.exit, MASKED, self)
+        if self.exit.site.expand is not None:
+            module = self._holding(self.exit.site.expand, blocks.EXPANDED, self.expand)
+            self._handles.append(module.register_forward_hook(blocks.after_expanded))
+        module = self._holding(self.exit.site.path, MASKED, self)
         self._handles.append(module.register_forward_hook(after_exit))
         self._forward = self.model.forward
         self._own_forward = self.model.__dict__.get("forward")
@@ -147,7 +163,7 @@ class MaskedModule:
         self.output_maps: dict[tuple[torch.Size, torch.dtype, str], OutputMap] = {}
         self._end_call()
         for state in self.attentions:
-            state.buffer, state.rows = KeyValueBuffer(), None
+            state.buffer, state.rows, state.fresh, state.images = KeyValueBuffer(), None, None, []
         for constant in self.constants:
             constant.outputs = {}
 
@@ -176,22 +192,22 @@ class MaskedModule:
             )
         bound = self.signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        latents = self._argument(bound.arguments, self.map.latents)
+        latents = self._latents(bound.arguments)
         moment = self.run.advance(self._argument(bound.arguments, self.map.time), latents)
-        grid = self.map.grid(bound.arguments)
         if moment.first_of_generation:
-            self._begin_generation(moment, latents)
-        generation = self.generation
+            self._begin_generation(moment, latents, bound.arguments)
+        generation, grid = self.generation, self.generation.grid
         if moment.first_of_step:
             generation.begin_step(moment, grid, self.schedule, self.policy)
         branch = self._begin_branch(moment, args, kwargs)
         known = branch.prediction is not None
         self.moment, self.branch = moment, branch
+        self.clock = torch.full((), moment.time, device=latents.device)
         self.skipping = known and generation.skipping
         self.selection = self._for_batch(generation.selection, len(latents)) if known else None
-        self._prepare_attentions(branch, self.selection, num_tokens(grid))
+        self._prepare(branch, bound.arguments, len(latents))
         self._prepare_constants(branch, bound.arguments)
-        if not known and self._compiled and any(state.buffer.length == 0 for state in self.attentions):
+        if not known and self._compiled and any(buffer.length == 0 for buffer in branch.buffers.values()):
             # Compiled blocks must never see the buffers being made: that would be another graph for each layer.
             self._eager = torch.compiler.set_stance("force_eager")
         tokens = 0 if self.skipping else self.selection.count if self.selection else num_tokens(grid)
@@ -199,26 +215,36 @@ class MaskedModule:
         return self._gather_inputs(args, kwargs)
 
     def complete(self, output: Tensor) -> Tensor:
-        """Take in what the exit module gave: [B, N, C] at a full call, unchanged; [B, n, C] completed otherwise."""
-        if self.numbered is not None:
-            return self.numbered
+        """Take in what the exit module gave: of N tokens at a full call, unchanged; of n, completed, otherwise."""
         if self.branch is None or self.moment is None:
             return output
+        if self.numbered is not None:
+            return self.exit.write(output, self.numbered)
+        images = self.exit.read(output)
         if self.moment.first_of_step:
-            self.generation.note(output, self._forecast(), pruned=self.selection is not None)
+            self.generation.note(images, self._forecast(), self.selection is not None, self._attention_weights())
         if self.selection is None:
             last = self.branch.prediction
-            self.branch.prediction = output.detach().clone()
+            self.branch.prediction = images.detach().clone()
             self.branch.reference = self.branch.prediction if last is None else last
-            self.branch.reuse.record(output, self.moment.time)
+            self.branch.reuse.record(images, self.moment.time)
             return output
-        completed = self.branch.reuse.complete(output, self.selection, self.moment.time)
+        completed = self.branch.reuse.complete(images, self.selection, self.moment.time)
         self.branch.prediction = completed.clone()
-        return completed
+        return self.exit.write(output, completed)
+
+    def _attention_weights(self) -> list[Tensor]:
+        """What the policy made of each attention module at this full call; nothing where it does not ask."""
+        weights = [
+            [state.weights for state in (site.images if site.site.per_image else [site]) if state.weights is not None]
+            for site in self.attentions
+        ]
+        return [torch.cat(found) for found in weights if found]
 
     def _forecast(self) -> Tensor | None:
-        """What the coming tokens would have been taken for, where the policy needs to know and there is a past."""
-        if "surprise" not in self.policy.needs or self.branch is None or self.branch.prediction is None:
+        """What the coming tokens would have been taken for, where policy or trace need to know and there is a past."""
+        wanted = self.tracing or "surprise" in self.policy.needs
+        if not wanted or self.branch is None or self.branch.prediction is None:
             return None
         forecast = self.branch.reuse.forecast(self.moment.time if self.moment else 0.0)
         return forecast if self.selection is None else self.selection.gather(forecast)
@@ -235,6 +261,7 @@ class MaskedModule:
         record = self.generation.records[-1]
         record.calls[-1].watch.mark()
         self.peak_bytes = max(self.peak_bytes, self.generation.nbytes)
+        self.generation.end_call()
         if self.schedule.skips and self.selection is None and not self.skipping:
             self._map_output(args, kwargs, output)
         self._end_eager()
@@ -251,7 +278,7 @@ class MaskedModule:
 
     @property
     def _compiled(self) -> bool:
-        return any(self.model.get_submodule(path)._compiled_call_impl is not None for path in self.map.blocks)
+        return any(self.model.get_submodule(path)._compiled_call_impl is not None for path in self.blocks)
 
     def _end_eager(self) -> None:
         if self._eager is not None:
@@ -264,16 +291,38 @@ class MaskedModule:
             raise UnsupportedCallError(f"{type(self.model).__name__}: expected the argument {name!r}, got none")
         return value
 
-    def _begin_generation(self, moment: Moment, latents: Tensor) -> None:
+    def _latents(self, arguments: Mapping[str, Any]) -> Tensor:
+        """The noisy latents; a list of images of one size is taken for their batch."""
+        latents = self._argument(arguments, self.map.latents)
+        if isinstance(latents, Tensor):
+            return latents
+        if not all(isinstance(image, Tensor) and image.shape == latents[0].shape for image in latents):
+            came = [list(i.shape) if isinstance(i, Tensor) else type(i).__name__ for i in latents]
+            raise UnsupportedCallError(
+                f"{type(self.model).__name__}: expected one tensor for each image, all of one size, in "
+                f"{self.map.latents!r}, got {came}; call the model for each size"
+            )
+        return torch.stack(list(latents))
+
+    def _begin_generation(self, moment: Moment, latents: Tensor, arguments: Mapping[str, Any]) -> None:
         """Start anew; key and value buffers stay, for their memory, while the latents keep their shape."""
         last = self.generation.branches
         self.examples = {}
-        self.generation = Generation(self.map, self._find_guidance(latents), self.guidance_scale)
+        self.generation = self._new_generation(self._find_guidance(latents))
+        self.generation.grid = self.map.grid(arguments)
+        if self.map.references is not None:
+            self.generation.references = self.map.references(arguments)
         if moment.branch in last:
             for key, branch in last.items():
                 kept = {path: buffer for path, buffer in branch.buffers.items() if buffer.writable}
-                self.generation.branches[key] = BranchCache(self.reuse.start(), buffers=kept)
+                for buffer in kept.values():
+                    buffer.restart()
+                guidance = self.generation.guidance if key[1] == moment.branch[1] else "none"
+                self.generation.branches[key] = BranchCache(self.reuse.start(guidance), guidance, kept)
         self.generations += 1
+
+    def _new_generation(self, guidance: Guidance) -> Generation:
+        return Generation(self.map, guidance, self.guidance_scale, Recorder() if self.tracing else None)
 
     def _find_guidance(self, latents: Tensor) -> Guidance:
         if self.guidance is not None:
@@ -284,10 +333,13 @@ class MaskedModule:
     def _begin_branch(self, moment: Moment, args: tuple[Any, ...], kwargs: dict[str, Any]) -> BranchCache:
         branches: dict[BranchKey, BranchCache] = self.generation.branches
         if moment.branch not in branches:
-            branches[moment.branch] = BranchCache(self.reuse.start())
+            lead = next(iter(branches), moment.branch)
+            guidance = self.generation.guidance if moment.branch[1] == lead[1] else "none"
+            branches[moment.branch] = BranchCache(self.reuse.start(guidance), guidance)
         branch = branches[moment.branch]
         if moment.branch not in self.examples:
-            self.examples[moment.branch] = tree_map(_on_meta, (args, kwargs))
+            example = (args, kwargs)
+            self.examples[moment.branch] = example if self.map.reads_values else tree_map(_on_meta, example)
         return branch
 
     def _for_batch(self, selection: Selection | None, batch: int) -> Selection | None:
@@ -297,20 +349,50 @@ class MaskedModule:
             raise UnsupportedCallError(
                 f"{type(self.model).__name__}: expected a batch with all {selection.batch_size} images, got {batch}"
             )
-        return selection.repeat(batch // selection.batch_size)
+        before = self.generation.references[0]
+        return Selection(selection.index + before, self._tokens).repeat(batch // selection.batch_size)
 
-    def _prepare_attentions(self, branch: BranchCache, selection: Selection | None, tokens: int) -> None:
-        rows: dict[tuple[str, int], Tensor] = {}
-        for state in self.attentions:
-            state.pruned = selection is not None
-            state.num_tokens = tokens
-            state.rows = None
-            state.buffer = branch.buffers.setdefault(state.site.path, KeyValueBuffer())
-            key = (state.site.layout, state.buffer.length)
-            if selection is not None and state.buffer.length:  # 0: a layer that this branch skips
-                if key not in rows:
-                    rows[key] = state.fresh_rows(selection)
-                state.rows = rows[key]
+    @property
+    def _tokens(self) -> int:
+        """N of this generation, reference tokens included."""
+        return num_tokens(self.generation.grid) + sum(self.generation.references)
+
+    def _prepare(self, branch: BranchCache, arguments: Mapping[str, Any], batch: int) -> None:
+        """Tell all hooks what the coming call computes."""
+        starts = self.map.text_lengths(arguments) if self.map.text_lengths else None
+        frames = self.map.frames(arguments) if self.map.frames else 1
+        rows = None
+        states = [state for site in self.attentions for state in site.of_batch(batch)]
+        for state in states:
+            if state.path not in branch.buffers:
+                branch.buffers[state.path] = self.reuse.start_keys(branch.guidance)
+        if self.selection is not None:
+            joint = [branch.buffers[state.path].length for state in states if state.site.layout != "image"]
+            text = max(joint, default=self._tokens) - self._tokens
+            rows = Rows(self.selection, self.layouts, max(text, 0), starts, frames)
+        self.exit.rows, self.exit.tokens = rows, self._tokens
+        self.exit.starts, self.exit.frames = starts, frames
+        self.expand.rows = rows
+        for block in self.blocks.values():
+            block.rows = rows
+        self._prepare_attentions(branch, rows, batch)
+
+    def _prepare_attentions(self, branch: BranchCache, rows: Rows | None, batch: int) -> None:
+        found: dict[tuple[str, int, int | None], tuple[Selection, Tensor]] = {}
+        for site in self.attentions:
+            for place, state in enumerate(site.of_batch(batch)):
+                image = place if site.site.per_image else None
+                state.buffer = branch.buffers[state.path]
+                state.buffer.clock = self.clock
+                state.num_tokens = self._tokens
+                state.weights = state.fresh = state.rows = None
+                state.pruned = rows is not None
+                key = (site.site.layout, state.buffer.length, image)
+                if rows is not None and state.buffer.length:  # 0: a layer that this branch skips
+                    if key not in found:
+                        fresh = rows.sequence(site.site.layout, state.buffer.length, image)
+                        found[key] = fresh, fresh.rows(state.buffer.length)
+                    state.fresh, state.rows = found[key]
 
     def _prepare_constants(self, branch: BranchCache, arguments: Mapping[str, Any]) -> None:
         text = arguments.get(self.map.text) if self.map.text else None
@@ -322,14 +404,14 @@ class MaskedModule:
             branch.text = (text, version_of(text))
 
     def _gather_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        if self.selection is None:
+        if self.exit.rows is None:
             return args, kwargs
         bound = self.signature.bind(*args, **kwargs)
-        present = [name for name in self.map.token_inputs if bound.arguments.get(name) is not None]
+        present = [given for given in self.map.inputs if bound.arguments.get(given.name) is not None]
         if not present:
             return args, kwargs
-        for name in present:
-            bound.arguments[name] = _gather(self.selection, bound.arguments[name])
+        for given in present:
+            bound.arguments[given.name] = gather(self.exit.rows, given, bound.arguments[given.name])
         return bound.args, bound.kwargs
 
     def _map_output(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -348,8 +430,10 @@ class MaskedModule:
 
         nothing = torch.empty(len(tokens), 0, dtype=torch.int64, device=tokens.device)
         self.selection = Selection(nothing, tokens.shape[1])
+        bound = self.signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        self._prepare(branch, bound.arguments, len(tokens))
         gathered = self._gather_inputs(args, kwargs)
-        self._prepare_attentions(branch, self.selection, tokens.shape[1])
         self.output_maps[key] = branch.output_map = OutputMap(tokens, output, rearrange)
 
 
@@ -370,22 +454,10 @@ def bare(model: nn.Module) -> Iterator[None]:
             module.__dict__.update(attributes)
 
 
-def _place_of(module_map: ModuleMap, model: nn.Module) -> int:
-    """Where the blocks take their image tokens among positional arguments."""
-    argument, path = module_map.hidden, module_map.blocks[0]
-    names = list(inspect.signature(model.get_submodule(path).forward).parameters)
-    if argument not in names:
-        raise ModuleMapError(
-            f"{type(model).__name__}: the module map does not fit: {path}.forward has no argument {argument!r} (the "
-            f"map's `hidden`), only {', '.join(names)}"
-        )
-    return names.index(argument)
-
-
-def _gather(selection: Selection, value: Any) -> Any:
-    if isinstance(value, (list, tuple)):
-        return type(value)(_gather(selection, item) for item in value)
-    return selection.gather(value) if isinstance(value, Tensor) else value
+def _layouts(module_map: ModuleMap) -> list[Layout]:
+    """The kinds of sequences in a model's arguments."""
+    given = [*module_map.inputs, *(argument for site in module_map.block_sites for argument in site.tokens)]
+    return sorted({"image", module_map.exit_site.expand_layout, *(argument.layout for argument in given)})
 
 
 def _on_meta(value: Any) -> Any:
@@ -418,21 +490,6 @@ def after_model(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any],
 def forward_or_skip(masked: MaskedModule, *args: Any, **kwargs: Any) -> Any:
     """Stands in for the model's forward while a schedule may skip steps."""
     return masked.skipped_output() if masked.skipping else masked._forward(*args, **kwargs)
-
-
-def before_block(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Forward pre-hook of a block: the entry gathers, later blocks find the image tokens gathered."""
-    masked: MaskedModule = getattr(block, MASKED)
-    selection, name, place = masked.selection, masked.map.hidden, masked.hidden_place
-    if selection is None:
-        return None
-    hidden = kwargs[name] if name in kwargs else args[place]
-    if hidden.shape[1] != selection.num_tokens:
-        return None
-    gathered = selection.gather(hidden)
-    if name in kwargs:
-        return args, {**kwargs, name: gathered}
-    return (*args[:place], gathered, *args[place + 1 :]), kwargs
 
 
 def after_exit(module: nn.Module, args: Any, output: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from tokenprune.grid import TokenGrid
 from tokenprune.schedule import Schedule, WarmupSchedule
 from tokenprune.selection import Selection
 
-Need = Literal["surprise"]
+Need = Literal["surprise", "attention"]
 
 Memory = dict[str, Tensor]
 """A policy's own tensors for one generation: empty at its start, one row per image, thrown away at its end."""
@@ -37,7 +37,10 @@ class Observation:
         age: steps since each token was last computed [B, N], int32; 1 for a token computed at the last step.
         surprise: how far each token's prediction was from its forecast when it was last computed,
             ||fresh - forecast||_2 [B, N], float32, 0 before there was a forecast; None unless the policy needs it.
+            Where both halves of guidance share a batch, of the guided prediction (by a usual scale, if unknown).
         gap: the age each token had reached at that computation [B, N], int32; None unless the policy needs surprise.
+        attention: what `SelectionPolicy.weigh_attention` made of the last full step, mean over the attention modules
+            [B, N], float32; None unless the policy needs it.
     """
 
     prediction: Tensor
@@ -51,6 +54,7 @@ class Observation:
     age: Tensor | None = None
     surprise: Tensor | None = None
     gap: Tensor | None = None
+    attention: Tensor | None = None
 
     @property
     def relative_noise(self) -> Tensor:
@@ -74,7 +78,7 @@ class SelectionPolicy(ABC):
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset()
-    """What the engine must collect for the policy beyond predictions, selections and ages: "surprise"."""
+    """What the engine must collect for the policy beyond predictions, selections and ages: "surprise", "attention"."""
 
     alpha: float = 0.3
     warmup_steps: int = 8
@@ -85,6 +89,19 @@ class SelectionPolicy(ABC):
     def schedule(self) -> Schedule:
         """How many tokens each step computes, unless `apply` is given another schedule."""
         return WarmupSchedule(self.alpha, self.warmup_steps)
+
+    def weigh_attention(self, query: Tensor, key: Tensor, scale: float) -> Tensor:
+        """What one attention module says of the image tokens at a full step: [G, N], float32.
+
+        Called for every attention module, only where `needs` has "attention"; G is the batch of the model's call,
+        both guidance branches included. Must not keep its arguments.
+
+        Args:
+            query: queries of the image tokens [G, H, N, D], as they go into the attention.
+            key: their keys [G, H, N, D].
+            scale: the attention map is softmax(scale * query key^T).
+        """
+        raise NotImplementedError(f"{type(self).__name__} needs attention statistics: define its weigh_attention")
 
     @abstractmethod
     def select(self, seen: Observation, memory: Memory) -> Selection:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib.metadata import entry_points
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from torch import nn
 
@@ -41,3 +41,17 @@ def find_adapter(model: nn.Module) -> Adapter:
         f"function that returns a tokenprune.ModuleMap and pass it as apply(..., adapter=function), or register it as "
         f"an entry point of the group {GROUP!r}: see docs/write-an-adapter.md."
     )
+
+
+def transformer_of(target: Any) -> nn.Module:
+    """The transformer: the target itself, or what a pipeline holds as `transformer`.
+
+    Raises:
+        UnknownModelError: it is neither.
+    """
+    model = target if isinstance(target, nn.Module) else getattr(target, "transformer", None)
+    if not isinstance(model, nn.Module):
+        raise UnknownModelError(
+            f"expected a transformer (torch.nn.Module) or a pipeline with a `transformer`, got {type(target).__name__}"
+        )
+    return model

@@ -69,6 +69,20 @@ class StepRecord:
     selection_watch: Stopwatch | None
     calls: list[CallRecord] = field(default_factory=list)
 
+    def report(self) -> StepReport:
+        """What has become of it so far; waits for the device."""
+        selecting = self.selection_watch.seconds if self.selection_watch else 0.0
+        tokens = max((call.tokens for call in self.calls), default=0)
+        return StepReport(
+            step=self.step,
+            time=self.time,
+            tokens=tokens,
+            num_tokens=self.num_tokens,
+            full=tokens == self.num_tokens,
+            seconds=sum(call.watch.seconds for call in self.calls) + selecting,
+            selection_seconds=selecting,
+        )
+
 
 @dataclass(frozen=True)
 class StepReport:

@@ -6,7 +6,21 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
+from tokenprune.keyvalue import KeyValueBuffer
+from tokenprune.modulemap import Guidance
 from tokenprune.selection import Selection
+
+GUIDANCE_SCALE = 5.0
+"""A usual scale of classifier-free guidance, for what must be right after guidance and need not know the scale."""
+
+
+def guided(batch: Tensor, guidance: Guidance, scale: float = GUIDANCE_SCALE) -> Tensor:
+    """What guidance makes of a batch [G * B, ...]: uncond + scale (cond - uncond) [B, ...]."""
+    if guidance == "none":
+        return batch
+    first, second = batch.chunk(2)
+    uncond, cond = (first, second) if guidance == "uncond-first" else (second, first)
+    return uncond + scale * (cond - uncond)
 
 
 class ReuseState(ABC):
@@ -40,14 +54,18 @@ class Reuse(ABC):
     """A rule for predictions of tokens that are not computed; `start` gives one branch's memory."""
 
     @abstractmethod
-    def start(self) -> ReuseState:
-        """Fresh memory, for one guidance branch of one generation."""
+    def start(self, guidance: Guidance = "none") -> ReuseState:
+        """Fresh memory, for one guidance branch of one generation; or for both, where they share a batch."""
+
+    def start_keys(self, guidance: Guidance = "none") -> KeyValueBuffer:
+        """The same for keys and values of one attention module; by default they are held."""
+        return KeyValueBuffer()
 
 
 class Hold(Reuse):
     """Keep each token's last computed prediction (CAT Pruning, arXiv 2502.00433, algorithm 1)."""
 
-    def start(self) -> ReuseState:
+    def start(self, guidance: Guidance = "none") -> ReuseState:
         """Fresh memory: one prediction."""
         return _HoldState()
 

@@ -166,3 +166,12 @@ class Run:
         if signature != self._signature:
             return signature[1:] == self._signature[1:] and self._step > 0
         return sum(self._calls.values()) < self._calls_of_first_step
+
+
+class OneGeneration(Run):
+    """Takes every call for the next step of one generation, without looking at its timestep."""
+
+    def advance(self, timestep: Tensor | float | int, latents: Tensor) -> Moment:
+        """Take in the next call."""
+        self._step += 1
+        return Moment(self._step, 0.0, (0, tuple(latents.shape)), self._step == 0, True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import ClassVar
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,62 @@ class RefreshSchedule(Schedule):
     def skips(self) -> bool:
         """Whether alpha is 0."""
         return self.alpha == 0 and self.every > 1
+
+
+@dataclass(frozen=True)
+class BudgetSchedule(Schedule):
+    """A share of the plain model's token computations, whatever the number of steps.
+
+    Full steps first, as many as make up a part of the budget; then a full step at regular distances, and between them
+    the fraction that brings the whole generation to its budget. Where that would leave less than `LEAST` of the tokens
+    for the steps between, full steps after the warm-up are taken further apart, then left out, then the warm-up cut.
+
+    Args:
+        budget: share of the token computations of the plain model with as many steps, above 0 up to 1.
+        warmup: part of the budget spent on full steps at the start, 0 to 1; at least one step.
+        every: distance of the full steps after the warm-up; None for none.
+        steps: number of steps to plan for where the sampler's timesteps are not known ahead.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    LEAST: ClassVar[float] = 0.05
+
+    budget: float
+    warmup: float = 0.43
+    every: int | None = 4
+    steps: int = 28
+
+    def __post_init__(self) -> None:
+        if not 0 < self.budget <= 1:
+            raise ValueError(f"budget: expected a share of token computations in (0, 1], got {self.budget}")
+        _check_fraction("warmup", self.warmup)
+        _check_whole(self, steps=1, **({} if self.every is None else {"every": 1}))
+
+    def fraction(self, step: Step) -> float:
+        """1 at a full step, the same fraction at all others."""
+        total = self.steps if step.remaining is None else step.index + step.remaining
+        fractions = self.fractions(total)
+        return fractions[min(step.index, total - 1)]
+
+    def fractions(self, total: int) -> tuple[float, ...]:
+        """The fractions of all steps of a generation of `total`."""
+        return _budget_fractions(self, total)
+
+
+@lru_cache(maxsize=64)
+def _budget_fractions(schedule: BudgetSchedule, total: int) -> tuple[float, ...]:
+    warm = max(1, round(schedule.warmup * schedule.budget * total))
+    distances = [] if schedule.every is None else range(schedule.every, total)
+    for first in range(warm, 0, -1):
+        for distance in (*distances, total):
+            full = [i < first or (i - first + 1) % distance == 0 for i in range(total)]
+            rest = total - sum(full)
+            left = schedule.budget * total - sum(full)
+            if left >= schedule.LEAST * rest:
+                return tuple(1.0 if is_full else left / rest for is_full in full)
+    return (1.0, *[schedule.LEAST] * (total - 1))
 
 
 @dataclass(frozen=True)

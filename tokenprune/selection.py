@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tokenprune.errors import SelectionError
@@ -84,6 +85,45 @@ class Selection:
         """Rows [B * n] of the selected tokens in sequences [B, length, ...] flattened to [B * length, ...]."""
         starts = torch.arange(self.batch_size, device=self.index.device).unsqueeze(1) * length + offset
         return (self.index + starts).flatten()
+
+    def within(self, length: int, first: int | Tensor = 0) -> Selection:
+        """The selection in sequences [B, length, ...] that hold other tokens, too, all of which are selected.
+
+        Args:
+            length: of the sequences, at least N.
+            first: where the image tokens begin, an int or one for each image [B].
+        """
+        others = length - self.num_tokens
+        if others == 0:
+            return self
+        if isinstance(first, Tensor):
+            place = torch.arange(self.count + others, device=self.index.device) - first.unsqueeze(1)
+            chosen = F.pad(self.index, (0, 1)).gather(1, place.clamp(0, self.count))
+            moved = torch.where(place < self.count, chosen, place + self.num_tokens - self.count)
+            return Selection(torch.where(place < 0, place, moved) + first.unsqueeze(1), length)
+        rest = torch.arange(others, device=self.index.device).expand(self.batch_size, -1)
+        index = torch.cat([rest[:, :first], self.index + first, rest[:, first:] + self.num_tokens], dim=1)
+        return Selection(index, length)
+
+    def take(self, tensor: Tensor, dim: int, batch: int | None) -> Tensor:
+        """The selected rows of a tensor whose dimensions come in any order.
+
+        Args:
+            tensor: a tensor with N rows along `dim`.
+            dim: the dimension that counts tokens.
+            batch: the dimension that counts images, of size B or 1 (the same rows for all); the same as `dim` for
+                tensors [B * N, ...]; None takes the rows of the first image, where all have the same.
+        """
+        if batch is None:
+            return tensor.index_select(dim, self.index[0])
+        if batch == dim:
+            rows = self.rows(self.num_tokens)
+            return tensor.index_select(dim, rows)
+        if tensor.shape[batch] == 1:
+            taken = tensor.squeeze(batch).index_select(dim - (batch < dim), self.index.flatten())
+            taken = taken.unflatten(dim - (batch < dim), self.index.shape)
+            return taken.movedim(dim - (batch < dim), batch)
+        return self.gather(tensor.movedim((batch, dim), (0, 1))).movedim((0, 1), (batch, dim))
 
     def mask(self) -> Tensor:
         """Which tokens are selected [B, N], bool."""

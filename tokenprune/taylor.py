@@ -7,11 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tokenprune.reuse import Reuse, ReuseState
+from tokenprune.keyvalue import KeyValueBuffer, LinearBuffer
+from tokenprune.modulemap import Guidance
+from tokenprune.reuse import Reuse, ReuseState, guided
 from tokenprune.selection import Selection
 
-MEMORY = 0.8
-"""How much of the observed surprise is kept from one observation to the next."""
+MEMORY = 0.3
+"""How much of what a damping was learnt from is kept from one observation to the next."""
 
 
 @dataclass(frozen=True)
@@ -24,11 +26,14 @@ class Taylor(Reuse):
 
     The damping factors d adapt: whenever a token is computed, the fresh prediction shows by how much of each term
     the forecast should have moved (least squares over the tokens of an image), and d follows, within [0, 1]. A
-    forecast whose terms were of no use falls back to holding.
+    forecast whose terms were of no use falls back to holding. Where both halves of classifier-free guidance share a
+    batch, they share d, fitted to the guided prediction: guidance multiplies their difference, and two dampings would
+    make one of their own.
 
     Args:
         order: 1 or 2.
         damped: False keeps d at 1.
+        keys: forecast stale keys and values, too (order 1, always damped), which takes twice their memory.
 
     Raises:
         ValueError: the order is neither 1 nor 2.
@@ -36,21 +41,27 @@ class Taylor(Reuse):
 
     order: int = 1
     damped: bool = True
+    keys: bool = False
 
     def __post_init__(self) -> None:
         if self.order not in (1, 2):
             raise ValueError(f"order: expected 1 or 2, got {self.order!r}")
 
-    def start(self) -> ReuseState:
+    def start(self, guidance: Guidance = "none") -> ReuseState:
         """Fresh memory: `order + 1` predictions and the times they were computed at."""
-        return _TaylorState(self)
+        return _TaylorState(self, guidance)
+
+    def start_keys(self, guidance: Guidance = "none") -> KeyValueBuffer:
+        """Memory for held keys and values, or for forecast ones."""
+        return LinearBuffer(halves=1 if guidance == "none" else 2) if self.keys else KeyValueBuffer()
 
 
 class _TaylorState(ReuseState):
     """Newest first: `values` [B, N, C] and `times` [B, N, 1] of each token's last computations."""
 
-    def __init__(self, rule: Taylor) -> None:
+    def __init__(self, rule: Taylor, guidance: Guidance) -> None:
         self._rule = rule
+        self._guidance = guidance
         self._values: list[Tensor] = []
         self._times: list[Tensor] = []
         self._fits: list[tuple[Tensor, Tensor]] = []
@@ -116,18 +127,20 @@ class _TaylorState(ReuseState):
         return total
 
     def _damping(self, place: int) -> Tensor | float:
-        """Damping factor of one term [B, 1, 1], within [0, 1]; 1 before anything was learnt."""
+        """Damping factor of one term [G * B, 1, 1], within [0, 1]; 1 before anything was learnt."""
         if not self._rule.damped or place >= len(self._fits):
             return 1.0
         product, square = self._fits[place]
-        return torch.where(square > 0, product / square.clamp_min(torch.finfo(square.dtype).tiny), 1.0).clamp(0, 1)
+        damping = torch.where(square > 0, product / square.clamp_min(torch.finfo(square.dtype).tiny), 1.0).clamp(0, 1)
+        return damping if self._guidance == "none" else damping.repeat(2, 1, 1)
 
     def _learn(self, terms: list[Tensor], surprise: Tensor) -> None:
         """Fit each damping to what was left over by the terms before it."""
         left = surprise
         for place, term in enumerate(terms):
-            product = (left * term).sum((1, 2), keepdim=True).nan_to_num()
-            square = term.square().sum((1, 2), keepdim=True).nan_to_num()
+            visible = guided(term, self._guidance)
+            product = (guided(left, self._guidance) * visible).sum((1, 2), keepdim=True).nan_to_num()
+            square = visible.square().sum((1, 2), keepdim=True).nan_to_num()
             if place < len(self._fits):
                 known_product, known_square = self._fits[place]
                 product, square = MEMORY * known_product + product, MEMORY * known_square + square

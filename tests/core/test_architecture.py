@@ -14,18 +14,31 @@ import tokenprune
 
 PACKAGE = Path(tokenprune.__file__).parent
 ADAPTERS = PACKAGE.parent / "adapters" / "tokenprune_adapters"
-OUTER = ("cli", "embedded", "__main__")
+OUTER = ("bench", "cli", "embedded", "figures", "__main__")
 CORE_LIBRARIES = {"torch", "einops", "tokenprune"}
 LAYERS = (
     {"errors", "grid"},
-    {"selection", "modulemap"},
-    {"schedule", "reuse", "taylor", "policy", "policies", "cache", "constants", "registry", "skip"},
-    {"run", "attention"},
-    {"report"},
+    {"selection", "modulemap", "keyvalue"},
+    {
+        "schedule",
+        "reuse",
+        "taylor",
+        "cluster_correction",
+        "policy",
+        "policies",
+        "cache",
+        "constants",
+        "registry",
+        "skip",
+        "plans",
+    },
+    {"run", "attention", "blocks"},
+    {"report", "exits"},
+    {"trace"},
     {"generation"},
     {"masked", "testing"},
     {"macs"},
-    {"api"},
+    {"api", "presets"},
     {"__init__"},
 )
 

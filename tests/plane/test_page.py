@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokenprune import Schedule
+from tokenprune import ClusterCorrection, Schedule
 from tokenprune.schedule import LevelSchedule, ListSchedule, RefreshSchedule, WarmupSchedule
 from tokenprune.taylor import Taylor
 
@@ -20,7 +20,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "schedules-and-forecasts.md").read_
 
 def test_the_pages_code_runs(sd3: nn.Module, generate: Callable[..., Tensor], capsys: Any) -> None:
     plain = generate(sd3)
-    first, second, third = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    first, second, clusters, third = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     scope: dict[str, Any] = {"model": sd3, "generate": lambda: generate(sd3)}
     exec(first, scope)
     images = [generate(sd3)]
@@ -29,22 +29,35 @@ def test_the_pages_code_runs(sd3: nn.Module, generate: Callable[..., Tensor], ca
     exec(second, scope)
     images.append(scope["image"])
     assert capsys.readouterr().out == "[24, 24, 24, 0, 7, 0]\n"
+    exec(clusters, scope)
+    images.append(scope["image"])
     exec(third, scope)
     images.append(scope["image"])
     assert capsys.readouterr().out == "[24, 12, 24, 12, 24, 12]\n"
-    for image, full in zip(images, (3, 3, 1), strict=True):
+    for image, full in zip(images, (3, 3, 3, 1), strict=True):
         assert torch.equal(image[:full], plain[:full])
         assert not torch.equal(image[full], plain[full])
     assert torch.equal(generate(sd3), plain)
 
 
+def _with_default(field: dataclasses.Field[Any]) -> str:
+    if field.default is not dataclasses.MISSING:
+        return f"{field.name}={field.default}"
+    return field.name if field.default_factory is dataclasses.MISSING else f"{field.name}={field.default_factory()}"
+
+
 def test_the_tables_list_every_argument() -> None:
     rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]*) \|", PAGE, re.MULTILINE))
-    assert set(rows) == {"WarmupSchedule", "RefreshSchedule", "ListSchedule", "LevelSchedule", "Hold", "Taylor"}
-    for kind in (WarmupSchedule, RefreshSchedule, ListSchedule, LevelSchedule, Taylor):
-        listed = [
-            field.name if field.default is dataclasses.MISSING else f"{field.name}={field.default}"
-            for field in dataclasses.fields(kind)
-        ]
+    assert set(rows) == {
+        "WarmupSchedule",
+        "RefreshSchedule",
+        "ListSchedule",
+        "LevelSchedule",
+        "Hold",
+        "Taylor",
+        "ClusterCorrection",
+    }
+    for kind in (WarmupSchedule, RefreshSchedule, ListSchedule, LevelSchedule, Taylor, ClusterCorrection):
+        listed = [_with_default(field) for field in dataclasses.fields(kind)]
         assert re.findall(r"`(.*?)`", rows[kind.__name__]) == listed
     assert {kind.__name__ for kind in Schedule.__subclasses__()} >= {name for name in rows if name.endswith("Schedule")}

@@ -95,7 +95,7 @@ def test_damping_by_hand() -> None:
         state.record(torch.tensor([[[value]]]), time)
     assert state.forecast(0).item() == pytest.approx(1.5 + 0.5 * 0.5)  # the term was 1, the surprise 0.5
     state.record(torch.tensor([[[2.0]]]), 0)
-    kept = (0.8 * 0.5 + 0.5 * 0.5) / (0.8 * 1 + 0.5 * 0.5)
+    kept = (0.3 * 0.5 + 0.5 * 0.5) / (0.3 * 1 + 0.5 * 0.5)
     assert state.forecast(-1).item() == pytest.approx(2 + kept * 0.5)
 
 

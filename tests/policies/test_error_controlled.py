@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,7 @@ GAP = torch.tensor([[2, 3, 1, 2, 1, 1]], dtype=torch.int32)
 
 
 def score(seen: Observation, **settings: Any) -> list[float]:
-    return ErrorControlledPolicy(**settings).score(seen, {})[0].tolist()
+    return ErrorControlledPolicy(**{"smoothing": 0.0, **settings}).score(seen, {})[0].tolist()
 
 
 @pytest.mark.parametrize(
@@ -35,10 +36,22 @@ def test_exact_scores(observe: Callable[..., Observation], order: int, floor: fl
     assert score(seen, order=order, floor=floor) == pytest.approx([value / 8 for value in expected])
 
 
+def test_scores_are_averaged_over_the_neighbourhood(observe: Callable[..., Observation]) -> None:
+    """On a 2 x 3 grid: against Gaussian weights put together pair by pair."""
+    seen = observe(2, age=AGE, surprise=SURPRISE, gap=GAP)
+    assert seen.grid == (2, 3)
+    plain, places = score(seen, floor=0.0), [(row, column) for row in range(2) for column in range(3)]
+    expected = []
+    for row, column in places:
+        weights = [math.exp(-((row - r) ** 2 + (column - c) ** 2) / (2 * 0.8**2)) for r, c in places]
+        expected.append(sum(w * value for w, value in zip(weights, plain, strict=True)) / sum(weights))
+    assert score(seen, floor=0.0, smoothing=0.8) == pytest.approx(expected, rel=1e-5)
+
+
 def test_what_is_selected(observe: Callable[..., Observation]) -> None:
     seen = observe(2, age=AGE, surprise=SURPRISE, gap=GAP)
-    assert ErrorControlledPolicy(floor=0.0).select(seen, {}).index.tolist() == [[2, 4]]
-    assert ErrorControlledPolicy(floor=0.0, order=2).select(seen, {}).index.tolist() == [[2, 4]]
+    assert ErrorControlledPolicy(floor=0.0, smoothing=0.0).select(seen, {}).index.tolist() == [[2, 4]]
+    assert ErrorControlledPolicy(floor=0.0, order=2, smoothing=0.0).select(seen, {}).index.tolist() == [[2, 4]]
 
 
 @pytest.mark.parametrize("known", [{}, {"surprise": torch.zeros(1, 6), "gap": GAP}])
@@ -52,7 +65,7 @@ def test_oldest_first_where_nothing_was_surprising(
 def test_an_image_without_surprise_beside_one_with(observe: Callable[..., Observation]) -> None:
     surprise = torch.cat([SURPRISE, torch.zeros(1, 6)])
     seen = observe(2, prediction=torch.zeros(2, 6, 2), age=AGE.repeat(2, 1), surprise=surprise, gap=GAP.repeat(2, 1))
-    assert ErrorControlledPolicy(floor=0.0).select(seen, {}).index.tolist() == [[2, 4], [3, 4]]
+    assert ErrorControlledPolicy(floor=0.0, smoothing=0.0).select(seen, {}).index.tolist() == [[2, 4], [3, 4]]
 
 
 def test_without_ages_the_first_tokens(observe: Callable[..., Observation]) -> None:
@@ -61,7 +74,8 @@ def test_without_ages_the_first_tokens(observe: Callable[..., Observation]) -> N
 
 def test_no_token_starves(observe: Callable[..., Observation]) -> None:
     """One token is always surprising, the others never are; the floor makes each of them come up."""
-    policy, age, counts = ErrorControlledPolicy(floor=0.1), torch.ones(1, 6, dtype=torch.int32), torch.zeros(6)
+    policy = ErrorControlledPolicy(floor=0.1, smoothing=0.0)
+    age, counts = torch.ones(1, 6, dtype=torch.int32), torch.zeros(6)
     gap = torch.ones_like(age)
     surprise = torch.tensor([[1.0, 0, 0, 0, 0, 0]])
     for _ in range(400):
@@ -87,6 +101,7 @@ def test_surprises_out_of_bounds(observe: Callable[..., Observation], value: flo
         ({"order": 0.5}, r"order: expected a whole number of at least 0, got 0\.5"),
         ({"floor": -0.1}, r"floor: expected a number of at least 0, got -0\.1"),
         ({"floor": float("nan")}, "floor: expected a number of at least 0, got nan"),
+        ({"smoothing": -1.0}, r"smoothing: expected a number of at least 0, got -1\.0"),
         ({"alpha": 0.0}, "alpha: expected a fraction"),
     ],
 )

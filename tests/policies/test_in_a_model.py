@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import tokenprune
 from tokenprune import (
+    AttentionRankPolicy,
     ClusterRandomPolicy,
     ErrorControlledPolicy,
     MixturePolicy,
@@ -17,6 +18,7 @@ from tokenprune import (
     RegionAdaptivePolicy,
     RegionPolicy,
     SelectionPolicy,
+    TocaPolicy,
 )
 
 MASK = torch.arange(24).view(4, 6) % 7 == 0
@@ -25,6 +27,10 @@ POLICIES = {
     "ras": RegionAdaptivePolicy(0.3, 2),
     "cluster-random": ClusterRandomPolicy(0.3, 2, num_clusters=3),
     "region": RegionPolicy(ErrorControlledPolicy(0.3, 2), MASK),
+    "at-edm": AttentionRankPolicy(0.3, 2, staleness=0.5),
+    "toca": TocaPolicy(0.3, 2),
+    "region-toca": RegionPolicy(TocaPolicy(0.3, 2), MASK),
+    "mixture-at-edm": MixturePolicy(0.3, 2, parts=((AttentionRankPolicy(), 1), (NoisePolicy(), 1))),
     "mixture": MixturePolicy(0.3, 2, parts=((NoisePolicy(), 1), (RegionAdaptivePolicy(), 1))),
 }
 

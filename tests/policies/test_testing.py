@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 import pytest
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 import tokenprune
 from tokenprune import (
+    AttentionRankPolicy,
     CATPolicy,
     ClusterRandomPolicy,
     DensePolicy,
@@ -29,7 +30,9 @@ from tokenprune import (
     Selection,
     SelectionPolicy,
     SequentialPolicy,
+    TocaPolicy,
 )
+from tokenprune.policy import Need
 from tokenprune.testing import GRIDS, PolicyCheckError, Property, check_policy
 
 PARTS = ((NoiseStalenessPolicy(), 0.3), (ErrorControlledPolicy(), 0.4), (SequentialPolicy(), 0.3))
@@ -43,6 +46,10 @@ FACTORIES: dict[str, Callable[[], SelectionPolicy]] = {
     "ras": RegionAdaptivePolicy,
     "ras-norm": lambda: RegionAdaptivePolicy(metric="norm", ascending=True, starvation=1.0),
     "mixture": lambda: MixturePolicy(parts=PARTS),
+    "at-edm": AttentionRankPolicy,
+    "at-edm-staleness": lambda: AttentionRankPolicy(iterations=1, chunk=5, staleness=0.5),
+    "toca": TocaPolicy,
+    "toca-3": lambda: TocaPolicy(neighbourhood=3, interval=1.0),
 }
 CLUSTERING: dict[str, Callable[[], SelectionPolicy]] = {
     "cat": lambda: CATPolicy(num_clusters=3),
@@ -66,6 +73,7 @@ def test_regions(grid: tuple[int, ...]) -> None:
     generator = torch.Generator().manual_seed(0)
     mask, excluded = (torch.rand(grid, generator=generator) < 0.3 for _ in range(2))
     check_policy(lambda: RegionPolicy(MixturePolicy(parts=PARTS), mask, excluded), grids=[grid])
+    check_policy(lambda: RegionPolicy(TocaPolicy(), mask), grids=[grid])
     check_policy(lambda: MixturePolicy(parts=((RegionPolicy(NoisePolicy(), mask), 1), *PARTS)), grids=[grid])
 
 
@@ -173,6 +181,42 @@ class Remembering(ScorePolicy):
         return (torch.arange(seen.prediction.shape[1]) * len(self.calls) % 7).expand(len(seen.prediction), -1)
 
 
+@dataclass(frozen=True)
+class Attentive(ScorePolicy):
+    """What a policy makes of queries and keys."""
+
+    needs: ClassVar[frozenset[Need]] = frozenset({"attention"})
+
+    weigh: Callable[[Tensor, Tensor], Tensor] = field(default=lambda query, key: (query * key).sum((1, 3)))
+
+    def weigh_attention(self, query: Tensor, key: Tensor, scale: float) -> Tensor:
+        return self.weigh(query, key)
+
+    def score(self, seen: Observation, memory: Memory) -> Tensor:
+        assert seen.attention is not None
+        return seen.attention.nan_to_num()
+
+
+def weighing(weigh: Callable[[Tensor, Tensor], Tensor]) -> Callable[[], SelectionPolicy]:
+    return lambda: Attentive(weigh=weigh)
+
+
+def by_head(query: Tensor, key: Tensor) -> Tensor:
+    return (query * key).sum((2, 3))
+
+
+def in_double(query: Tensor, key: Tensor) -> Tensor:
+    return (query * key).double().sum((1, 3))
+
+
+def adding(query: Tensor, key: Tensor) -> Tensor:
+    return (query * key.add_(1)).sum((1, 3))
+
+
+def scaling(query: Tensor, key: Tensor) -> Tensor:
+    return query.sum((1, 3)) / key.sum().item()
+
+
 class Flat(ScorePolicy):
     """Knows images only."""
 
@@ -199,6 +243,11 @@ BROKEN: list[tuple[Property, str, Callable[[], SelectionPolicy]]] = [
     ("isolation", "two more generations that take turns", Remembering),
     ("batch", "image 0 alone", broken(averaging)),
     ("batch", "the images in reverse order", broken(by_place)),
+    ("attention", "expected torch.float32 weights [2, 7], got torch.float32 [2, 2]", weighing(by_head)),
+    ("attention", "got torch.float64 [2, 7]", weighing(in_double)),
+    ("inputs", "weigh_attention changed its queries or keys", weighing(adding)),
+    ("selects", "weigh_attention raised NotImplementedError", type("Silent", (NoisePolicy,), {"needs": {"attention"}})),
+    ("synchronisation", "_local_scalar_dense.default waits for the device", weighing(scaling)),
     ("synchronisation", "aten._local_scalar_dense.default waits for the device", broken(reading)),
     ("synchronisation", "tolist waits for the device", broken(listing)),
     ("synchronisation", "tensor waits for the device", broken(copying)),
@@ -212,6 +261,10 @@ def test_broken_policies(property_: Property, message: str, factory: Callable[[]
         check_policy(factory)
     assert caught.value.broken == property_
     assert re.match(rf"\w+ breaks '{property_}' on grid \(", str(caught.value))
+
+
+def test_policies_with_attention_pass() -> None:
+    check_policy(Attentive, steps=4)
 
 
 def test_every_property_can_fail() -> None:

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 import tokenprune
+from tokenprune.cli.quiet import quiet
 from tokenprune.policies import CATPolicy
 from tokenprune.report import Report
 
@@ -60,7 +61,7 @@ def demo(
         policy = CATPolicy(alpha=alpha, warmup_steps=warmup_steps)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    _quiet()
+    quiet()
     from tokenprune.embedded.load import EMPTY_TEXT_TOKENS, load_shapes_sd3
 
     pipe = load_shapes_sd3()
@@ -115,16 +116,6 @@ def demo(
         console.print(_table(outcomes, report))
         console.print(f"CAT: {report}", highlight=False)
         console.print(f"panel: {out}", highlight=False)
-
-
-def _quiet() -> None:
-    """Keep the libraries' loading bars and their notes about optional parts off the screen."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    for library in (diffusers_logging, transformers_logging):
-        library.set_verbosity_error()
-        library.disable_progress_bar()
 
 
 def _run_pruned_once(

@@ -2,19 +2,71 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib.resources import as_file, files
+from typing import Any
 
 import torch
-from diffusers import StableDiffusion3Pipeline
+from diffusers import DiffusionPipeline, PixArtSigmaPipeline, StableDiffusion3Pipeline
 
 EMPTY_TEXT_TOKENS = 1
 """What to pass as `max_sequence_length`: shapes-sd3 has no T5 encoder, and one empty token says so as well as 256."""
 
 
+@dataclass(frozen=True)
+class Embedded:
+    """A pipeline that ships with the package, trained by this project.
+
+    Attributes:
+        name: its name, and that of its folder.
+        pipeline: its class.
+        missing: components that it has none of.
+        arguments: what to pass when calling it.
+        guidance_scale: the classifier-free guidance that the project measures with.
+        steps: the number of steps that the project measures with.
+    """
+
+    name: str
+    pipeline: type[DiffusionPipeline]
+    missing: tuple[str, ...] = ()
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    guidance_scale: float = 4.5
+    steps: int = 28
+
+    def load(self) -> Any:
+        """The pipeline in float32 on the CPU."""
+        with as_file(files("tokenprune.embedded") / "weights" / self.name) as folder:
+            return self.pipeline.from_pretrained(folder, dtype=torch.float32, **dict.fromkeys(self.missing))
+
+
+EMBEDDED = {
+    model.name: model
+    for model in (
+        Embedded(
+            "shapes-sd3",
+            StableDiffusion3Pipeline,
+            missing=("text_encoder_3", "tokenizer_3"),
+            arguments={"max_sequence_length": EMPTY_TEXT_TOKENS},
+            guidance_scale=7.0,
+        ),
+        Embedded(
+            "shapes-pixart",
+            PixArtSigmaPipeline,
+            # without these the pipeline takes 300 text tokens, and draws at the nearest of PixArt's own sizes
+            arguments={"max_sequence_length": 48, "use_resolution_binning": False},
+        ),
+    )
+}
+
+
 def load_shapes_sd3() -> StableDiffusion3Pipeline:
     """The small Stable Diffusion 3 pipeline trained by this project, in float32 on the CPU."""
-    with as_file(files("tokenprune.embedded") / "weights" / "shapes-sd3") as folder:
-        pipe: StableDiffusion3Pipeline = StableDiffusion3Pipeline.from_pretrained(
-            folder, text_encoder_3=None, tokenizer_3=None, dtype=torch.float32
-        )
+    pipe: StableDiffusion3Pipeline = EMBEDDED["shapes-sd3"].load()
+    return pipe
+
+
+def load_shapes_pixart() -> PixArtSigmaPipeline:
+    """The small PixArt-Sigma pipeline trained by this project, in float32 on the CPU."""
+    pipe: PixArtSigmaPipeline = EMBEDDED["shapes-pixart"].load()
     return pipe

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from itertools import product
 from math import dist
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -115,6 +116,12 @@ class _Candidates:
 def total(scores: Iterable[SceneScore]) -> SceneScore:
     """The sum of the scores of many pictures."""
     return sum(scores, SceneScore())
+
+
+def summary(pictures: Iterable[NDArray[np.uint8]], of: Iterable[Scene]) -> dict[str, Any]:
+    """The scene score of many pictures and the shares of each attribute, as figures for a result file."""
+    whole = total(score(picture, scene) for picture, scene in zip(pictures, of, strict=True))
+    return {"scene_score": whole.accuracy, "attributes": dict(whole.per_attribute)}
 
 
 def score(picture: NDArray[np.uint8], scene: Scene) -> SceneScore:

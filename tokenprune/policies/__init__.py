@@ -1,5 +1,6 @@
 """The selection policies, one file each."""
 
+from tokenprune.policies.at_edm import AttentionRankPolicy
 from tokenprune.policies.cat import CATPolicy
 from tokenprune.policies.cluster_random import ClusterRandomPolicy
 from tokenprune.policies.dense import DensePolicy
@@ -11,8 +12,10 @@ from tokenprune.policies.random import RandomPolicy
 from tokenprune.policies.ras import RegionAdaptivePolicy
 from tokenprune.policies.region import RegionPolicy
 from tokenprune.policies.sequential import SequentialPolicy
+from tokenprune.policies.toca import TocaPolicy
 
 __all__ = [
+    "AttentionRankPolicy",
     "CATPolicy",
     "ClusterRandomPolicy",
     "DensePolicy",
@@ -24,4 +27,5 @@ __all__ = [
     "RegionAdaptivePolicy",
     "RegionPolicy",
     "SequentialPolicy",
+    "TocaPolicy",
 ]

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from tokenprune.grid import smooth
 from tokenprune.policy import Memory, Need, Observation, ScorePolicy
 
 
@@ -21,14 +22,17 @@ class ErrorControlledPolicy(ScorePolicy):
 
         score = (s + floor * mean(s)) * (age / gap)^(order + 1),
 
-    higher is more important, with the mean over the tokens of the image. The floor keeps the score of every token
-    growing, so that none starves. Where nothing was surprising, or nothing is known yet, the oldest tokens come first.
-    Steps stand for time: the samplers' timesteps are taken to be evenly spaced. Cost: a few element-wise operations
+    averaged over a token's neighbourhood with Gaussian weights; higher is more important, the mean is over the tokens
+    of the image. The floor keeps the score of every token growing, so that none starves. Neighbours are best computed
+    together: they attend to each other most, and then find each other's keys and values fresh. Where nothing was
+    surprising, or nothing is known yet, the oldest tokens come first. Steps stand for time: the samplers' timesteps are
+    taken to be evenly spaced. Cost: a few element-wise operations, a small matrix product for each axis of the grid,
     and one sort; the engine keeps two numbers per token and forecasts the tokens that it computes.
 
     Args:
         order: p of the forecast in use: 0 for `Hold`, 1 and 2 for `Taylor` of that order.
         floor: fraction of the image's mean surprise added to every token's, at least 0.
+        smoothing: sigma of the neighbourhood in tokens; 0 leaves the scores as they are.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -38,6 +42,7 @@ class ErrorControlledPolicy(ScorePolicy):
 
     order: int = 0
     floor: float = 0.1
+    smoothing: float = 1.2
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -45,6 +50,8 @@ class ErrorControlledPolicy(ScorePolicy):
             raise ValueError(f"order: expected a whole number of at least 0, got {self.order!r}")
         if not 0 <= self.floor < float("inf"):
             raise ValueError(f"floor: expected a number of at least 0, got {self.floor}")
+        if not 0 <= self.smoothing < float("inf"):
+            raise ValueError(f"smoothing: expected a number of at least 0, got {self.smoothing}")
 
     def score(self, seen: Observation, memory: Memory) -> Tensor:
         """The expected error of every token [B, N], relative to the image's largest surprise."""
@@ -57,4 +64,7 @@ class ErrorControlledPolicy(ScorePolicy):
         largest = surprise.amax(dim=1, keepdim=True)
         share = surprise / largest.clamp_min(torch.finfo(surprise.dtype).tiny)
         expected = share + self.floor * share.mean(dim=1, keepdim=True)
-        return torch.where(largest > 0, expected * (age / seen.gap.clamp_min(1)) ** (self.order + 1), age)
+        expected = expected * (age / seen.gap.clamp_min(1)) ** (self.order + 1)
+        if self.smoothing > 0:
+            expected = smooth(expected, seen.grid, self.smoothing)
+        return torch.where(largest > 0, expected, age)

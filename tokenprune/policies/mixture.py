@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
+from torch import Tensor
 
 from tokenprune.policies.preference import namespace, preference
 from tokenprune.policies.staleness import ranks
@@ -31,7 +32,7 @@ class MixturePolicy(SelectionPolicy):
         parts: pairs (policy, share), shares above 0; they need not add up to 1.
 
     Raises:
-        ValueError: there are no parts, or a share is not above 0.
+        ValueError: there are no parts, a share is not above 0, or two different parts need attention statistics.
     """
 
     parts: tuple[tuple[SelectionPolicy, float], ...] = ()
@@ -43,7 +44,15 @@ class MixturePolicy(SelectionPolicy):
         for _, share in self.parts:
             if not 0 < share < float("inf"):
                 raise ValueError(f"parts: expected shares above 0, got {share}")
+        asking = {policy for policy, _ in self.parts if "attention" in policy.needs}
+        if len(asking) > 1:
+            raise ValueError(f"parts: expected one policy with attention statistics at most, got {len(asking)}")
         object.__setattr__(self, "needs", frozenset().union(*(policy.needs for policy, _ in self.parts)))
+
+    def weigh_attention(self, query: Tensor, key: Tensor, scale: float) -> Tensor:
+        """That of the first part that needs it."""
+        asking = next(policy for policy, _ in self.parts if "attention" in policy.needs)
+        return asking.weigh_attention(query, key, scale)
 
     def quotas(self, count: int) -> list[int]:
         """How many of `count` tokens each part gets."""

@@ -66,6 +66,10 @@ class RegionPolicy(ScorePolicy):
         """The inner policy's."""
         return self.inner.schedule()
 
+    def weigh_attention(self, query: Tensor, key: Tensor, scale: float) -> Tensor:
+        """The inner policy's."""
+        return self.inner.weigh_attention(query, key, scale)
+
     def score(self, seen: Observation, memory: Memory) -> Tensor:
         """Minus the place of every token [B, N] in the order of selection."""
         images, tokens = seen.prediction.shape[:2]

@@ -46,6 +46,7 @@ Property = Literal[
     "determinism",
     "isolation",
     "batch",
+    "attention",
     "synchronisation",
 ]
 
@@ -88,6 +89,14 @@ class _Case:
             "nan": normal.where(normal < 0.5, math.nan),
         }[self.noise].to(self.device)
 
+    @cached_property
+    def attention(self) -> tuple[Tensor, Tensor]:
+        """Queries and keys [images, 2, N, channels] of one attention module, made of the first two predictions."""
+        return self._heads(0), self._heads(1)
+
+    def _heads(self, step: int) -> Tensor:
+        return torch.stack([self.predictions[step], self.predictions[step].flip(-1)], dim=1)
+
     def __str__(self) -> str:
         return f"on grid {self.grid}, {self.noise} noise, {self.count} of {num_tokens(self.grid)} tokens"
 
@@ -108,8 +117,9 @@ def check_policy(
     image, sorted, unique and in range), "memory" (tensors with a row for each image), "inputs" (nothing it was given
     is changed), "random state" (torch's is left alone), "determinism" (a second policy does the same), "isolation"
     (so does the same policy in another generation, also while the first is under way), "batch" (an image alone, and
-    in another place of the batch, gets the same tokens) and "synchronisation" (the host never waits for the device,
-    to read from it or to copy to it). The noise is normal, full of ties, constant, zero or partly NaN.
+    in another place of the batch, gets the same tokens), "attention" (where the policy needs it, `weigh_attention`
+    gives float32 numbers [G, N]) and "synchronisation" (the host never waits for the device, to read from it or to
+    copy to it). The noise is normal, full of ties, constant, zero or partly NaN.
 
     Args:
         policy_factory: makes the policy anew, with the same settings each time.
@@ -172,6 +182,7 @@ class _Player:
         self._previous: Selection | None = None
         self._pruned_steps = 0
         self._history = TokenHistory(len(rows), num_tokens(case.grid), case.device)
+        self._attention = self._weigh() if "attention" in policy.needs else None
 
     def play(self) -> list[Tensor]:
         for step in range(self._case.steps):
@@ -203,17 +214,38 @@ class _Player:
             age=self._history.age(step),
             surprise=self._history.surprise,
             gap=self._history.gap,
+            attention=self._attention,
         )
 
-    def _select(self, seen: Observation) -> Selection:
-        before, random_state = _tensors(seen), torch.get_rng_state()
+    def _weigh(self) -> Tensor:
+        """What the policy makes of the attention, of its images [B, N]."""
+        query, key = (tensor.clone() for tensor in self._case.attention)
+        with self._calling("weigh_attention"):
+            weights = self._policy.weigh_attention(query, key, scale=0.5)
+        for given, before in zip((query, key), self._case.attention, strict=True):
+            if not torch.equal(given.nan_to_num(), before.nan_to_num()):
+                raise self._error("inputs", "weigh_attention changed its queries or keys")
+        expected, came = [self._case.images, num_tokens(self._case.grid)], list(weights.shape)
+        if came != expected or weights.dtype != torch.float32:
+            detail = f"expected torch.float32 weights {expected}, got {weights.dtype} {came}"
+            raise self._error("attention", f"weigh_attention: {detail}")
+        return weights[list(self._rows)]
+
+    @contextmanager
+    def _calling(self, method: str) -> Iterator[None]:
+        """What the policy raises, and a watched one's waiting, as the properties that they break."""
         try:
             with _no_waiting() if self._watched else nullcontext():
-                selection = self._policy.select(seen, self._memory)
+                yield
         except _WaitedError as error:
             raise self._error("synchronisation", f"{error} waits for the device") from None
         except Exception as error:
-            raise self._error("selects", f"select raised {type(error).__name__}: {error}") from error
+            raise self._error("selects", f"{method} raised {type(error).__name__}: {error}") from error
+
+    def _select(self, seen: Observation) -> Selection:
+        before, random_state = _tensors(seen), torch.get_rng_state()
+        with self._calling("select"):
+            selection = self._policy.select(seen, self._memory)
         for name, tensor in _tensors(seen).items():
             if not torch.equal(tensor.nan_to_num(), before[name].nan_to_num()):
                 raise self._error("inputs", f"select changed the observation's {name}")

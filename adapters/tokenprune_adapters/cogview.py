@@ -1,0 +1,32 @@
+"""CogView3-Plus, CogView4 and GLM-Image."""
+
+from __future__ import annotations
+
+from diffusers import CogView3PlusTransformer2DModel, CogView4Transformer2DModel, GlmImageTransformer2DModel
+
+from tokenprune import AttentionSite, ModuleMap, latent_grid
+from tokenprune_adapters.common import paths, rotary, sites
+
+
+def plus(model: CogView3PlusTransformer2DModel) -> ModuleMap:
+    """Joint attention over [text, image]; positions are added where tokens are embedded."""
+    blocks = paths(model, "transformer_blocks")
+    return ModuleMap(
+        blocks=blocks,
+        attentions=tuple(AttentionSite(f"{path}.attn1", "text-image") for path in blocks),
+        exit="proj_out",
+        grid=latent_grid("hidden_states", model.config.patch_size),
+    )
+
+
+def with_rotary(model: CogView4Transformer2DModel | GlmImageTransformer2DModel) -> ModuleMap:
+    """Joint attention over [text, image], with rotary embeddings of the image tokens."""
+    blocks = paths(model, "transformer_blocks")
+    return ModuleMap(
+        blocks=sites(blocks, "hidden_states", rotary()),
+        attentions=tuple(AttentionSite(f"{path}.attn1", "text-image") for path in blocks),
+        exit="proj_out",
+        grid=latent_grid("hidden_states", model.config.patch_size),
+        shared=True,
+        reads_values=isinstance(model, GlmImageTransformer2DModel),
+    )

@@ -1,0 +1,64 @@
+"""What module maps of several families have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import nn
+
+from tokenprune import BlockSite, TokenArgument
+from tokenprune.grid import TokenGrid, num_tokens
+from tokenprune.modulemap import Arguments
+
+
+def paths(model: nn.Module, *lists: str) -> tuple[str, ...]:
+    """Names of all modules in lists of the model, such as `transformer_blocks.0`."""
+    return tuple(f"{name}.{i}" for name in lists for i, _ in enumerate(model.get_submodule(name).children()))
+
+
+def sites(blocks: Iterable[str], *tokens: TokenArgument | str) -> tuple[BlockSite, ...]:
+    """Blocks with the same arguments; a name alone stands for tensors [B, N, C]."""
+    arguments = tuple(TokenArgument(token) if isinstance(token, str) else token for token in tokens)
+    return tuple(BlockSite(path, arguments) for path in blocks)
+
+
+def rotary(name: str = "image_rotary_emb") -> TokenArgument:
+    """Cosines and sines [N, D], the same for all images."""
+    return TokenArgument(name, dim=0, batch=None)
+
+
+def text_keys(blocks: Iterable[str], attention: str = "attn2", *more: str) -> tuple[str, ...]:
+    """Key and value layers of cross-attention to the text."""
+    return tuple(f"{path}.{attention}.{name}" for path in blocks for name in ("to_k", "to_v", *more))
+
+
+def grid_of_ids(argument: str, tokens: str = "hidden_states", first: int = 1) -> Callable[[Arguments], TokenGrid]:
+    """A grid reader for models that get positions of image tokens: ids [N, 3 or 4], with or without a batch.
+
+    The ids are the last rows of the argument, as many as `tokens` [B, N, C] has. The columns `first` and `first + 1`
+    are row and column; tokens whose other columns differ from the first token's are reference tokens. Ids without
+    values (on torch's meta device) give one row of tokens.
+    """
+
+    def grid(arguments: Arguments) -> TokenGrid:
+        ids = arguments[argument]
+        ids = (ids[0] if ids.ndim == 3 else ids)[-arguments[tokens].shape[1] :]
+        if ids.is_meta:
+            return (1, len(ids))
+        others = [column for column in range(ids.shape[1]) if column not in (first, first + 1)]
+        own = ids[(ids[:, others] == ids[0, others]).all(1)][:, first : first + 2]
+        height, width = (own.amax(0) - own.amin(0) + 1).long().tolist()
+        return (height, width) if height * width == len(own) else (1, len(own))
+
+    return grid
+
+
+def after(argument: str, grid: Callable[[Arguments], TokenGrid]) -> Callable[[Arguments], tuple[int, int]]:
+    """How many reference tokens follow those of the grid in an argument [B, N, C]."""
+
+    def references(arguments: Arguments) -> tuple[int, int]:
+        tokens: Any = arguments[argument]
+        return 0, tokens.shape[1] - num_tokens(grid(arguments))
+
+    return references

@@ -1,0 +1,34 @@
+"""FLUX.1, FLUX.2 and their kin: Chroma, Bria, LongCat-Image, Ovis-Image.
+
+They get the image as tokens and each token's position, so tokens are chosen before the model sees any. Tokens of
+reference images (Kontext, FLUX.2) follow those of the image and are computed at full steps only.
+"""
+
+from __future__ import annotations
+
+import inspect
+
+from torch import nn
+
+from tokenprune import AttentionSite, BlockSite, ModuleMap, TokenArgument
+from tokenprune_adapters.common import after, grid_of_ids, paths
+
+CONTROLS = ("controlnet_block_samples", "controlnet_single_block_samples")
+IDS = (TokenArgument("img_ids", dim=0, batch=None), TokenArgument("img_ids", dim=1))
+"""Positions [N, 3] or [B, N, 4]; in both cases the models use one image's for all."""
+
+
+def module_map(model: nn.Module) -> ModuleMap:
+    """Joint attention over [text, image] in blocks of two streams and then in blocks of one."""
+    blocks = paths(model, "transformer_blocks", "single_transformer_blocks")
+    grid = grid_of_ids("img_ids")
+    accepted = inspect.signature(model.forward).parameters
+    return ModuleMap(
+        blocks=tuple(BlockSite(path) for path in blocks),
+        attentions=tuple(AttentionSite(f"{path}.attn", "text-image") for path in blocks),
+        exit="proj_out",
+        grid=grid,
+        token_inputs=("hidden_states", *IDS, *(name for name in CONTROLS if name in accepted)),
+        references=after("hidden_states", grid),
+        shared=True,
+    )

@@ -1,0 +1,88 @@
+"""Hunyuan-DiT, HunyuanImage, HunyuanVideo and HunyuanVideo 1.5."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from diffusers import (
+    HunyuanDiT2DModel,
+    HunyuanImageTransformer2DModel,
+    HunyuanVideo15Transformer3DModel,
+    HunyuanVideoTransformer3DModel,
+)
+from torch import nn
+
+from tokenprune import AttentionSite, BlockSite, ModuleMap, latent_grid
+from tokenprune.grid import TokenGrid
+from tokenprune.modulemap import Arguments
+from tokenprune_adapters.common import paths, rotary, sites
+
+
+def dit(model: HunyuanDiT2DModel) -> ModuleMap:
+    """Self-attention over the image; skip connections from the first half of the blocks to the second."""
+    blocks = paths(model, "blocks")
+    return ModuleMap(
+        blocks=sites(blocks, "hidden_states", rotary()),
+        attentions=tuple(AttentionSite(f"{path}.attn1") for path in blocks),
+        exit="proj_out",
+        grid=latent_grid("hidden_states", model.config.patch_size),
+        token_inputs=("controlnet_block_samples",),
+        shared=True,
+        noise_channels=model.config.in_channels,
+        output_channels=model.out_channels,
+    )
+
+
+def image(model: HunyuanImageTransformer2DModel) -> ModuleMap:
+    """Joint attention over [image, text] in all blocks."""
+    found = _joint(model, tuple(model.config.patch_size), "image_rotary_emb", "single_transformer_blocks")
+    return replace(found, reads_values=True)
+
+
+def video15(model: HunyuanVideo15Transformer3DModel) -> ModuleMap:
+    """Joint attention over [image, text], valid text first."""
+    size = model.config.patch_size
+    return replace(_joint(model, (model.config.patch_size_t, size, size), "freqs_cis"), reads_values=True)
+
+
+def video(model: HunyuanVideoTransformer3DModel) -> ModuleMap:
+    """Joint attention over [image, text].
+
+    In image-to-video models that replace the tokens of the first frame, these are reference tokens: they hold the
+    given picture and are computed at full steps only.
+    """
+    size = model.config.patch_size
+    names = ("freqs_cis", "image_rotary_emb")
+    found = _joint(model, (model.config.patch_size_t, size, size), names, "single_transformer_blocks")
+    if model.config.image_condition_type != "token_replace":
+        return found
+
+    def later_frames(arguments: Arguments) -> TokenGrid:
+        frames, *rest = latent_grid("hidden_states", (model.config.patch_size_t, size, size))(arguments)
+        return (frames - 1, *rest)
+
+    def first_frame(arguments: Arguments) -> tuple[int, int]:
+        _, height, width = later_frames(arguments)
+        return height * width, 0
+
+    return replace(
+        found,
+        blocks=tuple(replace(block, leading="num_tokens") for block in found.block_sites),
+        grid=later_frames,
+        references=first_frame,
+    )
+
+
+def _joint(model: nn.Module, patch: tuple[int, ...], embeddings: str | tuple[str, str], *more: str) -> ModuleMap:
+    """Blocks of one kind, or of two whose rotary embeddings may have different names."""
+    names = (embeddings, embeddings) if isinstance(embeddings, str) else embeddings
+    blocks: tuple[BlockSite, ...] = ()
+    for kind, name in zip(("transformer_blocks", *more), names, strict=False):
+        blocks += sites(paths(model, kind), "hidden_states", rotary(name))
+    return ModuleMap(
+        blocks=blocks,
+        attentions=tuple(AttentionSite(f"{block.path}.attn", "image-text") for block in blocks),
+        exit="proj_out",
+        grid=latent_grid("hidden_states", patch),
+        shared=True,
+    )

@@ -1,0 +1,152 @@
+"""Keys and values that are forecast while they are stale."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tokenprune
+from tokenprune import CATPolicy, RandomPolicy, RefreshSchedule, SequentialPolicy
+from tokenprune.keyvalue import KeyValueBuffer, LinearBuffer
+from tokenprune.taylor import Taylor
+
+IMAGES, HEADS, LENGTH, DIM = 2, 3, 6, 4
+TIMES = (950.0, 900.0, 840.0, 760.0, 700.0, 610.0)
+
+
+def draw(seed: int) -> Tensor:
+    return torch.randn(IMAGES, HEADS, LENGTH, DIM, generator=torch.Generator().manual_seed(seed))
+
+
+def line(time: float, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Keys and values [B, H, L, D] that follow a line in time, each number its own."""
+    passed = (1000 - time) / 500
+    return draw(seed) + passed * draw(seed + 1), draw(seed + 2) + passed * draw(seed + 3)
+
+
+def at(buffer: KeyValueBuffer, time: float) -> KeyValueBuffer:
+    buffer.clock = torch.tensor(time)
+    return buffer
+
+
+def places(columns: list[int]) -> Tensor:
+    return torch.tensor([row * LENGTH + column for row in range(IMAGES) for column in columns])
+
+
+def started() -> LinearBuffer:
+    buffer = LinearBuffer()
+    for time in TIMES[:2]:
+        at(buffer, time).record(*line(time))
+    return buffer
+
+
+def test_lines_are_followed_exactly_whenever_each_row_was_computed() -> None:
+    buffer = started()
+    for step, columns in enumerate(([0, 3], [1, 3, 4], [0], [2, 5]), start=2):
+        key, value = line(TIMES[step])
+        made = at(buffer, TIMES[step]).update(places(columns), key[:, :, columns], value[:, :, columns])
+        for whole, truth in zip(made, (key, value), strict=True):
+            torch.testing.assert_close(whole, truth, atol=1e-4, rtol=1e-4)
+
+
+def test_fresh_rows_are_returned_as_they_came() -> None:
+    buffer = started()
+    key, value = draw(50), draw(51)
+    made_key, made_value = at(buffer, TIMES[2]).update(places([1, 4]), key[:, :, [1, 4]], value[:, :, [1, 4]])
+    assert torch.equal(made_key[:, :, [1, 4]], key[:, :, [1, 4]])
+    assert torch.equal(made_value[:, :, [1, 4]], value[:, :, [1, 4]])
+
+
+def test_rows_that_jump_to_and_fro_come_to_be_held() -> None:
+    """A forecast that was of no use is damped away, row by row: the others go on along their lines."""
+    buffer, truth = LinearBuffer(), {time: line(time) for time in TIMES}
+    for place, time in enumerate(TIMES):
+        for number in truth[time]:
+            number[:, :, 0] = (-1.0) ** place * 5
+    for time in TIMES[:5]:
+        at(buffer, time).record(*truth[time])
+    key, value = truth[TIMES[5]]
+    made, _ = at(buffer, TIMES[5]).update(places([5]), key[:, :, [5]], value[:, :, [5]])
+    assert torch.equal(made[:, :, 0], truth[TIMES[4]][0][:, :, 0])
+    torch.testing.assert_close(made[:, :, 1:], key[:, :, 1:], atol=1e-4, rtol=1e-4)
+
+
+def test_a_repeated_timestep_leaves_the_slopes() -> None:
+    """Second-order samplers come back to a timestep."""
+    buffer = started()
+    at(buffer, TIMES[1]).record(*line(TIMES[1]))
+    key, value = line(TIMES[2])
+    made, _ = at(buffer, TIMES[2]).update(places([0]), key[:, :, [0]], value[:, :, [0]])
+    torch.testing.assert_close(made, key, atol=1e-4, rtol=1e-4)
+
+
+def test_a_new_generation_forgets_the_lines_and_keeps_the_memory() -> None:
+    buffer = started()
+    kept = buffer.key
+    buffer.restart()
+    at(buffer, TIMES[0]).record(*line(TIMES[0], seed=70))
+    assert buffer.key is kept
+    key, value = line(TIMES[1], seed=70)
+    made, _ = at(buffer, TIMES[1]).update(places([2]), key[:, :, [2]], value[:, :, [2]])
+    rest = [0, 1, 3, 4, 5]
+    assert torch.equal(made[:, :, rest], line(TIMES[0], seed=70)[0][:, :, rest])
+
+
+def test_the_memory_is_that_of_two_pairs_and_some_numbers_for_each_row() -> None:
+    buffer, plain = LinearBuffer(), KeyValueBuffer()
+    at(buffer, TIMES[0]).record(*line(TIMES[0]))
+    plain.record(*line(TIMES[0]))
+    assert buffer.nbytes == 2 * plain.nbytes + 5 * IMAGES * LENGTH * 4
+    before = buffer.nbytes
+    for time in TIMES[1:]:
+        at(buffer, time).record(*line(time))
+    assert buffer.nbytes == before
+
+
+def test_the_report_tells_of_the_memory(model: nn.Module, make_steps: Callable[..., Any]) -> None:
+    held = {}
+    for keys in (False, True):
+        with tokenprune.apply(model, RandomPolicy(0.5, 2), reuse=Taylor(1, keys=keys)) as handle:
+            list(make_steps(model))
+            held[keys] = handle.report().cache_bytes
+            buffers = handle._masked.generation.branches.popitem()[1].buffers.values()
+            assert all(type(buffer) is (LinearBuffer if keys else KeyValueBuffer) for buffer in buffers)
+            extra = sum(buffer.nbytes for buffer in buffers)
+    assert held[False] < held[True] < held[False] + extra
+
+
+def test_full_steps_stay_the_plain_models(model: nn.Module, make_steps: Callable[..., Any]) -> None:
+    steps = make_steps(model)
+    plain = list(steps)
+    with tokenprune.apply(model, CATPolicy(0.3), schedule=RefreshSchedule(2, 0.3), reuse=Taylor(1, keys=True)):
+        pruned = list(steps)
+    assert all(torch.equal(a, b) for a, b in zip(plain[::2], pruned[::2], strict=True))
+    assert not torch.equal(plain[3], pruned[3])
+
+
+def test_generations_do_not_depend_on_those_before(model: nn.Module, make_steps: Callable[..., Any]) -> None:
+    policy, first, second = SequentialPolicy(0.3, 2), make_steps(model, seed=1), make_steps(model, seed=2)
+    with tokenprune.apply(model, policy, reuse=Taylor(1, keys=True)):
+        fresh = list(second)
+    with tokenprune.apply(model, policy, reuse=Taylor(1, keys=True)):
+        list(first)
+        again = list(second)
+    assert all(torch.equal(a, b) for a, b in zip(fresh, again, strict=True))
+
+
+def test_forecast_keys_change_the_pruned_steps(model: nn.Module, make_steps: Callable[..., Any]) -> None:
+    steps, made = make_steps(model), {}
+    for keys in (False, True):
+        with tokenprune.apply(model, SequentialPolicy(0.3, 2), reuse=Taylor(1, keys=keys)):
+            made[keys] = list(steps)
+    assert torch.equal(made[False][1], made[True][1])
+    assert not torch.equal(made[False][4], made[True][4])
+
+
+def test_update_before_record_is_refused() -> None:
+    with pytest.raises(RuntimeError, match="starts with a full step"):
+        at(LinearBuffer(), 1.0).update(places([0]), draw(0)[:, :, [0]], draw(1)[:, :, [0]])

@@ -1,0 +1,154 @@
+"""Named lists of configurations, for any number of steps and any share of the plain model's token computations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from tokenprune.bench.configuration import Configuration, plain
+from tokenprune.cluster_correction import ClusterCorrection
+from tokenprune.plans import Plan
+from tokenprune.policies import (
+    AttentionRankPolicy,
+    CATPolicy,
+    ClusterRandomPolicy,
+    ErrorControlledPolicy,
+    NoisePolicy,
+    NoiseStalenessPolicy,
+    RandomPolicy,
+    RegionAdaptivePolicy,
+    SequentialPolicy,
+    TocaPolicy,
+)
+from tokenprune.policy import SelectionPolicy
+from tokenprune.reuse import Hold
+from tokenprune.schedule import ListSchedule, WarmupSchedule
+from tokenprune.taylor import Taylor
+
+FEWER = (0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.85)
+"""Shares of the steps at which the plain model is measured, whatever the suite."""
+
+WARMUPS = (8, 4)
+"""Full steps at the start: CAT Pruning's eight of 28, and fewer."""
+
+POLICIES: tuple[tuple[str, str, SelectionPolicy], ...] = (
+    ("CAT", "arXiv 2502.00433", CATPolicy()),
+    ("CAT, published constants", "arXiv 2502.00433", CATPolicy.published()),
+    ("noise", "arXiv 2502.00433, Fig. 4", NoisePolicy()),
+    ("noise and staleness", "arXiv 2502.00433, Fig. 5", NoiseStalenessPolicy()),
+    ("consecutive rows", "arXiv 2502.00433, Fig. 6", SequentialPolicy()),
+    ("random", "baseline", RandomPolicy()),
+    ("AT-EDM's choice", "re-implementation of arXiv 2405.05252", AttentionRankPolicy()),
+    ("AT-EDM's choice x age", "ours, after arXiv 2405.05252", AttentionRankPolicy(staleness=1.0)),
+    ("RAS's choice", "re-implementation of arXiv 2502.10389", RegionAdaptivePolicy()),
+    ("ToCa's choice", "re-implementation of arXiv 2410.05317", TocaPolicy()),
+    ("error-controlled", "ours", ErrorControlledPolicy()),
+)
+
+
+def fewer_steps(steps: int) -> list[Configuration]:
+    """The plain model at its own number of steps and at fewer: in every suite."""
+    return [plain(n) for n in dict.fromkeys([steps, *sorted({max(1, round(f * steps)) for f in FEWER}, reverse=True)])]
+
+
+def after_warmup(budget: float, steps: int, warmup_steps: int) -> WarmupSchedule | None:
+    """The warm-up schedule whose share of the token computations is the budget; None where the warm-up exceeds it."""
+    left = budget * steps - warmup_steps
+    return WarmupSchedule(left / (steps - warmup_steps), warmup_steps) if left > 0 else None
+
+
+def refreshes(budget: float, steps: int) -> ListSchedule:
+    """Full steps spread evenly over the generation, nothing between: a step cache of that budget."""
+    full = max(2, round(budget * steps))
+    places = {round(i * steps / full) for i in range(full)}
+    return ListSchedule(tuple(1.0 if i in places else 0.0 for i in range(steps)))
+
+
+def warm_refreshes(budget: float, steps: int, warmup_steps: int) -> ListSchedule | None:
+    """The same after a warm-up; None where the warm-up exceeds the budget."""
+    full = round(budget * steps) - warmup_steps
+    if full < 1:
+        return None
+    rest = steps - warmup_steps
+    places = {warmup_steps - 1 + round((i + 1) * rest / full) for i in range(full)}
+    return ListSchedule(tuple(1.0 if i < warmup_steps or i in places else 0.0 for i in range(steps)))
+
+
+def ablations(budget: float, steps: int) -> list[Configuration]:
+    """Every policy with CAT Pruning's schedule and reuse."""
+    found = []
+    for warmup in WARMUPS:
+        schedule = after_warmup(budget, steps, warmup)
+        if schedule is not None:
+            found += [
+                Configuration(f"{name}, {warmup} full steps", Plan(policy, schedule), source=source)
+                for name, source, policy in POLICIES
+            ]
+    return found
+
+
+def step_caches(budget: float, steps: int) -> list[Configuration]:
+    """Steps that compute everything or nothing, spread evenly or after a warm-up, with every forecast."""
+    schedules = {"evenly": refreshes(budget, steps)}
+    for warmup in WARMUPS:
+        if warm := warm_refreshes(budget, steps, warmup):
+            schedules[f"after {warmup}"] = warm
+    forecasts = {"hold": Hold(), "linear": Taylor(1), "quadratic": Taylor(2), "linear, undamped": Taylor(1, False)}
+    return [
+        Configuration(
+            f"full steps {where}, {how}", Plan(SequentialPolicy(), schedule, reuse), source="after arXiv 2503.06923"
+        )
+        for where, schedule in schedules.items()
+        for how, reuse in forecasts.items()
+    ]
+
+
+def forecasts(budget: float, steps: int) -> list[Configuration]:
+    """Forecasts, stale keys and cluster correction, each on the consecutive rows and the error-controlled choice."""
+    rules = {"linear": Taylor(1), "linear, keys too": Taylor(1, keys=True), "quadratic": Taylor(2)}
+    found = []
+    for warmup in WARMUPS:
+        schedule = after_warmup(budget, steps, warmup)
+        if schedule is None:
+            continue
+        plans = {
+            f"{name}, {how}": Plan(policy, schedule, reuse)
+            for how, reuse in rules.items()
+            for name, policy in (
+                ("consecutive rows", SequentialPolicy()),
+                ("error-controlled", ErrorControlledPolicy(order=reuse.order)),
+            )
+        }
+        found += [Configuration(f"{name}, {warmup} full steps", plan, source="ours") for name, plan in plans.items()]
+        clusters = Plan(ClusterRandomPolicy(), schedule, ClusterCorrection())
+        source = "re-implementation of arXiv 2509.10312"
+        found.append(Configuration(f"ClusCa's choice and correction, {warmup} full steps", clusters, source=source))
+    return found
+
+
+def plane(budget: float, steps: int) -> list[Configuration]:
+    """All of them."""
+    return [*ablations(budget, steps), *step_caches(budget, steps), *forecasts(budget, steps)]
+
+
+def sensitivity(budget: float, steps: int) -> list[Configuration]:
+    """The plain model alone: how much the number of steps matters."""
+    return [plain(steps), *(plain(n) for n in (50, 28, 20, 14, 10) if n < steps)]
+
+
+SUITES: dict[str, Callable[[float, int], Sequence[Configuration]]] = {
+    "sensitivity": sensitivity,
+    "ablations": ablations,
+    "step-caches": step_caches,
+    "forecasts": forecasts,
+    "plane": plane,
+}
+
+
+def make(name: str, budget: float, steps: int) -> list[Configuration]:
+    """The named suite; the plain model with fewer steps comes first in all.
+
+    Raises:
+        KeyError: no suite has this name.
+    """
+    found = [*([] if name == "sensitivity" else fewer_steps(steps)), *SUITES[name](budget, steps)]
+    return list({configuration.name: configuration for configuration in found}.values())
