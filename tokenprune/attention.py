@@ -7,7 +7,7 @@ module's attention call is seen after query/key normalisation and rotary embeddi
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from types import FrameType
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from tokenprune.blocks import Rows
 from tokenprune.errors import AttentionError
 from tokenprune.keyvalue import KeyValueBuffer
 from tokenprune.modulemap import AttentionSite
@@ -29,7 +30,8 @@ class AttentionState:
 
     Attributes:
         site: where the module is and how its keys lie.
-        path: name of the module, which its keys and values are kept under; of one of its images: `path#place`.
+        image: the place in the batch of the only image it serves, where the site attends to each by itself.
+        path: what its keys and values are kept under: the module's name, of one image `name#place`.
         pruned: whether the coming call computes only some of the image tokens.
         fresh: at a pruned call, which of the keys it computes: selected image tokens and all text tokens.
         rows: the places of those in the flattened buffer [B * (n + T)].
@@ -42,9 +44,10 @@ class AttentionState:
         weights: what that gave [G, N].
     """
 
-    def __init__(self, site: AttentionSite, path: str | None = None) -> None:
+    def __init__(self, site: AttentionSite, image: int | None = None) -> None:
         self.site = site
-        self.path = path or site.path
+        self.image = image
+        self.path = site.path if image is None else f"{site.path}#{image}"
         self.pruned = False
         self.fresh: Selection | None = None
         self.rows: Tensor | None = None
@@ -71,7 +74,7 @@ class AttentionState:
         if not self.site.per_image:
             return [self]
         for place in range(len(self.images), batch):
-            self.images.append(AttentionState(self.site, f"{self.path}#{place}"))
+            self.images.append(AttentionState(self.site, place))
             self.images[place].weigh = self.weigh
         return self.images[:batch]
 
@@ -186,6 +189,39 @@ def _fit_mask(state: AttentionState, fresh: Selection, mask: Tensor, queries: in
             f"{queries} queries, got {list(mask.shape)}"
         )
     return mask
+
+
+def prepare(
+    states: Iterable[AttentionState],
+    buffers: Mapping[str, KeyValueBuffer],
+    rows: Rows | None,
+    tokens: int,
+    clock: Tensor,
+) -> None:
+    """Tell all attention modules what the coming call computes.
+
+    Args:
+        states: of the modules, or of the images in them.
+        buffers: the guidance branch's keys and values, by path.
+        rows: at a pruned call, which rows are computed; None at a full one.
+        tokens: N, all image tokens.
+        clock: the timestep, a tensor [].
+    """
+    found: dict[tuple[str, int, int | None], tuple[Selection, Tensor]] = {}
+    for state in states:
+        layout = state.site.layout
+        state.buffer = buffers[state.path]
+        state.buffer.clock = clock
+        state.num_tokens = tokens
+        state.weights = state.fresh = state.rows = None
+        state.pruned = rows is not None
+        length = state.buffer.length
+        if rows is not None and length:  # 0: a layer that this branch skips
+            key = (layout, length, state.image)
+            if key not in found:
+                fresh = rows.sequence(layout, length, state.image)
+                found[key] = fresh, fresh.rows(length)
+            state.fresh, state.rows = found[key]
 
 
 def enter_attention(module: nn.Module, args: Any) -> None:

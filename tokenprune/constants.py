@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
+
+from tokenprune.cache import BranchCache
+from tokenprune.run import version_of
 
 ATTRIBUTE = "_tokenprune_constant"
 
@@ -22,6 +26,16 @@ class ConstantState:
         self.path = path
         self.outputs: dict[str, Tensor] = {}
         self.reused = False
+
+
+def prepare(states: Iterable[ConstantState], branch: BranchCache, text: Any, pruned: bool) -> None:
+    """Tell all text-only modules whether the coming call reuses their outputs: at pruned steps with the same text."""
+    same = branch.text is not None and branch.text[0] is text and branch.text[1] == version_of(text)
+    for state in states:
+        state.reused = pruned and same
+        state.outputs = branch.constants
+    if not same and isinstance(text, Tensor):
+        branch.text = (text, version_of(text))
 
 
 def before_constant(module: nn.Module, args: tuple[Any, ...]) -> Any:

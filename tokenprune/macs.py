@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from tokenprune.masked import MaskedModule, bare
+from tokenprune.hooks import bare
+from tokenprune.masked import MaskedModule
 from tokenprune.modulemap import ModuleMap
 from tokenprune.policies.sequential import SequentialPolicy
 from tokenprune.report import Macs

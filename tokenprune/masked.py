@@ -1,18 +1,10 @@
-"""The hooks of one module map on one model: they gather, attend to cached keys, and scatter.
-
-Hook functions are module-level and find their state through the module, so that a compiled block is the same
-program in every layer. Order of events in one call of the model: `before_model` decides what to compute,
-`before_block` reduces the image tokens at the entry, the attention hooks (attention.py) complete keys and values,
-`after_exit` completes the prediction, `after_model` cleans up, also after an error.
-"""
+"""One model with its hooks: what they work with, and what happens from the start of a call to its end."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -29,21 +21,17 @@ from tokenprune.errors import AlreadyPrunedError, UnsupportedCallError
 from tokenprune.exits import Exit
 from tokenprune.generation import Generation
 from tokenprune.grid import num_tokens
+from tokenprune.hooks import ATTRIBUTES, MASKED, after_exit, after_model, before_model, forward_or_skip
 from tokenprune.keyvalue import KeyValueBuffer
-from tokenprune.modulemap import Guidance, Layout, ModuleMap
+from tokenprune.modulemap import Guidance, ModuleMap
 from tokenprune.policy import SelectionPolicy
 from tokenprune.report import CallRecord, Stopwatch
 from tokenprune.reuse import Reuse
-from tokenprune.run import BranchKey, Moment, Run, version_of
+from tokenprune.run import BranchKey, Moment, Run
 from tokenprune.schedule import Schedule
 from tokenprune.selection import Selection
 from tokenprune.skip import OutputMap
 from tokenprune.trace import Recorder
-
-MASKED = "_tokenprune"
-ATTRIBUTES = (MASKED, attention.ATTRIBUTE, blocks.ATTRIBUTE, blocks.EXPANDED, constants.ATTRIBUTE)
-BARE = ("forward", "_compiled_call_impl", *ATTRIBUTES)
-HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
 class MaskedModule:
@@ -84,7 +72,6 @@ class MaskedModule:
         self.exit = Exit(module_map.exit_site)
         self.blocks = {site.path: BlockState(site, model.get_submodule(site.path)) for site in module_map.block_sites}
         self.expand = ExpandState(module_map.exit_site)
-        self.layouts = _layouts(module_map)
         self.attentions = [AttentionState(site) for site in module_map.attentions]
         for state in self.attentions:
             state.weigh = policy.weigh_attention if "attention" in policy.needs else None
@@ -206,7 +193,8 @@ class MaskedModule:
         self.skipping = known and generation.skipping
         self.selection = self._for_batch(generation.selection, len(latents)) if known else None
         self._prepare(branch, bound.arguments, len(latents))
-        self._prepare_constants(branch, bound.arguments)
+        text = bound.arguments.get(self.map.text) if self.map.text else None
+        constants.prepare(self.constants, branch, text, pruned=self.selection is not None)
         if not known and self._compiled and any(buffer.length == 0 for buffer in branch.buffers.values()):
             # Compiled blocks must never see the buffers being made: that would be another graph for each layer.
             self._eager = torch.compiler.set_stance("force_eager")
@@ -369,39 +357,13 @@ class MaskedModule:
         if self.selection is not None:
             joint = [branch.buffers[state.path].length for state in states if state.site.layout != "image"]
             text = max(joint, default=self._tokens) - self._tokens
-            rows = Rows(self.selection, self.layouts, max(text, 0), starts, frames)
+            rows = Rows(self.selection, self.map.layouts, max(text, 0), starts, frames)
         self.exit.rows, self.exit.tokens = rows, self._tokens
         self.exit.starts, self.exit.frames = starts, frames
         self.expand.rows = rows
         for block in self.blocks.values():
             block.rows = rows
-        self._prepare_attentions(branch, rows, batch)
-
-    def _prepare_attentions(self, branch: BranchCache, rows: Rows | None, batch: int) -> None:
-        found: dict[tuple[str, int, int | None], tuple[Selection, Tensor]] = {}
-        for site in self.attentions:
-            for place, state in enumerate(site.of_batch(batch)):
-                image = place if site.site.per_image else None
-                state.buffer = branch.buffers[state.path]
-                state.buffer.clock = self.clock
-                state.num_tokens = self._tokens
-                state.weights = state.fresh = state.rows = None
-                state.pruned = rows is not None
-                key = (site.site.layout, state.buffer.length, image)
-                if rows is not None and state.buffer.length:  # 0: a layer that this branch skips
-                    if key not in found:
-                        fresh = rows.sequence(site.site.layout, state.buffer.length, image)
-                        found[key] = fresh, fresh.rows(state.buffer.length)
-                    state.fresh, state.rows = found[key]
-
-    def _prepare_constants(self, branch: BranchCache, arguments: Mapping[str, Any]) -> None:
-        text = arguments.get(self.map.text) if self.map.text else None
-        same = branch.text is not None and branch.text[0] is text and branch.text[1] == version_of(text)
-        for constant in self.constants:
-            constant.reused = self.selection is not None and same
-            constant.outputs = branch.constants
-        if not same and isinstance(text, Tensor):
-            branch.text = (text, version_of(text))
+        attention.prepare(states, branch.buffers, rows, self._tokens, self.clock)
 
     def _gather_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if self.exit.rows is None:
@@ -437,62 +399,5 @@ class MaskedModule:
         self.output_maps[key] = branch.output_map = OutputMap(tokens, output, rearrange)
 
 
-@contextlib.contextmanager
-def bare(model: nn.Module) -> Iterator[None]:
-    """The model without anybody's hooks, wrapped forwards and compiled code, for as long as the block lasts."""
-    saved = {module: dict(module.__dict__) for module in model.modules()}
-    try:
-        for module in saved:
-            for name in BARE:
-                module.__dict__.pop(name, None)
-            for name in HOOKS:
-                module.__dict__[name] = OrderedDict()
-        yield
-    finally:
-        for module, attributes in saved.items():
-            module.__dict__.clear()
-            module.__dict__.update(attributes)
-
-
-def _layouts(module_map: ModuleMap) -> list[Layout]:
-    """The kinds of sequences in a model's arguments."""
-    given = [*module_map.inputs, *(argument for site in module_map.block_sites for argument in site.tokens)]
-    return sorted({"image", module_map.exit_site.expand_layout, *(argument.layout for argument in given)})
-
-
 def _on_meta(value: Any) -> Any:
     return torch.empty_like(value, device="meta") if isinstance(value, Tensor) else value
-
-
-def before_model(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Forward pre-hook of the model."""
-    masked: MaskedModule = model.__dict__[MASKED]
-    try:
-        return masked.begin_call(args, kwargs)
-    except Exception:
-        masked.abandon()
-        raise
-
-
-def after_model(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-    """Forward hook of the model, called on the way of an exception, too: then without output."""
-    masked: MaskedModule = model.__dict__[MASKED]
-    if output is None:
-        masked.abandon()
-        return
-    try:
-        masked.end_call(args, kwargs, output)
-    except Exception:
-        masked.abandon()
-        raise
-
-
-def forward_or_skip(masked: MaskedModule, *args: Any, **kwargs: Any) -> Any:
-    """Stands in for the model's forward while a schedule may skip steps."""
-    return masked.skipped_output() if masked.skipping else masked._forward(*args, **kwargs)
-
-
-def after_exit(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-    """Forward hook of the last projection."""
-    masked: MaskedModule = getattr(module, MASKED)
-    return masked.complete(output)

@@ -177,6 +177,13 @@ class ModuleMap:
         return tuple(TokenArgument(given) if isinstance(given, str) else given for given in self.token_inputs)
 
     @property
+    def layouts(self) -> tuple[Layout, ...]:
+        """The kinds of sequences in the arguments and outputs that are gathered or expanded."""
+        given = [*self.inputs, *(argument for site in self.block_sites for argument in site.tokens)]
+        found: set[Layout] = {"image", self.exit_site.expand_layout, *(argument.layout for argument in given)}
+        return tuple(sorted(found))
+
+    @property
     def paths(self) -> tuple[str, ...]:
         """Every module path the map names."""
         exit_site = self.exit_site

@@ -33,8 +33,18 @@ def plan(target: Any, budget: float | str = "balanced") -> Plan:
         ValueError: the budget is neither a share nor a preset's name.
     """
     find_adapter(transformer_of(target))
+    return best_plan(share_of(budget))
+
+
+def share_of(budget: float | str) -> float:
+    """The share of token computations that a preset's name stands for; a share as it is."""
     if isinstance(budget, str):
         if budget not in PRESETS:
             raise ValueError(f"budget: expected a share or one of {', '.join(PRESETS)}, got {budget!r}")
-        budget = PRESETS[budget]
-    return Plan(ErrorControlledPolicy(order=1), BudgetSchedule(budget), Taylor(order=1, keys=True))
+        return PRESETS[budget]
+    return budget
+
+
+def best_plan(budget: float) -> Plan:
+    """What `plan` gives for a share of the plain model's token computations."""
+    return Plan(ErrorControlledPolicy(), BudgetSchedule(budget), Taylor(order=1, keys=True))

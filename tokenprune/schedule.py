@@ -113,13 +113,13 @@ class RefreshSchedule(Schedule):
 class BudgetSchedule(Schedule):
     """A share of the plain model's token computations, whatever the number of steps.
 
-    Full steps first, as many as make up a part of the budget; then a full step at regular distances, and between them
-    the fraction that brings the whole generation to its budget. Where that would leave less than `LEAST` of the tokens
-    for the steps between, full steps after the warm-up are taken further apart, then left out, then the warm-up cut.
+    Full steps first, then a full step at regular distances, and between them the fraction that brings the whole
+    generation to its budget. Where that would leave less than `LEAST` of the tokens for the steps between, full steps
+    after the warm-up are taken further apart, then left out, then the warm-up is cut.
 
     Args:
         budget: share of the token computations of the plain model with as many steps, above 0 up to 1.
-        warmup: part of the budget spent on full steps at the start, 0 to 1; at least one step.
+        warmup: fraction of the steps that are full at the start, 0 to 1; at least one step.
         every: distance of the full steps after the warm-up; None for none.
         steps: number of steps to plan for where the sampler's timesteps are not known ahead.
 
@@ -130,8 +130,8 @@ class BudgetSchedule(Schedule):
     LEAST: ClassVar[float] = 0.05
 
     budget: float
-    warmup: float = 0.43
-    every: int | None = 4
+    warmup: float = 0.18
+    every: int | None = 3
     steps: int = 28
 
     def __post_init__(self) -> None:
@@ -153,7 +153,7 @@ class BudgetSchedule(Schedule):
 
 @lru_cache(maxsize=64)
 def _budget_fractions(schedule: BudgetSchedule, total: int) -> tuple[float, ...]:
-    warm = max(1, round(schedule.warmup * schedule.budget * total))
+    warm = max(1, round(schedule.warmup * total))
     distances = [] if schedule.every is None else range(schedule.every, total)
     for first in range(warm, 0, -1):
         for distance in (*distances, total):

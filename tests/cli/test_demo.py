@@ -39,18 +39,22 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def test_json_has_every_figure(outcome: dict[str, Any]) -> None:
-    assert outcome["dense_seconds"] > 0
-    assert outcome["pruned_seconds"] > 0
-    assert outcome["speedup"] == pytest.approx(outcome["dense_seconds"] / outcome["pruned_seconds"])
-    assert outcome["tokens_ratio"] == pytest.approx((4 * 256 + 6 * 64) / (10 * 256))
-    assert outcome["tokens_ratio"] < outcome["mac_ratio"] < 1
-    assert outcome["ideal_speedup"] == pytest.approx(1 / outcome["mac_ratio"])
-    assert outcome["fewer_steps"] == round(10 * outcome["mac_ratio"])
-    assert 15 < outcome["psnr"] < 80
-    assert outcome["cache_bytes"] > 2 * 8 * 2 * 256 * 128 * 4
-    for name in ("dense", "pruned", "fewer_steps"):
-        assert 0 <= outcome[f"scene_score_{name}"] <= 1
+    dense, cat, plan, fewer = (outcome[name] for name in ("dense", "CAT", "plan", "fewer"))
+    for row in (dense, cat, plan, fewer):
+        assert row["seconds"] > 0
+        assert row["speedup"] == pytest.approx(dense["seconds"] / row["seconds"])
+        assert 0 <= row["scene_score"] <= 1
+    assert cat["tokens_ratio"] == pytest.approx((4 * 256 + 6 * 64) / (10 * 256))
+    assert plan["tokens_ratio"] == pytest.approx(cat["tokens_ratio"], abs=0.01)
+    for row in (cat, plan):
+        assert row["tokens_ratio"] < row["mac_ratio"] < 1
+        assert 15 < row["psnr"] < 80
+    assert fewer["steps"] == round(10 * cat["mac_ratio"])
+    assert cat["cache_bytes"] > 2 * 8 * 2 * 256 * 128 * 4
+    assert plan["cache_bytes"] > 1.5 * cat["cache_bytes"]
+    assert (dense["psnr"], dense["cache_bytes"]) == (None, 0)
     assert outcome["settings"]["policy"]["alpha"] == 0.25
+    assert outcome["settings"]["guidance_scale"] == 7.0
 
 
 def test_the_panel_is_a_picture(outcome: dict[str, Any]) -> None:
@@ -68,7 +72,12 @@ def test_a_prompt_outside_the_captions_has_no_score(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(("--alpha", "1.5"), "alpha"), (("--warmup-steps", "0"), "warmup_steps"), (("--steps", "0"), "--steps")],
+    [
+        (("--alpha", "1.5"), "alpha"),
+        (("--warmup-steps", "0"), "warmup_steps"),
+        (("--steps", "0"), "--steps"),
+        (("--model", "x"), "model"),
+    ],
 )
 def test_bad_settings_exit_with_code_2(arguments: tuple[str, ...], message: str) -> None:
     result = run("demo", *arguments)

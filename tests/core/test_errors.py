@@ -65,7 +65,12 @@ def test_unknown_model() -> None:
 
     with pytest.raises(UnknownModelError, match="Mystery: no adapter describes this model") as caught:
         tokenprune.apply(Mystery(), PLAIN)
-    for hint in ("PixArtTransformer2DModel, SD3Transformer2DModel", "ModuleMap", "adapter=", "tokenprune.adapters"):
+    for hint in (
+        "PixArtTransformer2DModel, QwenImageTransformer2DModel, SD3Transformer2DModel",
+        "ModuleMap",
+        "adapter=",
+        "tokenprune.adapters",
+    ):
         assert hint in str(caught.value)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenprune import ClusterCorrection, Schedule
-from tokenprune.schedule import LevelSchedule, ListSchedule, RefreshSchedule, WarmupSchedule
+from tokenprune.schedule import BudgetSchedule, LevelSchedule, ListSchedule, RefreshSchedule, WarmupSchedule
 from tokenprune.taylor import Taylor
 
 PAGE = (Path(__file__).parents[2] / "docs" / "schedules-and-forecasts.md").read_text()
@@ -20,8 +20,9 @@ PAGE = (Path(__file__).parents[2] / "docs" / "schedules-and-forecasts.md").read_
 
 def test_the_pages_code_runs(sd3: nn.Module, generate: Callable[..., Tensor], capsys: Any) -> None:
     plain = generate(sd3)
-    first, second, clusters, third = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    plan, first, second, clusters, third = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     scope: dict[str, Any] = {"model": sd3, "generate": lambda: generate(sd3)}
+    exec(plan, scope)
     exec(first, scope)
     images = [generate(sd3)]
     assert [step.tokens for step in scope["handle"].report().steps] == [24, 24, 24, 6, 6, 24]
@@ -49,6 +50,7 @@ def _with_default(field: dataclasses.Field[Any]) -> str:
 def test_the_tables_list_every_argument() -> None:
     rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]*) \|", PAGE, re.MULTILINE))
     assert set(rows) == {
+        "BudgetSchedule",
         "WarmupSchedule",
         "RefreshSchedule",
         "ListSchedule",
@@ -57,7 +59,15 @@ def test_the_tables_list_every_argument() -> None:
         "Taylor",
         "ClusterCorrection",
     }
-    for kind in (WarmupSchedule, RefreshSchedule, ListSchedule, LevelSchedule, Taylor, ClusterCorrection):
+    for kind in (
+        BudgetSchedule,
+        WarmupSchedule,
+        RefreshSchedule,
+        ListSchedule,
+        LevelSchedule,
+        Taylor,
+        ClusterCorrection,
+    ):
         listed = [_with_default(field) for field in dataclasses.fields(kind)]
         assert re.findall(r"`(.*?)`", rows[kind.__name__]) == listed
     assert {kind.__name__ for kind in Schedule.__subclasses__()} >= {name for name in rows if name.endswith("Schedule")}

@@ -33,10 +33,12 @@ def test_a_budget_is_kept_for_any_number_of_steps(budget: float, warmup: float, 
 
 
 def test_the_full_steps_of_a_budget() -> None:
-    found = fractions(BudgetSchedule(0.5, 0.43, 4), 28)
-    assert [i for i, fraction in enumerate(found) if fraction == 1] == [0, 1, 2, 3, 4, 5, 9, 13, 17, 21, 25]
-    assert min(found) == pytest.approx(3 / 17)
-    assert [i for i, f in enumerate(fractions(BudgetSchedule(0.5, 0.43, None), 28)) if f == 1] == [0, 1, 2, 3, 4, 5]
+    found = fractions(BudgetSchedule(0.5, 0.18, 4), 28)
+    assert [i for i, fraction in enumerate(found) if fraction == 1] == [0, 1, 2, 3, 4, 8, 12, 16, 20, 24]
+    assert min(found) == pytest.approx(4 / 18)
+    assert [i for i, f in enumerate(fractions(BudgetSchedule(0.5, 0.2, None), 20)) if f == 1] == [0, 1, 2, 3]
+    sparse = fractions(BudgetSchedule(0.35, 0.18, 3), 28)
+    assert [i for i, fraction in enumerate(sparse) if fraction == 1] == [0, 1, 2, 3, 4, 10, 16, 22]
 
 
 def test_unknown_lengths_are_planned_for_as_told() -> None:

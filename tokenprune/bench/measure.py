@@ -61,9 +61,9 @@ def draw(pipe: Any, configuration: Configuration, task: Task) -> Drawn:
     steps = configuration.steps or task.steps
     scale = steps / task.steps
     if configuration.plan is None:
-        return Drawn(_draw(pipe, steps, task), scale, scale, scale)
+        return Drawn(draw_all(pipe, steps, task), scale, scale, scale)
     with tokenprune.apply(pipe, configuration.plan) as handle:
-        pictures = _draw(pipe, steps, task)
+        pictures = draw_all(pipe, steps, task)
         report = handle.report()
     return Drawn(
         pictures,
@@ -74,7 +74,8 @@ def draw(pipe: Any, configuration: Configuration, task: Task) -> Drawn:
     )
 
 
-def _draw(pipe: Any, steps: int, task: Task) -> Pictures:
+def draw_all(pipe: Any, steps: int, task: Task) -> Pictures:
+    """Pictures of all prompts of the task with the pipeline as it is."""
     pictures = []
     for start in range(0, len(task.prompts), task.batch):
         prompts = list(task.prompts[start : start + task.batch])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from tokenprune.bench.configuration import Configuration, plain
 from tokenprune.cluster_correction import ClusterCorrection
@@ -20,29 +21,31 @@ from tokenprune.policies import (
     TocaPolicy,
 )
 from tokenprune.policy import SelectionPolicy
+from tokenprune.presets import best_plan
 from tokenprune.reuse import Hold
-from tokenprune.schedule import ListSchedule, WarmupSchedule
+from tokenprune.schedule import BudgetSchedule, ListSchedule, WarmupSchedule
 from tokenprune.taylor import Taylor
 
-FEWER = (0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.85)
+FEWER = (0.25, 0.35, 0.4, 0.5, 0.6, 0.7, 0.85)
 """Shares of the steps at which the plain model is measured, whatever the suite."""
 
 WARMUPS = (8, 4)
 """Full steps at the start: CAT Pruning's eight of 28, and fewer."""
 
-POLICIES: tuple[tuple[str, str, SelectionPolicy], ...] = (
-    ("CAT", "arXiv 2502.00433", CATPolicy()),
-    ("CAT, published constants", "arXiv 2502.00433", CATPolicy.published()),
-    ("noise", "arXiv 2502.00433, Fig. 4", NoisePolicy()),
-    ("noise and staleness", "arXiv 2502.00433, Fig. 5", NoiseStalenessPolicy()),
-    ("consecutive rows", "arXiv 2502.00433, Fig. 6", SequentialPolicy()),
-    ("random", "baseline", RandomPolicy()),
-    ("AT-EDM's choice", "re-implementation of arXiv 2405.05252", AttentionRankPolicy()),
-    ("AT-EDM's choice x age", "ours, after arXiv 2405.05252", AttentionRankPolicy(staleness=1.0)),
-    ("RAS's choice", "re-implementation of arXiv 2502.10389", RegionAdaptivePolicy()),
-    ("ToCa's choice", "re-implementation of arXiv 2410.05317", TocaPolicy()),
-    ("error-controlled", "ours", ErrorControlledPolicy()),
+POLICIES: tuple[tuple[str, str, SelectionPolicy, tuple[int, ...]], ...] = (
+    ("CAT", "arXiv 2502.00433", CATPolicy(), (8, 4)),
+    ("CAT, published constants", "arXiv 2502.00433", CATPolicy.published(), (8, 4)),
+    ("noise", "arXiv 2502.00433, Fig. 4", NoisePolicy(), (8,)),
+    ("noise and staleness", "arXiv 2502.00433, Fig. 5", NoiseStalenessPolicy(), (8, 4)),
+    ("consecutive rows", "arXiv 2502.00433, Fig. 6", SequentialPolicy(), (8, 4)),
+    ("random", "baseline", RandomPolicy(), (8,)),
+    ("AT-EDM's choice", "re-implementation of arXiv 2405.05252", AttentionRankPolicy(), (8,)),
+    ("AT-EDM's choice x age", "ours, after arXiv 2405.05252", AttentionRankPolicy(staleness=1.0), (8,)),
+    ("RAS's choice", "re-implementation of arXiv 2502.10389", RegionAdaptivePolicy(), (8,)),
+    ("ToCa's choice", "re-implementation of arXiv 2410.05317", TocaPolicy(), (8, 4)),
+    ("error-controlled", "ours", ErrorControlledPolicy(), (8, 4)),
 )
+"""Name, source, policy, and the numbers of full steps at the start that it is measured with."""
 
 
 def fewer_steps(steps: int) -> list[Configuration]:
@@ -75,59 +78,66 @@ def warm_refreshes(budget: float, steps: int, warmup_steps: int) -> ListSchedule
 
 def ablations(budget: float, steps: int) -> list[Configuration]:
     """Every policy with CAT Pruning's schedule and reuse."""
-    found = []
-    for warmup in WARMUPS:
-        schedule = after_warmup(budget, steps, warmup)
-        if schedule is not None:
-            found += [
-                Configuration(f"{name}, {warmup} full steps", Plan(policy, schedule), source=source)
-                for name, source, policy in POLICIES
-            ]
-    return found
+    return [
+        Configuration(f"{name}, {warmup} full steps", Plan(policy, schedule), source=source)
+        for name, source, policy, warmups in POLICIES
+        for warmup in warmups
+        if (schedule := after_warmup(budget, steps, warmup))
+    ]
 
 
 def step_caches(budget: float, steps: int) -> list[Configuration]:
     """Steps that compute everything or nothing, spread evenly or after a warm-up, with every forecast."""
-    schedules = {"evenly": refreshes(budget, steps)}
+    evenly = {"hold": Hold(), "linear": Taylor(1), "linear, undamped": Taylor(1, False), "quadratic": Taylor(2)}
+    plans = {f"evenly, {how}": Plan(SequentialPolicy(), refreshes(budget, steps), rule) for how, rule in evenly.items()}
     for warmup in WARMUPS:
-        if warm := warm_refreshes(budget, steps, warmup):
-            schedules[f"after {warmup}"] = warm
-    forecasts = {"hold": Hold(), "linear": Taylor(1), "quadratic": Taylor(2), "linear, undamped": Taylor(1, False)}
-    return [
-        Configuration(
-            f"full steps {where}, {how}", Plan(SequentialPolicy(), schedule, reuse), source="after arXiv 2503.06923"
-        )
-        for where, schedule in schedules.items()
-        for how, reuse in forecasts.items()
-    ]
+        if schedule := warm_refreshes(budget, steps, warmup):
+            plans[f"after {warmup}, hold"] = Plan(SequentialPolicy(), schedule)
+            plans[f"after {warmup}, linear"] = Plan(SequentialPolicy(), schedule, Taylor(1))
+    source = "step cache after arXiv 2503.06923"
+    return [Configuration(f"full steps {name}", plan, source=source) for name, plan in plans.items()]
 
 
 def forecasts(budget: float, steps: int) -> list[Configuration]:
-    """Forecasts, stale keys and cluster correction, each on the consecutive rows and the error-controlled choice."""
+    """Forecasts, stale keys and cluster correction with few full steps at the start."""
+    schedule = after_warmup(budget, steps, WARMUPS[-1])
+    if schedule is None:
+        return []
     rules = {"linear": Taylor(1), "linear, keys too": Taylor(1, keys=True), "quadratic": Taylor(2)}
-    found = []
-    for warmup in WARMUPS:
-        schedule = after_warmup(budget, steps, warmup)
-        if schedule is None:
-            continue
-        plans = {
-            f"{name}, {how}": Plan(policy, schedule, reuse)
-            for how, reuse in rules.items()
-            for name, policy in (
-                ("consecutive rows", SequentialPolicy()),
-                ("error-controlled", ErrorControlledPolicy(order=reuse.order)),
-            )
-        }
-        found += [Configuration(f"{name}, {warmup} full steps", plan, source="ours") for name, plan in plans.items()]
-        clusters = Plan(ClusterRandomPolicy(), schedule, ClusterCorrection())
-        source = "re-implementation of arXiv 2509.10312"
-        found.append(Configuration(f"ClusCa's choice and correction, {warmup} full steps", clusters, source=source))
-    return found
+    plans = {
+        f"{name}, {how}": Plan(policy, schedule, reuse)
+        for how, reuse in rules.items()
+        for name, policy in (("consecutive rows", SequentialPolicy()), ("error-controlled", ErrorControlledPolicy()))
+    }
+    found = [Configuration(f"{name}, {WARMUPS[-1]} full steps", plan, source="ours") for name, plan in plans.items()]
+    clusters = Plan(ClusterRandomPolicy(), schedule, ClusterCorrection())
+    source = "re-implementation of arXiv 2509.10312"
+    return [*found, Configuration(f"ClusCa, {WARMUPS[-1]} full steps", clusters, source=source)]
+
+
+def plans(budget: float, steps: int) -> list[Configuration]:
+    """The plan that the package recommends, and what each of its parts is worth."""
+    best = best_plan(budget)
+    parts = {
+        "": best,
+        ", CAT's choice": replace(best, policy=CATPolicy()),
+        ", consecutive rows": replace(best, policy=SequentialPolicy()),
+        ", scores not smoothed": replace(best, policy=ErrorControlledPolicy(smoothing=0.0)),
+        ", hold": replace(best, reuse=Hold()),
+        ", keys held": replace(best, reuse=Taylor(1)),
+        ", no full steps between": replace(best, schedule=BudgetSchedule(budget, every=None)),
+    }
+    return [Configuration(f"tokenprune.plan{name}", plan, source="ours") for name, plan in parts.items()]
 
 
 def plane(budget: float, steps: int) -> list[Configuration]:
     """All of them."""
-    return [*ablations(budget, steps), *step_caches(budget, steps), *forecasts(budget, steps)]
+    return [
+        *plans(budget, steps),
+        *ablations(budget, steps),
+        *step_caches(budget, steps),
+        *forecasts(budget, steps),
+    ]
 
 
 def sensitivity(budget: float, steps: int) -> list[Configuration]:
@@ -140,6 +150,7 @@ SUITES: dict[str, Callable[[float, int], Sequence[Configuration]]] = {
     "ablations": ablations,
     "step-caches": step_caches,
     "forecasts": forecasts,
+    "plans": plans,
     "plane": plane,
 }
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.progress import Progress
 
-from tokenprune.cli.quiet import quiet
+from tokenprune.embedded.quiet import quiet
 
 
 def bench(

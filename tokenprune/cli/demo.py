@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -19,89 +19,105 @@ from rich.console import Console
 from rich.table import Table
 
 import tokenprune
-from tokenprune.cli.quiet import quiet
+from tokenprune.embedded.quiet import quiet
+from tokenprune.plans import Plan
 from tokenprune.policies import CATPolicy
 from tokenprune.report import Report
 
-if TYPE_CHECKING:
-    from diffusers import StableDiffusion3Pipeline
-
 Picture = NDArray[np.uint8]
+Drawn = tuple[Picture, float, Report | None]
+"""A picture, the seconds it took, and a pruned one's report."""
+
 DEFAULT_PROMPT = "a large striped red circle on the left and a small blue star at the top right, on a green background"
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """One way of making the picture: median `seconds`, `picture` [S, S, 3], PSNR to the dense one, scene score."""
+class Way:
+    """One way of making the picture: `steps` of the sampler, pruned if there is a plan."""
 
-    name: str
+    steps: int
+    plan: Plan | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a way gave: median `seconds`, `picture` [S, S, 3], PSNR to the dense one, scene score, report if pruned."""
+
     steps: int
     seconds: float
     picture: Picture
     psnr: float
     scene_score: float | None
+    report: Report | None
 
 
 def demo(
     prompt: Annotated[str, typer.Argument(help="What to draw.")] = DEFAULT_PROMPT,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of the sampler.")] = 28,
-    alpha: Annotated[float, typer.Option(help="Fraction of image tokens computed at a pruned step.")] = 0.3,
-    warmup_steps: Annotated[int, typer.Option(help="Full steps at the start.")] = 8,
-    guidance_scale: Annotated[float, typer.Option(help="Classifier-free guidance.")] = 4.0,
+    model: Annotated[str, typer.Option(help="Embedded pipeline: shapes-sd3 or shapes-pixart.")] = "shapes-sd3",
+    steps: Annotated[int, typer.Option(min=2, help="Steps of the sampler.")] = 28,
+    alpha: Annotated[float, typer.Option(help="Fraction of image tokens that CAT computes at a pruned step.")] = 0.3,
+    warmup_steps: Annotated[int, typer.Option(help="Its full steps at the start.")] = 8,
+    guidance_scale: Annotated[
+        float | None, typer.Option(help="Classifier-free guidance; else the model's own.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the initial noise.")] = 0,
     repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each; the median counts.")] = 3,
     out: Annotated[Path, typer.Option(help="Where to write the panel (PNG).")] = Path("out/demo.png"),
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
 ) -> None:
-    """Draw PROMPT with the embedded shapes-sd3 model, dense and pruned by CAT, and compare the two.
+    """Draw PROMPT with an embedded model, dense, pruned by CAT, and by `tokenprune.plan` at as many tokens.
 
-    Also runs the plain model with as many fewer steps as cost the same: what pruning has to beat.
+    Also runs the plain model with as many fewer steps as cost the same as CAT: what pruning has to beat.
     """
+    quiet()
+    from tokenprune.embedded.load import EMBEDDED
+
     try:
         policy = CATPolicy(alpha=alpha, warmup_steps=warmup_steps)
+        if model not in EMBEDDED:
+            raise ValueError(f"model: expected one of {', '.join(EMBEDDED)}, got {model!r}")
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    quiet()
-    from tokenprune.embedded.load import EMPTY_TEXT_TOKENS, load_shapes_sd3
+    embedded = EMBEDDED[model]
+    scale = embedded.guidance_scale if guidance_scale is None else guidance_scale
+    pipe = embedded.load()
 
-    pipe = load_shapes_sd3()
-
-    def draw(name: str, number: int) -> Picture:
+    def draw(name: str, way: Way) -> Drawn:
         pipe.set_progress_bar_config(desc=f"{name:>12}", leave=False, ncols=80)
         generator = torch.Generator().manual_seed(seed)
-        arguments = {"guidance_scale": guidance_scale, "max_sequence_length": EMPTY_TEXT_TOKENS}
-        result = pipe(prompt, num_inference_steps=number, generator=generator, output_type="np", **arguments)
-        return np.asarray(result.images[0] * 255 + 0.5).clip(0, 255).astype(np.uint8)
-
-    draw("warm-up", min(steps, warmup_steps + 2))
-    report, fewer = _run_pruned_once(pipe, policy, lambda: draw("warm-up", steps), steps)
-    seconds: dict[str, list[float]] = {"dense": [], "CAT": [], f"{fewer} steps": []}
-    pictures: dict[str, Picture] = {}
-    for _ in range(repeats):
-        for name in seconds:
-            handle = tokenprune.apply(pipe, policy) if name == "CAT" else None
-            start = time.perf_counter()
-            pictures[name] = draw(name, fewer if name.endswith("steps") else steps)
-            seconds[name].append(time.perf_counter() - start)
-            if handle is not None:
-                report = handle.report()
-                handle.remove()
-    outcomes = {
-        name: Outcome(
-            name=name,
-            steps=fewer if name.endswith("steps") else steps,
-            seconds=statistics.median(seconds[name]),
-            picture=picture,
-            psnr=_psnr(picture, pictures["dense"]),
-            scene_score=_scene_score(picture, prompt),
+        handle = tokenprune.apply(pipe, way.plan) if way.plan else None
+        start = time.perf_counter()
+        result = pipe(
+            prompt,
+            num_inference_steps=way.steps,
+            generator=generator,
+            output_type="np",
+            guidance_scale=scale,
+            **embedded.arguments,
         )
-        for name, picture in pictures.items()
+        seconds = time.perf_counter() - start
+        report = handle.report() if handle else None
+        if handle:
+            handle.remove()
+        return np.asarray(result.images[0] * 255 + 0.5).clip(0, 255).astype(np.uint8), seconds, report
+
+    draw("warm-up", Way(2))
+    report = draw("warm-up", Way(steps, Plan(policy)))[2]
+    assert report is not None
+    fewer = max(1, round(steps * report.mac_ratio))
+    ways = {
+        "dense": Way(steps),
+        "CAT": Way(steps, Plan(policy)),
+        "plan": Way(steps, tokenprune.plan(pipe, report.tokens_ratio)),
+        f"{fewer} steps": Way(fewer),
     }
-    _save_panel(out, prompt, outcomes, report)
+    outcomes = _run(ways, draw, prompt, repeats)
+    _save_panel(out, prompt, outcomes)
     settings = {
+        "model": model,
         "prompt": prompt,
         "steps": steps,
-        "guidance_scale": guidance_scale,
+        "guidance_scale": scale,
         "seed": seed,
         "repeats": repeats,
         "policy": asdict(policy),
@@ -110,22 +126,30 @@ def demo(
         "tokens": report.steps[0].num_tokens,
     }
     if as_json:
-        print(json.dumps(_as_json(outcomes, report, out, settings), indent=2))
+        print(json.dumps(_as_json(outcomes, out, settings), indent=2))
     else:
         console = Console()
-        console.print(_table(outcomes, report))
-        console.print(f"CAT: {report}", highlight=False)
+        console.print(_table(model, outcomes))
+        for name, outcome in outcomes.items():
+            if outcome.report is not None:
+                console.print(f"{name}: {outcome.report}", highlight=False)
         console.print(f"panel: {out}", highlight=False)
 
 
-def _run_pruned_once(
-    pipe: StableDiffusion3Pipeline, policy: CATPolicy, draw: Callable[[], Picture], steps: int
-) -> tuple[Report, int]:
-    """The report of one pruned picture, and the plain steps that cost the same operations."""
-    with tokenprune.apply(pipe, policy) as handle:
-        draw()
-        report = handle.report()
-    return report, max(1, round(steps * report.mac_ratio))
+def _run(ways: dict[str, Way], draw: Callable[[str, Way], Drawn], prompt: str, repeats: int) -> dict[str, Outcome]:
+    """Draw every way `repeats` times, taking turns."""
+    made: dict[str, list[Drawn]] = {name: [] for name in ways}
+    for _ in range(repeats):
+        for name, way in ways.items():
+            made[name].append(draw(name, way))
+    dense = made["dense"][-1][0]
+    outcomes = {}
+    for name, drawn in made.items():
+        picture, _, report = drawn[-1]
+        seconds = statistics.median(seconds for _, seconds, _ in drawn)
+        score = _scene_score(picture, prompt)
+        outcomes[name] = Outcome(ways[name].steps, seconds, picture, _psnr(picture, dense), score, report)
+    return outcomes
 
 
 def _psnr(picture: Picture, reference: Picture) -> float:
@@ -143,28 +167,30 @@ def _scene_score(picture: Picture, prompt: str) -> float | None:
     return None if scene is None else score(picture, scene).accuracy
 
 
-def _save_panel(out: Path, prompt: str, outcomes: dict[str, Outcome], report: Report) -> None:
+def _save_panel(out: Path, prompt: str, outcomes: dict[str, Outcome]) -> None:
     import matplotlib as mpl
 
     mpl.use("agg")
     import matplotlib.pyplot as plt
 
-    dense, pruned = outcomes["dense"].picture, outcomes["CAT"].picture
-    difference = np.abs(dense.astype(np.int16) - pruned.astype(np.int16)).mean(-1)
-    figure, axes = plt.subplots(1, 4, figsize=(14, 4), layout="constrained")
+    dense, report = outcomes["dense"].picture, outcomes["plan"].report
+    assert report is not None
+    figure, axes = plt.subplots(1, 5, figsize=(17, 3.9), layout="constrained")
     figure.suptitle(prompt)
     axes[0].imshow(dense)
     axes[0].set_title(f"dense, {outcomes['dense'].seconds:.2f} s")
-    axes[1].imshow(pruned)
-    axes[1].set_title(f"pruned, {outcomes['CAT'].seconds:.2f} s, {outcomes['CAT'].psnr:.1f} dB")
-    shown = axes[2].imshow(difference, cmap="magma", vmin=0, vmax=max(1.0, float(difference.max())))
-    axes[2].set_title("absolute difference (of 255)")
-    figure.colorbar(shown, ax=axes[2], fraction=0.046)
+    for axis, name in zip(axes[1:], ("CAT", "plan"), strict=False):
+        axis.imshow(outcomes[name].picture)
+        axis.set_title(f"{name}, {outcomes[name].seconds:.2f} s, {outcomes[name].psnr:.1f} dB")
+    difference = np.abs(dense.astype(np.int16) - outcomes["plan"].picture.astype(np.int16)).mean(-1)
+    shown = axes[3].imshow(difference, cmap="magma", vmin=0, vmax=max(1.0, float(difference.max())))
+    axes[3].set_title("plan: absolute difference (of 255)")
+    figure.colorbar(shown, ax=axes[3], fraction=0.046)
     assert report.token_counts is not None
     counts = report.token_counts[0].view(report.grid).cpu().numpy()
-    shown = axes[3].imshow(counts, cmap="viridis", vmin=0, vmax=len(report.steps))
-    axes[3].set_title(f"times computed, of {len(report.steps)} steps")
-    figure.colorbar(shown, ax=axes[3], fraction=0.046)
+    shown = axes[4].imshow(counts, cmap="viridis", vmin=0, vmax=len(report.steps))
+    axes[4].set_title(f"plan: times computed, of {len(report.steps)} steps")
+    figure.colorbar(shown, ax=axes[4], fraction=0.046)
     for axis in axes:
         axis.set_axis_off()
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -172,48 +198,44 @@ def _save_panel(out: Path, prompt: str, outcomes: dict[str, Outcome], report: Re
     plt.close(figure)
 
 
-def _table(outcomes: dict[str, Outcome], report: Report) -> Table:
-    dense = outcomes["dense"]
-    table = Table(title="shapes-sd3: dense, pruned, and the plain model with fewer steps", box=SIMPLE_HEAD, padding=0)
+def _table(model: str, outcomes: dict[str, Outcome]) -> Table:
+    dense, counted = outcomes["dense"], outcomes["CAT"].report
+    assert counted is not None
+    table = Table(title=f"{model}: dense, pruned, and the plain model with fewer steps", box=SIMPLE_HEAD, padding=0)
     columns = ("", "seconds", "speed", "allowed", "GMACs", "tokens", "PSNR", "score", "cache")
     for column in columns:
         table.add_column(column, justify="right" if column else "left", no_wrap=True)
-    for outcome in outcomes.values():
-        pruned = outcome.name == "CAT"
-        share = report.mac_ratio if pruned else outcome.steps / dense.steps
+    for name, outcome in outcomes.items():
+        report = outcome.report
+        share = report.mac_ratio if report else outcome.steps / dense.steps
         table.add_row(
-            outcome.name,
+            name,
             f"{outcome.seconds:.2f}",
             f"{dense.seconds / outcome.seconds:.2f}x",
             f"{1 / share:.2f}x",
-            f"{share * report.dense_macs.total / 1e9:.1f}",
-            f"{report.tokens_ratio if pruned else share:.0%}",
+            f"{share * counted.dense_macs.total / 1e9:.1f}",
+            f"{report.tokens_ratio if report else share:.0%}",
             "-" if outcome is dense else f"{outcome.psnr:.1f}",
             "-" if outcome.scene_score is None else f"{outcome.scene_score:.0%}",
-            f"{report.cache_bytes / 2**20:.1f}M" if pruned else "-",
+            f"{report.cache_bytes / 2**20:.1f}M" if report else "-",
         )
     return table
 
 
-def _as_json(outcomes: dict[str, Outcome], report: Report, panel: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    dense, pruned = outcomes["dense"], outcomes["CAT"]
-    fewer = next(outcome for outcome in outcomes.values() if outcome not in (dense, pruned))
-    return {
-        "dense_seconds": dense.seconds,
-        "pruned_seconds": pruned.seconds,
-        "speedup": dense.seconds / pruned.seconds,
-        "ideal_speedup": report.ideal_speedup,
-        "mac_ratio": report.mac_ratio,
-        "tokens_ratio": report.tokens_ratio,
-        "psnr": pruned.psnr,
-        "scene_score_dense": dense.scene_score,
-        "scene_score_pruned": pruned.scene_score,
-        "fewer_steps": fewer.steps,
-        "fewer_steps_seconds": fewer.seconds,
-        "fewer_steps_psnr": fewer.psnr,
-        "scene_score_fewer_steps": fewer.scene_score,
-        "selection_seconds": report.selection_seconds,
-        "cache_bytes": report.cache_bytes,
-        "panel": str(panel),
-        "settings": settings,
-    }
+def _as_json(outcomes: dict[str, Outcome], panel: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    dense = outcomes["dense"]
+    rows = {}
+    for name, outcome in outcomes.items():
+        report = outcome.report
+        rows["fewer" if name.endswith("steps") else name] = {
+            "steps": outcome.steps,
+            "seconds": outcome.seconds,
+            "speedup": dense.seconds / outcome.seconds,
+            "mac_ratio": report.mac_ratio if report else outcome.steps / dense.steps,
+            "tokens_ratio": report.tokens_ratio if report else outcome.steps / dense.steps,
+            "psnr": None if outcome is dense else outcome.psnr,
+            "scene_score": outcome.scene_score,
+            "selection_seconds": report.selection_seconds if report else 0.0,
+            "cache_bytes": report.cache_bytes if report else 0,
+        }
+    return {**rows, "panel": str(panel), "settings": settings}

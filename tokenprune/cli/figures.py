@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tokenprune.cli.demo import DEFAULT_PROMPT
-from tokenprune.cli.quiet import quiet
+from tokenprune.embedded.quiet import quiet
 
 NUMBERS = "figures.json"
 

@@ -1,0 +1,75 @@
+"""The hooks of the model itself and of its exit; those of blocks, attention and text layers have files of their own.
+
+Hook functions are module-level and find their state through the module, so that a compiled block is the same
+program in every layer. Order of events in one call of the model: `before_model` decides what to compute, the hooks of
+blocks (blocks.py) reduce the image tokens, those of attention modules (attention.py) complete keys and values,
+`after_exit` completes the prediction, `after_model` cleans up, also after an error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+from tokenprune import attention, blocks, constants
+
+MASKED = "_tokenprune"
+ATTRIBUTES = (MASKED, attention.ATTRIBUTE, blocks.ATTRIBUTE, blocks.EXPANDED, constants.ATTRIBUTE)
+BARE = ("forward", "_compiled_call_impl", *ATTRIBUTES)
+HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+
+
+def before_model(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Forward pre-hook of the model."""
+    masked = model.__dict__[MASKED]
+    try:
+        return masked.begin_call(args, kwargs)
+    except Exception:
+        masked.abandon()
+        raise
+
+
+def after_model(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    """Forward hook of the model, called on the way of an exception, too: then without output."""
+    masked = model.__dict__[MASKED]
+    if output is None:
+        masked.abandon()
+        return
+    try:
+        masked.end_call(args, kwargs, output)
+    except Exception:
+        masked.abandon()
+        raise
+
+
+def forward_or_skip(masked: Any, *args: Any, **kwargs: Any) -> Any:
+    """Stands in for the model's forward while a schedule may skip steps."""
+    return masked.skipped_output() if masked.skipping else masked._forward(*args, **kwargs)
+
+
+def after_exit(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    """Forward hook of the last projection."""
+    masked = getattr(module, MASKED)
+    completed: Tensor = masked.complete(output)
+    return completed
+
+
+@contextlib.contextmanager
+def bare(model: nn.Module) -> Iterator[None]:
+    """The model without anybody's hooks, wrapped forwards and compiled code, for as long as the block lasts."""
+    saved = {module: dict(module.__dict__) for module in model.modules()}
+    try:
+        for module in saved:
+            for name in BARE:
+                module.__dict__.pop(name, None)
+            for name in HOOKS:
+                module.__dict__[name] = OrderedDict()
+        yield
+    finally:
+        for module, attributes in saved.items():
+            module.__dict__.clear()
+            module.__dict__.update(attributes)
