@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from tokenprune.errors import TraceError
+from tokenprune.discovery import PendingModule, may_be_discovered
+from tokenprune.errors import TraceError, UnknownModelError
 from tokenprune.macs import count_steps
 from tokenprune.masked import MaskedModule
-from tokenprune.modulemap import Guidance
+from tokenprune.modulemap import Guidance, ModuleMap
 from tokenprune.plans import Plan
 from tokenprune.policy import SelectionPolicy
 from tokenprune.registry import Adapter, find_adapter, transformer_of
@@ -26,25 +27,39 @@ from tokenprune.trace import Trace
 class Handle:
     """A pruned model. `remove` ends it; as a context manager it ends with the block."""
 
-    def __init__(self, masked: MaskedModule) -> None:
-        self._masked = masked
+    def __init__(self, source: MaskedModule | PendingModule) -> None:
+        self._source = source
         self._costs: dict[tuple[tuple[torch.Size, ...], int | None], Macs] = {}
         self._removed = False
 
     def remove(self) -> None:
         """Give the model back as it was: no hooks, no caches. Calling it again does nothing."""
         if not self._removed:
-            self._masked.remove()
+            self._source.remove()
             self._removed = True
 
     def reset(self) -> None:
         """Free the caches; the next call of the model starts a generation."""
-        self._masked.reset()
+        if self._masked is not None:
+            self._masked.reset()
+
+    @property
+    def _masked(self) -> MaskedModule | None:
+        """What prunes the model; None while its map is not found yet."""
+        return self._source.masked if isinstance(self._source, PendingModule) else self._source
+
+    @property
+    def map(self) -> ModuleMap | None:
+        """The model's map, of an adapter or discovered; None before the first call of a model without adapter."""
+        return None if self._masked is None else self._masked.map
 
     def report(self) -> Report:
-        """What the latest generation computed, and what that cost."""
+        """What the latest generation computed, and what that cost; of a model without adapter, how that was met."""
         masked = self._masked
-        costs = self._count_operations()
+        notes = self._source.notes if isinstance(self._source, PendingModule) else ()
+        if masked is None:
+            return Report((), 0, 0.0, 0.0, 0, 0, Macs(0, 0), Macs(0, 0), 0, (), None, notes)
+        costs = self._count_operations(masked)
         steps = tuple(record.report() for record in masked.generation.records)
         macs, dense_macs = Macs(0, 0), Macs(0, 0)
         for record in masked.generation.records:
@@ -63,6 +78,7 @@ class Handle:
             cache_bytes=masked.peak_bytes,
             grid=masked.generation.grid,
             token_counts=history.counts.clone() if (history := masked.generation.history) else None,
+            notes=notes,
         )
 
     @property
@@ -72,14 +88,13 @@ class Handle:
         Raises:
             TraceError: `apply` was not asked to trace.
         """
-        generation = self._masked.generation
-        if generation.recorder is None:
+        generation = self._masked.generation if self._masked is not None else None
+        if generation is None or generation.recorder is None:
             raise TraceError("trace: nothing was recorded; ask for it beforehand with apply(..., trace=True)")
         return generation.recorder.trace(generation.records, generation.grid)
 
-    def _count_operations(self) -> dict[tuple[BranchKey, int | None], Macs]:
+    def _count_operations(self, masked: MaskedModule) -> dict[tuple[BranchKey, int | None], Macs]:
         """What calls of the latest generation cost, by branch and tokens computed; None stands for the plain model."""
-        masked = self._masked
         found: dict[tuple[BranchKey, int | None], Macs] = {}
         for branch, example in masked.examples.items():
             shapes = tuple(leaf.shape for leaf in tree_leaves(example) if isinstance(leaf, Tensor))
@@ -104,6 +119,9 @@ class Handle:
 
     def __repr__(self) -> str:
         masked = self._masked
+        if masked is None:
+            state = "removed" if self._removed else "before its first call"
+            return f"Handle({type(self._source.model).__name__}, {state})"
         state = "removed" if self._removed else f"{masked.generations} generations so far"
         return (
             f"Handle({type(masked.model).__name__}, {masked.policy!r}, {masked.schedule!r}, {masked.reuse!r}: "
@@ -121,6 +139,7 @@ def apply(
     guidance: Guidance | None = None,
     guidance_scale: float | None = None,
     trace: bool = False,
+    discover: bool = True,
 ) -> Handle:
     """Prune the tokens of a diffusion transformer from its next generation on.
 
@@ -140,9 +159,11 @@ def apply(
             comparing the halves of the latents. Pass "none" for images that share their initial noise.
         guidance_scale: None shows policies the conditional prediction; a number shows them the guided one.
         trace: record what happens to every token at every step, for `Handle.trace`; costs memory, see `Trace`.
+        discover: whether to find the map of a model that no adapter serves by watching it at its first call; that call
+            raises UnknownModelError, and takes the hook off, where this fails. See docs/discovery.md.
 
     Raises:
-        UnknownModelError: no adapter serves the model.
+        UnknownModelError: no adapter serves the model, and it may not or cannot be discovered.
         ModuleMapError: the module map names modules that the model lacks.
         AlreadyPrunedError: the model carries another handle's hooks.
         TypeError: the policy, schedule, reuse or trace is of another type.
@@ -161,12 +182,22 @@ def apply(
         if not isinstance(value, kind) and not (value is None and name != "policy"):
             raise TypeError(f"apply: {name}: expected a {kind.__name__} such as {_EXAMPLES[name]}, got {value!r}")
     model = transformer_of(target)
-    module_map = (adapter or find_adapter(model))(model)
-    masked = MaskedModule(
-        model, module_map, policy, schedule or policy.schedule(), reuse or Hold(), guidance, guidance_scale, trace
-    )
-    masked.install()
-    return Handle(masked)
+    numbers, keeping = schedule or policy.schedule(), reuse or Hold()
+
+    def make(module_map: ModuleMap) -> MaskedModule:
+        return MaskedModule(model, module_map, policy, numbers, keeping, guidance, guidance_scale, trace)
+
+    source: MaskedModule | PendingModule
+    try:
+        found = adapter or find_adapter(model)
+    except UnknownModelError:
+        if not discover or not may_be_discovered(model):
+            raise
+        source = PendingModule(model, make)
+    else:
+        source = make(found(model))
+    source.install()
+    return Handle(source)
 
 
 _EXAMPLES = {"policy": "CATPolicy(alpha=0.3)", "schedule": "WarmupSchedule(0.3, 8)", "reuse": "Hold()", "trace": "True"}

@@ -79,7 +79,7 @@ class LinearBuffer(KeyValueBuffer):
     between its last two, and a damping d. The damping is the row's own: whenever the row is computed, the fresh value
     shows by how much of d = 1 the forecast should have moved (least squares over the row's heads and channels), and d
     follows, within [0, 1]. Keys and values have each their own; the halves of classifier-free guidance share theirs,
-    as guidance multiplies what sets them apart. Before its second value a row is held.
+    as guidance multiplies what sets them apart. Before its third value a row is held.
 
     The stored `key` and `value` stay the last fresh ones. Beyond those: two slopes of the same size, and five numbers
     for each row.
@@ -156,7 +156,7 @@ class _Line:
     def step(self, gap: Tensor) -> Tensor:
         """How far the rows moved in the gaps [B, L] since they were fresh: [B, L, H, D]."""
         product, square = self._shared(self.product), self._shared(self.square)
-        damping = torch.where(square > 0, product / square.clamp_min(TINY), 1.0).clamp(0, 1)
+        damping = torch.where(square > 0, product / square.clamp_min(TINY), 0.0).clamp(0, 1)
         return self.slope * (damping * gap).to(self.slope.dtype)[..., None, None]
 
     def _shared(self, numbers: Tensor) -> Tensor:

@@ -198,8 +198,8 @@ class ModuleMap:
     def check(self, model: nn.Module) -> None:
         """Raise ModuleMapError unless the map fits the model.
 
-        Every path must lead to a module, every argument must be there, no list may be empty, and arguments without a
-        dimension for images need a shared selection.
+        Every path must lead to a module, and to another one each; every argument must be there, no list may be empty,
+        and arguments without a dimension for images need a shared selection.
         """
         known = {name for name, _ in model.named_modules()}
         missing = [path for path in self.paths if path not in known]
@@ -209,6 +209,16 @@ class ModuleMap:
                 f"{type(model).__name__}: the module map does not fit: {what}. Compare the adapter with "
                 f"model.named_modules(); another version of the model's library may have renamed modules."
             )
+        for field, given in (
+            ("blocks", [site.path for site in self.block_sites]),
+            ("attentions", [site.path for site in self.attentions]),
+            ("constants", list(self.constants)),
+        ):
+            twice = sorted({path for path in given if given.count(path) > 1})
+            if twice:
+                raise ModuleMapError(
+                    f"{type(model).__name__}: the module map does not fit: {', '.join(twice)} named twice in `{field}`"
+                )
         for site in self.block_sites:
             self._check_arguments(model, site.path, [(argument.name, "tokens") for argument in site.tokens])
             self._check_arguments(model, site.path, [(site.leading, "leading")] if site.leading else [])

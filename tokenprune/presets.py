@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from tokenprune.discovery import may_be_discovered
+from tokenprune.errors import UnknownModelError
 from tokenprune.plans import Plan
 from tokenprune.policies import ErrorControlledPolicy
 from tokenprune.registry import find_adapter, transformer_of
@@ -29,10 +31,15 @@ def plan(target: Any, budget: float | str = "balanced") -> Plan:
             or "fast" (0.35).
 
     Raises:
-        UnknownModelError: no adapter serves the model.
+        UnknownModelError: no adapter serves the model, and it cannot be discovered.
         ValueError: the budget is neither a share nor a preset's name.
     """
-    find_adapter(transformer_of(target))
+    model = transformer_of(target)
+    try:
+        find_adapter(model)
+    except UnknownModelError:
+        if not may_be_discovered(model):
+            raise
     return best_plan(share_of(budget))
 
 

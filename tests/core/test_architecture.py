@@ -38,7 +38,7 @@ LAYERS = (
     {"trace"},
     {"generation"},
     {"masked", "testing"},
-    {"macs"},
+    {"macs", "discovery"},
     {"api", "presets"},
     {"__init__"},
 )

@@ -6,9 +6,12 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from tokenprune.testing import AdapterCheckError
 
 PAGE = Path(__file__).parents[2] / "docs" / "write-an-adapter.md"
 WIDTH = 16
@@ -67,3 +70,19 @@ def test_the_pages_adapter_prunes() -> None:
         assert torch.equal(plain[step], pruned[step])
     changed = (pruned[4] != pruned[3]).any(1).sum()
     assert int(changed) == 19
+
+
+def test_the_page_checks_its_adapter() -> None:
+    adapter, check = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
+    inputs = {"latents": torch.randn(2, 4, 8, 12), "t": torch.full((2,), 0.5)}
+    scope: dict[str, Any] = {"make_small_model": PlainTransformer, "inputs": inputs}
+    exec(adapter.partition("handle =")[0], scope)
+    exec(check, scope)
+    exec(
+        adapter.partition("handle =")[0].replace(
+            '.attn") for i in range(len(model.blocks))', '.attn") for i in range(1)'
+        ),
+        scope,
+    )
+    with pytest.raises(AdapterCheckError, match="breaks 'pruned'"):
+        exec(check, scope)

@@ -21,10 +21,16 @@ def fractions(schedule: Schedule, steps: int, known: bool = True) -> list[float]
 
 
 @given(
-    budget=st.floats(0.05, 1), warmup=st.floats(0, 1), every=st.none() | st.integers(1, 9), steps=st.integers(1, 120)
+    budget=st.floats(0.05, 1),
+    warmup=st.floats(0, 1),
+    least=st.integers(1, 9),
+    every=st.none() | st.integers(1, 9),
+    steps=st.integers(1, 120),
 )
-def test_a_budget_is_kept_for_any_number_of_steps(budget: float, warmup: float, every: int | None, steps: int) -> None:
-    found = fractions(BudgetSchedule(budget, warmup, every), steps)
+def test_a_budget_is_kept_for_any_number_of_steps(
+    budget: float, warmup: float, least: int, every: int | None, steps: int
+) -> None:
+    found = fractions(BudgetSchedule(budget, warmup, least, every), steps)
     assert found[0] == 1
     assert all(0 < fraction <= 1 for fraction in found)
     assert len(set(found)) <= 2
@@ -33,11 +39,13 @@ def test_a_budget_is_kept_for_any_number_of_steps(budget: float, warmup: float, 
 
 
 def test_the_full_steps_of_a_budget() -> None:
-    found = fractions(BudgetSchedule(0.5, 0.18, 4), 28)
+    found = fractions(BudgetSchedule(0.5, 0.18, every=4), 28)
     assert [i for i, fraction in enumerate(found) if fraction == 1] == [0, 1, 2, 3, 4, 8, 12, 16, 20, 24]
     assert min(found) == pytest.approx(4 / 18)
-    assert [i for i, f in enumerate(fractions(BudgetSchedule(0.5, 0.2, None), 20)) if f == 1] == [0, 1, 2, 3]
-    sparse = fractions(BudgetSchedule(0.35, 0.18, 3), 28)
+    assert [i for i, f in enumerate(fractions(BudgetSchedule(0.5, 0.2, every=None), 20)) if f == 1] == [0, 1, 2, 3]
+    few = fractions(BudgetSchedule(0.55), 10)
+    assert [i for i, fraction in enumerate(few) if fraction == 1] == [0, 1, 2, 3, 7]
+    sparse = fractions(BudgetSchedule(0.35, 0.18, every=3), 28)
     assert [i for i, fraction in enumerate(sparse) if fraction == 1] == [0, 1, 2, 3, 4, 10, 16, 22]
 
 
@@ -54,6 +62,7 @@ def test_unknown_lengths_are_planned_for_as_told() -> None:
         ({"budget": 1.1}, "budget"),
         ({"budget": 0.5, "warmup": 2.0}, "warmup"),
         ({"budget": 0.5, "every": 0}, "every"),
+        ({"budget": 0.5, "least_warmup": 0}, "least_warmup"),
         ({"budget": 0.5, "steps": 0}, "steps"),
     ],
 )

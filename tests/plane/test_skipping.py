@@ -36,8 +36,8 @@ class StepCache:
         output = output.float()
         if len(self.past) == 2:
             surprise, term = output - self.past[1][1], self.term(time)
-            self.product = 0.8 * self.product + (surprise * term).sum((1, 2, 3), keepdim=True)
-            self.square = 0.8 * self.square + (term * term).sum((1, 2, 3), keepdim=True)
+            self.product = 0.3 * self.product + (surprise * term).sum((1, 2, 3), keepdim=True)
+            self.square = 0.3 * self.square + (term * term).sum((1, 2, 3), keepdim=True)
         self.past = [*self.past, (time, output)][-2:]
 
     def term(self, time: float) -> Tensor:
@@ -47,7 +47,8 @@ class StepCache:
     def forecast(self, time: float) -> Tensor:
         if not self.follows or len(self.past) < 2:
             return self.past[-1][1]
-        factor = (self.product / self.square).clamp(0, 1) if self.damped and torch.is_tensor(self.square) else 1.0
+        known = torch.is_tensor(self.square)
+        factor = (self.product / self.square).clamp(0, 1) if self.damped and known else float(not self.damped)
         return self.past[1][1] + factor * self.term(time)
 
 

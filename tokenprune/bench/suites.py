@@ -145,12 +145,49 @@ def sensitivity(budget: float, steps: int) -> list[Configuration]:
     return [plain(steps), *(plain(n) for n in (50, 28, 20, 14, 10) if n < steps)]
 
 
+RIVALS = (
+    "tokenprune.plan",
+    "plain, {fewer} steps",
+    "CAT, 8 full steps",
+    "CAT, 4 full steps",
+    "CAT, published constants, 8 full steps",
+    "CAT, published constants, 4 full steps",
+    "noise and staleness, 4 full steps",
+    "consecutive rows, 4 full steps",
+    "AT-EDM's choice x age, 8 full steps",
+    "RAS's choice, 8 full steps",
+    "ToCa's choice, 4 full steps",
+    "error-controlled, 4 full steps",
+    "full steps evenly, hold",
+    "full steps evenly, linear",
+    "full steps after 4, hold",
+    "full steps after 4, linear",
+    "error-controlled, linear, 4 full steps",
+    "consecutive rows, linear, keys too, 4 full steps",
+    "error-controlled, linear, keys too, 4 full steps",
+    "ClusCa, 4 full steps",
+)
+"""The strongest of each kind in the whole plane at half of the tokens, and CAT as published."""
+
+
+def rivals(budget: float, steps: int) -> list[Configuration]:
+    """The plan that the package recommends against the strongest of each other kind: a shorter `plane`."""
+    names = {name.format(fewer=max(1, round(budget * steps))) for name in RIVALS}
+    fewer = plain(max(1, round(budget * steps)))
+    found = [fewer, *plane(budget, steps)]
+    return [configuration for configuration in found if configuration.name in names]
+
+
+SHORT = ("sensitivity", "rivals")
+"""Suites without the usual numbers of plain steps."""
+
 SUITES: dict[str, Callable[[float, int], Sequence[Configuration]]] = {
     "sensitivity": sensitivity,
     "ablations": ablations,
     "step-caches": step_caches,
     "forecasts": forecasts,
     "plans": plans,
+    "rivals": rivals,
     "plane": plane,
 }
 
@@ -161,5 +198,5 @@ def make(name: str, budget: float, steps: int) -> list[Configuration]:
     Raises:
         KeyError: no suite has this name.
     """
-    found = [*([] if name == "sensitivity" else fewer_steps(steps)), *SUITES[name](budget, steps)]
+    found = [*([] if name in SHORT else fewer_steps(steps)), *SUITES[name](budget, steps)]
     return list({configuration.name: configuration for configuration in found}.values())

@@ -15,7 +15,7 @@ from tokenprune.embedded.quiet import quiet
 
 def bench(
     suite: Annotated[
-        str, typer.Option(help="sensitivity, ablations, step-caches, forecasts, plans or plane.")
+        str, typer.Option(help="sensitivity, ablations, step-caches, forecasts, plans, rivals or plane.")
     ] = "plane",
     model: Annotated[str, typer.Option(help="Embedded pipeline: shapes-sd3 or shapes-pixart.")] = "shapes-sd3",
     budget: Annotated[float, typer.Option(help="Share of the plain model's token computations.")] = 0.5,

@@ -55,6 +55,7 @@ EMBEDDED = {
             PixArtSigmaPipeline,
             # without these the pipeline takes 300 text tokens, and draws at the nearest of PixArt's own sizes
             arguments={"max_sequence_length": 48, "use_resolution_binning": False},
+            guidance_scale=3.0,
         ),
     )
 }

@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from tokenprune.errors import TokenPruneError
 from tokenprune.grid import num_tokens
-from tokenprune.keyvalue import KeyValueBuffer
-from tokenprune.masked import MaskedModule
-from tokenprune.modulemap import Guidance
-from tokenprune.policy import Memory, Observation, SelectionPolicy
 from tokenprune.registry import Adapter, find_adapter
-from tokenprune.reuse import Reuse, ReuseState
-from tokenprune.run import OneGeneration
-from tokenprune.schedule import Schedule, Step
-from tokenprune.selection import Selection
-
-Inputs = Mapping[str, Any]
-"""Arguments of one call of a model, by name."""
+from tokenprune.testing.oracle import Inputs, difference, play
 
 AdapterProperty = Literal["map", "full", "pruned", "stale", "batch", "remove"]
 
@@ -117,21 +106,19 @@ class _Check:
             self.check_batch()
         if _state_of(self.model) != before:
             raise self.error("remove", "removing the hooks leaves attributes or hooks behind")
-        if _difference(self.model(**self.inputs), plain) != 0:
+        if difference(self.model(**self.inputs), plain) != 0:
             raise self.error("remove", "after removing the hooks the output differs from what it was")
 
     def check_full(self, plain: Any) -> None:
         for output in self.play("full", [self.inputs] * 2, [self.tokens] * 2):
-            if _difference(output, plain) != 0:
-                raise self.error(
-                    "full", f"a full step differs from the plain model by {_difference(output, plain):.2g}"
-                )
+            if difference(output, plain) != 0:
+                raise self.error("full", f"a full step differs from the plain model by {difference(output, plain):.2g}")
 
     def check_pruned(self, plain: Any) -> None:
         counts = [self.tokens, self.count, self.count, self.tokens, min(2, self.count)]
         outputs = self.play("pruned", [self.inputs] * len(counts), counts)
         for output, count in zip(outputs, counts, strict=True):
-            apart = _difference(output, plain)
+            apart = difference(output, plain)
             if not apart <= self.tolerance:
                 raise self.error(
                     "pruned",
@@ -141,7 +128,7 @@ class _Check:
 
     def check_stale(self, plain: Any, path: str) -> None:
         outputs = self.play("stale", [self.inputs] * 2, [self.tokens, self.count], corrupted=path)
-        if _difference(outputs[1], plain) <= self.tolerance:
+        if difference(outputs[1], plain) <= self.tolerance:
             raise self.error("stale", f"{path}: other cached keys and values do not change the output")
 
     def check_batch(self) -> None:
@@ -151,7 +138,7 @@ class _Check:
         for image in range(self.images):
             alone = self.play("batch", [self.image_of(step, image) for step in steps], counts, images=[image])
             for one, all_images in zip(alone, together, strict=True):
-                apart = _difference(one, _image_of(all_images, image, self.images))
+                apart = difference(one, _image_of(all_images, image, self.images))
                 if not apart <= self.tolerance:
                     raise self.error("batch", f"image {image} alone differs by {apart:.2g} from the same in the batch")
 
@@ -173,94 +160,17 @@ class _Check:
         images: Sequence[int] | None = None,
     ) -> list[Any]:
         """The outputs of a generation that computes so many tokens at each step."""
-        policy = _Drawn(self.seed, range(self.images) if images is None else images)
-        masked = MaskedModule(self.model, self.map, policy, _Counts(counts), _Poisoned(), "none", None)
-        masked.run = OneGeneration(self.map.time_rises)
-        masked.install()
-        outputs = []
+        outputs: list[Any] = []
+        numbers = range(self.images) if images is None else images
+        played = play(self.model, self.map, steps, counts, self.seed, numbers, [corrupted])
         try:
-            for inputs in steps:
-                outputs.append(self.model(**inputs))
-                for branch in masked.generation.branches.values():
-                    for path, buffer in branch.buffers.items():
-                        buffer.corrupted = path.partition("#")[0] == corrupted  # type: ignore[attr-defined]
+            outputs.extend(played)
         except Exception as error:
             raise self.error(wanted, f"step {len(outputs)} raised {type(error).__name__}: {error}") from error
-        finally:
-            masked.remove()
         return outputs
 
     def error(self, broken: AdapterProperty, detail: str) -> AdapterCheckError:
         return AdapterCheckError(broken, f"{type(self.model).__name__}: the adapter breaks {broken!r}: {detail}")
-
-
-class _Drawn(SelectionPolicy):
-    """Draws tokens, for every image from a generator of its own."""
-
-    def __init__(self, seed: int, images: Sequence[int]) -> None:
-        self._seed, self._images = seed, images
-
-    def select(self, seen: Observation, memory: Memory) -> Selection:
-        scores = []
-        for image in list(self._images)[: len(seen.prediction)]:
-            generator = torch.Generator().manual_seed(self._seed + 100 * seen.step + image)
-            scores.append(torch.rand(seen.prediction.shape[1], generator=generator))
-        return Selection.top(torch.stack(scores).to(seen.prediction.device), seen.count)
-
-
-class _Counts(Schedule):
-    """So many tokens at each step."""
-
-    def __init__(self, counts: Sequence[int]) -> None:
-        self._counts = counts
-
-    def fraction(self, step: Step) -> float:
-        raise NotImplementedError("counts are given directly")
-
-    def count(self, step: Step, num_tokens: int) -> int:
-        return self._counts[step.index]
-
-
-class _Poisoned(Reuse):
-    """Holds predictions, but those about to be computed become NaN; caches of keys and values can be corrupted."""
-
-    def start(self, guidance: Guidance = "none") -> ReuseState:
-        return _PoisonedState()
-
-    def start_keys(self, guidance: Guidance = "none") -> KeyValueBuffer:
-        return _CorruptibleBuffer()
-
-
-class _PoisonedState(ReuseState):
-    def __init__(self) -> None:
-        self._last = torch.empty(0)
-
-    def record(self, prediction: Tensor, time: float) -> None:
-        self._last = prediction.clone()
-
-    def complete(self, fresh: Tensor, selection: Selection, time: float) -> Tensor:
-        poisoned = self._last.masked_fill(selection.mask().unsqueeze(-1), math.nan)
-        self._last = selection.scatter(fresh, poisoned)
-        return self._last.clone()
-
-    def forecast(self, time: float) -> Tensor:
-        return self._last.clone()
-
-    @property
-    def nbytes(self) -> int:
-        return self._last.nbytes
-
-
-class _CorruptibleBuffer(KeyValueBuffer):
-    """Gives other keys and values than the kept ones while `corrupted`."""
-
-    corrupted = False
-
-    def update(self, rows: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        if self.corrupted:
-            for kept in self.kept:
-                kept.copy_(3 * kept.roll(1, dims=-1) + 1)
-        return super().update(rows, key, value)
 
 
 def _image_of(value: Any, image: int, batch: int) -> Any:
@@ -272,21 +182,6 @@ def _image_of(value: Any, image: int, batch: int) -> Any:
     if isinstance(value, list) and len(value) == batch:
         return value[image : image + 1]
     return type(value)(_image_of(item, image, batch) for item in value) if isinstance(value, (list, tuple)) else value
-
-
-def _tensors(output: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
-
-
-def _difference(output: Any, expected: Any) -> float:
-    """The largest difference between two outputs, relative to the largest expected value; NaN counts as infinite."""
-    worst = 0.0
-    for one, other in zip(_tensors(output), _tensors(expected), strict=True):
-        if one.shape != other.shape:
-            return math.inf
-        apart = float((one - other).abs().max() / other.abs().max().clamp_min(1e-30))
-        worst = max(worst, math.inf if math.isnan(apart) else apart)
-    return worst
 
 
 def _state_of(model: nn.Module) -> list[tuple[list[str], int, int]]:

@@ -1,0 +1,73 @@
+"""The table of docs/supported-models.md, from the registry and the small models of the tests.
+
+python tests/adapters/table.py          # print the page
+python tests/adapters/table.py --write  # write it
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+
+from tiny import IMAGES, VIDEOS, Tiny
+
+from tokenprune.registry import find_adapter
+from tokenprune_adapters.unsupported import REASONS
+
+PAGE = Path(__file__).parents[2] / "docs" / "supported-models.md"
+TOP = """# Supported models
+
+Written by `python tests/adapters/table.py --write` from the installed adapters and the small models that
+`tests/adapters` checks them with; do not edit. diffusers 0.42.
+
+Every row passes `tokenprune.testing.check_adapter` on a small model with random weights: full steps are the plain
+model bit for bit, and pruned ones equal it when nothing they reuse is stale. That shows that a model is served
+correctly, not how good its pictures are; the README says on which models those were measured. The column "guidance"
+says how the pipelines call the model, from their code. "selection": whether each image of a batch has its own tokens
+selected, or all share one selection, because the model's rotary embeddings have no dimension for images; then policies
+see the batch as one image with the channels of all.
+"""
+HEADER = """| transformer | pipelines | guidance | selection | token grid | notes | test |
+|---|---|---|---|---|---|---|"""
+REFUSED = """## Refused
+
+`tokenprune.apply` raises an `UnsupportedModelError` that says why:
+
+| transformer | why |
+|---|---|"""
+PARTLY = {
+    "`Kandinsky5Transformer3DModel`, other than `regular` attention": "it attends in tiles of 64 tokens through flex "
+    "attention, chosen from all tokens anew at each step",
+    "`Transformer2DModel` without `patch_size`": "it goes back to a picture before its last projection",
+}
+
+
+def row(tiny: Tiny) -> str:
+    """One line of the table."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = tiny.make()
+    found = find_adapter(model)(model)
+    axes = {2: "h x w", 3: "t x h x w"}[len(found.grid(tiny.inputs()))]
+    selection = "shared" if found.shared else "per image"
+    cells = (f"`{tiny.model}`", tiny.pipelines, tiny.guidance, selection, axes, tiny.notes, f"`{tiny.name}`")
+    return f"| {' | '.join(cells)} |"
+
+
+def page() -> str:
+    """The whole page."""
+    parts = [TOP]
+    for title, models in (("Images", IMAGES), ("Video", VIDEOS)):
+        parts.append("\n".join([f"## {title}\n", HEADER, *(row(tiny) for tiny in models)]) + "\n")
+    reasons = [f"| `{name}` | {why} |" for name, why in sorted(REASONS.items())]
+    partly = [f"| {name} | {why} |" for name, why in sorted(PARTLY.items())]
+    parts.append("\n".join([REFUSED, *reasons, *partly]) + "\n")
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    if "--write" in sys.argv:
+        PAGE.write_text(page())
+    else:
+        print(page(), end="")

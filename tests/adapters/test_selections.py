@@ -1,0 +1,197 @@
+"""What policies see of models with reference tokens, shared selections, frames; and what is then computed."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from tiny import ALL, B, ids
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+import tokenprune
+from tokenprune import Memory, NoisePolicy, Observation, Selection, SelectionPolicy
+from tokenprune.testing.policy import _no_waiting
+from tokenprune_adapters.common import grid_of_ids
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore:In CPU autocast"),
+]
+TINY = {tiny.name: tiny for tiny in ALL}
+
+
+@dataclass(frozen=True)
+class Watching(SelectionPolicy):
+    """Selects by noise and keeps what it saw."""
+
+    alpha: float = 0.3
+    warmup_steps: int = 2
+    seen: list[Observation] = field(default_factory=list)
+
+    def select(self, seen: Observation, memory: Memory) -> Selection:
+        self.seen.append(seen)
+        return NoisePolicy().select(seen, memory)
+
+
+def generate(model: nn.Module, inputs: dict[str, Any], time: str, latents: str, rises: bool = False) -> list[Any]:
+    """The outputs of four steps; each has its own latents."""
+    outputs = []
+    for step in range(4):
+        factor = 0.2 + 0.2 * step if rises else 1 - 0.2 * step
+        noised = tree_map(lambda x, s=step: x + 0.2 * s * x.flip(0), inputs[latents])
+        timestep = (inputs[time] * factor).to(inputs[time].dtype)
+        with torch.no_grad():
+            outputs.append(model(**{**inputs, time: timestep, latents: noised}))
+    return outputs
+
+
+def played(name: str, **options: Any) -> tuple[nn.Module, Watching, Any]:
+    tiny = TINY[name]
+    model, policy = tiny.make(), Watching()
+    with tokenprune.apply(model, policy, **options) as handle:
+        found = handle._masked.map
+        generate(model, tiny.inputs(), found.time, found.latents, found.time_rises)
+        report = handle.report()
+    return model, policy, report
+
+
+@pytest.mark.parametrize(
+    ("name", "grid", "shape"),
+    [
+        ("sd3", (4, 6), (B, 24, 16)),
+        ("pixart", (4, 6), (B, 24, 16)),
+        ("flux-kontext", (4, 6), (1, 24, 8)),
+        ("flux2", (4, 6), (1, 24, 8)),
+        ("longcat", (4, 6), (1, 24, 8)),
+        ("krea2", (4, 6), (1, 24, 8)),
+        ("qwenimage-edit", (4, 6), (1, 24, 32)),
+        ("z-image", (4, 6), (B, 24, 16)),
+        ("hidream-padded", (3, 5), (B, 15, 16)),
+        ("lumina2", (4, 6), (B, 24, 16)),
+        ("ernie", (4, 6), (B, 24, 4)),
+        ("kandinsky5", (2, 3, 4), (B, 24, 16)),
+        ("hunyuan-video-i2v", (2, 3, 4), (1, 24, 32)),
+        ("wan-ti2v", (3, 3, 4), (B, 36, 16)),
+        ("ltx-i2v", (2, 3, 4), (B, 24, 4)),
+        ("cogvideox-2b", (3, 3, 4), (B, 36, 16)),
+        ("mochi", (3, 3, 4), (1, 36, 32)),
+        ("latte", (3, 4), (B, 12, 48)),
+    ],
+)
+def test_policies_see_the_grid(name: str, grid: tuple[int, ...], shape: tuple[int, int, int]) -> None:
+    _, policy, report = played(name)
+    assert [seen.grid for seen in policy.seen] == [grid, grid]
+    assert [tuple(seen.prediction.shape) for seen in policy.seen] == [shape, shape]
+    assert report.grid == grid
+    computed = int(shape[1] * 0.3)
+    assert [step.tokens for step in report.steps] == [shape[1]] * 2 + [computed] * 2
+    assert report.macs.total < report.dense_macs.total
+
+
+def test_one_selection_for_all_images_counts_them_all() -> None:
+    """A token that changes in the second image alone is selected for both."""
+    tiny = TINY["flux"]
+    inputs = tiny.inputs() | {"controlnet_block_samples": None}
+    model, policy = tiny.make(), Watching()
+    with tokenprune.apply(model, policy), torch.no_grad():
+        for step in range(3):
+            latents = inputs["hidden_states"].clone()
+            latents[1, 7] += 50 * step
+            model(**{**inputs, "hidden_states": latents, "timestep": inputs["timestep"] * (1 - 0.1 * step)})
+    (seen,) = policy.seen
+    second = seen.relative_noise.unflatten(-1, (B, -1))[0, :, 1].norm(dim=-1)
+    assert int(second.argmax()) == 7
+    assert 7 in NoisePolicy().select(seen, {}).index.tolist()[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "references", "text"),
+    [
+        ("flux-kontext", 6, 0),
+        ("qwenimage-edit", 6, 0),
+        ("hidream-padded", 9, 0),
+        ("z-image", 8, 64),
+        ("ltx-extra", 5, 0),
+    ],
+)
+def test_reference_tokens_are_computed_at_full_steps_only(name: str, references: int, text: int) -> None:
+    tiny, rows = TINY[name.replace("-extra", "")], []
+    model, inputs, policy = tiny.make(), tiny.inputs(), Watching()
+    if name == "ltx-extra":
+        inputs["hidden_states"] = torch.cat([inputs["hidden_states"][:, :references], inputs["hidden_states"]], dim=1)
+        inputs["video_coords"] = torch.rand(B, 3, 24 + references)
+    with tokenprune.apply(model, policy) as handle:
+        found = handle._masked.map
+        watched = model.get_submodule(found.exit_site.path)
+
+        def watch(module: nn.Module, args: tuple[Tensor]) -> None:
+            rows.append(args[0].shape[1])
+
+        hook = watched.register_forward_pre_hook(watch)
+        generate(model, inputs, found.time, found.latents, found.time_rises)
+        hook.remove()
+    tokens = policy.seen[0].prediction.shape[1]
+    assert rows == [tokens + references + text] * 2 + [int(tokens * 0.3) + text] * 2
+
+
+def test_pictures_of_different_sizes_are_refused() -> None:
+    tiny = TINY["z-image"]
+    inputs = tiny.inputs()
+    inputs["x"] = [inputs["x"][0], inputs["x"][1][..., :8]]
+    model, sizes = tiny.make(), r"all of one size, in 'x', got \[\[4, 1, 8, 12\], \[4, 1, 8, 8\]\]"
+    refused = pytest.raises(tokenprune.UnsupportedCallError, match=sizes)
+    with tokenprune.apply(model, NoisePolicy(0.3, 2)), torch.no_grad(), refused:
+        model(**inputs)
+
+
+def test_the_grid_follows_the_positions() -> None:
+    """Reference tokens elsewhere, shifted positions, and tokens in no rectangle."""
+
+    grid = grid_of_ids("ids")
+
+    def of(positions: Tensor) -> tuple[int, ...]:
+        return grid({"ids": positions, "hidden_states": torch.empty(1, len(positions), 1)})
+
+    assert of(ids(3, 5)) == (3, 5)
+    assert of(ids(3, 5, offset=7)) == (3, 5)
+    assert of(torch.cat([ids(3, 5), ids(4, 4, group=1)])) == (3, 5)
+    assert of(ids(3, 5)[:-1]) == (1, 14)
+    assert grid({"ids": ids(3, 5)[None], "hidden_states": torch.empty(2, 15, 1)}) == (3, 5)
+    assert of(ids(3, 5).to("meta")) == (1, 15)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "sd3.5",
+        "auraflow",
+        "flux",
+        "krea2",
+        "lumina-next",
+        "hunyuan-dit",
+        "cogview4",
+        "prx",
+        "wan-vace",
+        "hunyuan-video-i2v",
+        "cogvideox-5b",
+        "allegro",
+        "cosmos",
+        "skyreels-v2",
+        "latte",
+    ],
+)
+def test_pruned_steps_do_not_wait_for_the_device(name: str) -> None:
+    """Models that read values themselves are left out."""
+    tiny = TINY[name]
+    model, inputs = tiny.make(), tiny.inputs()
+    with tokenprune.apply(model, NoisePolicy(0.3, 2)) as handle, torch.no_grad():
+        found = handle._masked.map
+        table = torch.linspace(0.2, 1, 4) if found.time_rises else torch.linspace(900, 100, 4)
+        for step, time in enumerate(table):
+            with _no_waiting() if step > 1 else nullcontext():
+                model(**{**inputs, found.time: time.expand(B)})
+        assert [call.tokens for record in handle._masked.generation.records for call in record.calls][-1] < 24

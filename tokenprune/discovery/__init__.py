@@ -1,0 +1,15 @@
+"""Module maps of models that nobody wrote an adapter for: watch, infer, check."""
+
+from tokenprune.discovery.arguments import AxesGrid, PositionsGrid, ReferencesAfter
+from tokenprune.discovery.discover import Discovery, discover, may_be_discovered
+from tokenprune.discovery.pending import PendingModule
+
+__all__ = [
+    "AxesGrid",
+    "Discovery",
+    "PendingModule",
+    "PositionsGrid",
+    "ReferencesAfter",
+    "discover",
+    "may_be_discovered",
+]

@@ -1,0 +1,100 @@
+"""A model that is to be pruned, and whose map is found at its first call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from tokenprune.discovery.discover import discover
+from tokenprune.errors import AlreadyPrunedError
+from tokenprune.hooks import MASKED, before_model
+from tokenprune.masked import MaskedModule
+from tokenprune.modulemap import ModuleMap
+from tokenprune.run import Run
+
+WAITING = "no adapter describes this model; its map will be found at its first call"
+
+
+class PendingModule:
+    """One hook on a model: at the first call it finds the map and installs the others.
+
+    It stays until a second timestep shows whether timesteps rise or fall.
+
+    Args:
+        model: the transformer.
+        make: makes the hooks of a map.
+
+    Attributes:
+        masked: what prunes the model, once its map is found.
+        notes: how discovery stands, and what it could not know.
+    """
+
+    def __init__(self, model: nn.Module, make: Callable[[ModuleMap], MaskedModule]) -> None:
+        self.model = model
+        self.masked: MaskedModule | None = None
+        self.notes: tuple[str, ...] = (WAITING,)
+        self._make = make
+        self._first_time: float | None = None
+        self._hook: RemovableHandle | None = None
+
+    def install(self) -> None:
+        """Register the hook.
+
+        Raises:
+            AlreadyPrunedError: the model carries hooks of another handle.
+        """
+        if MASKED in self.model.__dict__:
+            raise AlreadyPrunedError(
+                f"{type(self.model).__name__}: already pruned by another handle; call its remove() first"
+            )
+        self.model.__dict__[MASKED] = self
+        self._hook = self.model.register_forward_pre_hook(self._before_call, with_kwargs=True)
+
+    def remove(self) -> None:
+        """Take all hooks off; the model is as it was."""
+        self._unhook()
+        if self.masked is not None:
+            self.masked.remove()
+        elif self.model.__dict__.get(MASKED) is self:
+            del self.model.__dict__[MASKED]
+
+    def _unhook(self) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+
+    def _before_call(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self.masked is not None:
+            self._find_direction(self.masked, args, kwargs)
+            return None
+        try:
+            found = discover(model, args, kwargs)
+            masked = self._make(found.map)
+        except Exception as error:
+            self.notes = (str(error),)
+            self.remove()
+            raise
+        del model.__dict__[MASKED]
+        masked.install()
+        self.masked, self.notes = masked, found.notes
+        self._find_direction(masked, args, kwargs)
+        return before_model(model, args, kwargs)  # torch took its list of hooks before there was this one
+
+    def _find_direction(self, masked: MaskedModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        value = masked.signature.bind(*args, **kwargs).arguments.get(masked.map.time)
+        if value is None:
+            return
+        time = float(value.detach().flatten().max()) if isinstance(value, Tensor) else float(value)
+        if self._first_time is None or time == self._first_time:
+            self._first_time = time
+            return
+        self._unhook()
+        if time > self._first_time:
+            masked.map = replace(masked.map, time_rises=True)
+            masked.run = Run(time_rises=True)
+            masked.generations -= 1  # the next call begins it again
+            self.notes = (*self.notes, f"{masked.map.time!r} rises as the noise falls")
