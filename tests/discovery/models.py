@@ -87,7 +87,7 @@ class DiT(nn.Module):
         self, attention: type[nn.Module] = Attention, mlp: type[nn.Module] = Mlp, variance: bool = True
     ) -> None:
         super().__init__()
-        self.out = CHANNELS * (2 if variance else 1)
+        self.out = 2 * CHANNELS
         self.x_embedder, self.y_embedder = nn.Conv2d(CHANNELS, WIDTH, 2, stride=2), nn.Embedding(11, WIDTH)
         self.t_embedder = nn.Sequential(nn.Linear(1, WIDTH), nn.SiLU(), nn.Linear(WIDTH, WIDTH))
         self.pos_embed = nn.Parameter(torch.zeros(1, 24, WIDTH))

@@ -24,11 +24,11 @@ from models import (
 from torch import Tensor, nn
 
 import tokenprune
-from tokenprune import AttentionSite, BlockSite, CATPolicy, ModuleMap, TokenArgument, UnknownModelError, latent_grid
+from tokenprune import AttentionSite, BlockSite, ModuleMap, NoisePolicy, TokenArgument, UnknownModelError, latent_grid
 from tokenprune.discovery import discover
 from tokenprune.testing import check_adapter
 
-POLICY = CATPolicy(0.3, 2, num_clusters=3)
+POLICY = NoisePolicy(0.3, 2)
 
 
 def dit_map(model: nn.Module) -> ModuleMap:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -63,7 +64,7 @@ def discover(model: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, An
         with (
             torch.no_grad(),
             torch.random.fork_rng(sorted({device.index or 0 for device in devices})),
-            torch.compiler.set_stance("force_eager"),
+            _eagerly(model),
         ):
             return search.run()
     except Undiscovered as error:
@@ -73,6 +74,12 @@ def discover(model: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, An
             f"{error}. Found: {found}. Pass an adapter, apply(..., adapter=function): see docs/write-an-adapter.md and "
             f"docs/discovery.md"
         ) from error
+
+
+def _eagerly(model: nn.Module) -> contextlib.AbstractContextManager[Any]:
+    """Compiled modules run eagerly, so that hooks see what is inside them; without any, there is nothing to do."""
+    compiled = any(module._compiled_call_impl is not None for module in model.modules())
+    return torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext()
 
 
 class _Search:

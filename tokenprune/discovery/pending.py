@@ -52,7 +52,7 @@ class PendingModule:
                 f"{type(self.model).__name__}: already pruned by another handle; call its remove() first"
             )
         self.model.__dict__[MASKED] = self
-        self._hook = self.model.register_forward_pre_hook(self._before_call, with_kwargs=True)
+        self._hook = self.model.register_forward_pre_hook(self._first_call, with_kwargs=True)
 
     def remove(self) -> None:
         """Take all hooks off; the model is as it was."""
@@ -67,22 +67,23 @@ class PendingModule:
             self._hook.remove()
             self._hook = None
 
-    def _before_call(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self.masked is not None:
-            self._find_direction(self.masked, args, kwargs)
-            return None
+    def _first_call(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self.remove()  # what is watched is the plain model
         try:
             found = discover(model, args, kwargs)
             masked = self._make(found.map)
         except Exception as error:
             self.notes = (str(error),)
-            self.remove()
             raise
-        del model.__dict__[MASKED]
+        self._hook = model.register_forward_pre_hook(self._later_call, with_kwargs=True)
         masked.install()
         self.masked, self.notes = masked, found.notes
         self._find_direction(masked, args, kwargs)
         return before_model(model, args, kwargs)  # torch took its list of hooks before there was this one
+
+    def _later_call(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.masked is not None:
+            self._find_direction(self.masked, args, kwargs)
 
     def _find_direction(self, masked: MaskedModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         value = masked.signature.bind(*args, **kwargs).arguments.get(masked.map.time)
