@@ -19,6 +19,7 @@ class BranchCache:
 
     Attributes:
         guidance: how classifier-free guidance lies in the branch's batch.
+        step: the last step that called the branch; -1 before the first.
         buffers: keys and values by attention path.
         constants: outputs of text-only modules by path.
         text: the text argument that `constants` belong to, and its version.
@@ -30,6 +31,7 @@ class BranchCache:
 
     reuse: ReuseState
     guidance: Guidance = "none"
+    step: int = -1
     buffers: dict[str, KeyValueBuffer] = field(default_factory=dict)
     constants: dict[str, Tensor] = field(default_factory=dict)
     text: tuple[Tensor, int] | None = None

@@ -58,12 +58,15 @@ class Generation:
 
     Args:
         module_map: the model's map.
-        guidance: how classifier-free guidance lies in the batch.
+        guidance: how classifier-free guidance lies in a batch of both its branches; "none" if no batch holds both.
+        images: B, images of the batch, without guidance.
         guidance_scale: None shows policies the conditional prediction; a number shows them the guided one.
         recorder: takes the trace; None where nobody wants one.
 
     Attributes:
-        branches: caches by guidance branch; the first is the lead, which policies see as the conditional one.
+        branches: caches by guidance branch, as far as the last step or this one called them.
+        lead: the branch that begins the current step, which policies see as the conditional one.
+        handed_on: the last prediction of another batch's lead [G * B, N, C], for the lead that takes its place.
         grid: the token grid.
         references: how many image tokens that are no part of the grid lie before and after it.
         records: every step so far.
@@ -74,10 +77,16 @@ class Generation:
     """
 
     def __init__(
-        self, module_map: ModuleMap, guidance: Guidance, guidance_scale: float | None, recorder: Recorder | None
+        self,
+        module_map: ModuleMap,
+        guidance: Guidance,
+        images: int,
+        guidance_scale: float | None,
+        recorder: Recorder | None,
     ) -> None:
         self._map = module_map
-        self.guidance = guidance
+        self._guidance: Guidance = guidance
+        self._images = images
         self._guidance_scale = guidance_scale
         self._memory: Memory = {}
         self._previous: Selection | None = None
@@ -85,6 +94,8 @@ class Generation:
         self.grid: TokenGrid = ()
         self.references: tuple[int, int] = (0, 0)
         self.branches: dict[BranchKey, BranchCache] = {}
+        self.lead: BranchKey | None = None
+        self.handed_on: Tensor | None = None
         self.records: list[StepRecord] = []
         self.selection: Selection | None = None
         self.skipping = False
@@ -100,15 +111,28 @@ class Generation:
 
     def emptied(self) -> Generation:
         """What stays of the generation when its caches are freed: what a report tells of it."""
-        rest = Generation(self._map, self.guidance, self._guidance_scale, self.recorder)
+        rest = Generation(self._map, self._guidance, self._images, self._guidance_scale, self.recorder)
         rest.records, rest.grid, rest.history = self.records, self.grid, self.history
         return rest
+
+    def guidance_of(self, batch: int) -> Guidance:
+        """How classifier-free guidance lies in a batch of that size."""
+        return self._guidance if batch == 2 * self._images else "none"
+
+    @property
+    def guidance(self) -> Guidance:
+        """How classifier-free guidance lies in the lead branch's batch."""
+        return self.guidance_of(self.lead.shape[0]) if self.lead else "none"
 
     def begin_step(self, moment: Moment, grid: TokenGrid, schedule: Schedule, policy: SelectionPolicy) -> None:
         """Decide how many and which tokens the step computes."""
         self.grid, tokens = grid, num_tokens(grid)
         count = schedule.count(Step(moment.step, moment.time, moment.level, moment.remaining), tokens)
-        lead = next(iter(self.branches.values()), None)
+        # Caches of branches that the last step did not call are out of date by an unknown number of steps.
+        self.branches = {key: found for key, found in self.branches.items() if found.step >= moment.step - 1}
+        lead = self.branches.get(moment.branch)
+        self.handed_on = self._hand_on(moment.branch) if lead is None else None
+        self.lead = moment.branch
         watch = None
         self.selection, self.skipping = None, False
         if count >= tokens or lead is None or lead.prediction is None:
@@ -135,8 +159,7 @@ class Generation:
             weights: what the policy's `weigh_attention` gave for each attention module [G * B, N], if it was asked.
         """
         if self.history is None:
-            halves = 1 if self.guidance == "none" else 2
-            images = 1 if self._map.shared else len(output) // halves
+            images = 1 if self._map.shared else self._images
             self.history = TokenHistory(images, self.records[-1].num_tokens, output.device)
         surprise = None if forecast is None else self._surprise(output - forecast)
         selection = self.selection if pruned else None
@@ -187,6 +210,14 @@ class Generation:
             )
         return selection
 
+    def _hand_on(self, heir: BranchKey) -> Tensor | None:
+        """The lead's conditional prediction for a lead with another batch; None where it is not the same branch."""
+        former = self.branches.get(self.lead) if self.lead else None
+        if self.lead is None or former is None or former.prediction is None or heir.name != self.lead.name:
+            return None
+        conditional, _ = self._halves(former.prediction)
+        return torch.cat([conditional] * (heir.shape[0] // len(conditional)))
+
     def _surprise(self, error: Tensor) -> Tensor:
         """Norms of what a forecast was off [B, n], after guidance: that is what the sampler sees of it."""
         error = self._noise_channels(self._of_grid(error))
@@ -196,8 +227,9 @@ class Generation:
 
     def _guidance_branches(self) -> list[BranchCache]:
         """The branches with a prediction whose latents have the lead's shape, the lead (conditional) first."""
-        shape = next(iter(self.branches))[1]
-        found = [b for (_, other), b in self.branches.items() if other == shape and b.prediction is not None]
+        alike = [key for key in self.branches if self.lead and key.shape == self.lead.shape]
+        caches = [self.branches[key] for key in sorted(alike, key=lambda key: key != self.lead)]
+        found = [branch for branch in caches if branch.prediction is not None]
         return found[:1] if self._guidance_scale is None else found[:2]
 
     def _noise(self, predictions: list[Tensor | None]) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from tokenprune import attention, blocks, constants
 
 MASKED = "_tokenprune"
 ATTRIBUTES = (MASKED, attention.ATTRIBUTE, blocks.ATTRIBUTE, blocks.EXPANDED, constants.ATTRIBUTE)
-BARE = ("forward", "_compiled_call_impl", *ATTRIBUTES)
+BARE = ("forward", "cache_context", "_compiled_call_impl", *ATTRIBUTES)
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
@@ -56,6 +56,17 @@ def after_exit(module: nn.Module, args: Any, output: Tensor) -> Tensor:
     masked = getattr(module, MASKED)
     completed: Tensor = masked.complete(output)
     return completed
+
+
+@contextlib.contextmanager
+def named_calls(masked: Any, announce: Callable[..., Any], name: str, *args: Any, **kwargs: Any) -> Iterator[None]:
+    """Stands in for a model's `cache_context`: pipelines tell by it which guidance branch the coming call is."""
+    masked.called = name
+    try:
+        with announce(name, *args, **kwargs):
+            yield
+    finally:
+        masked.called = ""
 
 
 @contextlib.contextmanager

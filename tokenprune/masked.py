@@ -21,13 +21,13 @@ from tokenprune.errors import AlreadyPrunedError, UnsupportedCallError
 from tokenprune.exits import Exit
 from tokenprune.generation import Generation
 from tokenprune.grid import num_tokens
-from tokenprune.hooks import ATTRIBUTES, MASKED, after_exit, after_model, before_model, forward_or_skip
+from tokenprune.hooks import ATTRIBUTES, MASKED, after_exit, after_model, before_model, forward_or_skip, named_calls
 from tokenprune.keyvalue import KeyValueBuffer
 from tokenprune.modulemap import Guidance, ModuleMap
 from tokenprune.policy import SelectionPolicy
 from tokenprune.report import CallRecord, Stopwatch
 from tokenprune.reuse import Reuse
-from tokenprune.run import BranchKey, Moment, Run
+from tokenprune.run import BranchKey, Moment, Run, halves_agree
 from tokenprune.schedule import Schedule
 from tokenprune.selection import Selection
 from tokenprune.skip import OutputMap
@@ -76,13 +76,15 @@ class MaskedModule:
         for state in self.attentions:
             state.weigh = policy.weigh_attention if "attention" in policy.needs else None
         self.constants = [ConstantState(path) for path in module_map.constants]
-        self.run = Run(module_map.time_rises)
+        self.run = Run(module_map.time_rises, halves=guidance != "none")
+        self.called = ""
         self.generations = 0
         self.peak_bytes = 0
         self._handles: list[RemovableHandle] = []
+        self._replaced: dict[str, Any] = {}
         self._eager: Any = None
         self.examples: dict[BranchKey, tuple[tuple[Any, ...], dict[str, Any]]] = {}
-        self.generation = self._new_generation("none")
+        self.generation = self._new_generation(0)
         self.moment: Moment | None = None
         self.clock = torch.zeros(())
         self.branch: BranchCache | None = None
@@ -124,9 +126,10 @@ class MaskedModule:
         module = self._holding(self.exit.site.path, MASKED, self)
         self._handles.append(module.register_forward_hook(after_exit))
         self._forward = self.model.forward
-        self._own_forward = self.model.__dict__.get("forward")
         if self.schedule.skips:
-            self.model.__dict__["forward"] = functools.partial(forward_or_skip, self)
+            self._stand_in("forward", functools.partial(forward_or_skip, self))
+        if hasattr(self.model, "cache_context"):
+            self._stand_in("cache_context", functools.partial(named_calls, self, self.model.cache_context))
 
     def remove(self) -> None:
         """Take all hooks off and free the caches; the model is as it was."""
@@ -137,10 +140,11 @@ class MaskedModule:
         for path in ("", *self.map.paths):
             for attribute in ATTRIBUTES:
                 self.model.get_submodule(path).__dict__.pop(attribute, None)
-        if self.schedule.skips:
-            self.model.__dict__.pop("forward", None)
-            if self._own_forward is not None:
-                self.model.__dict__["forward"] = self._own_forward
+        for name, own in self._replaced.items():
+            self.model.__dict__.pop(name, None)
+            if own is not None:
+                self.model.__dict__[name] = own
+        self._replaced.clear()
         self.reset()
 
     def reset(self) -> None:
@@ -158,6 +162,11 @@ class MaskedModule:
         """Leave whatever an exception or an interrupt left behind: attention modes, forced eager execution."""
         self._end_eager()
         attention.leave_modes(self.attentions)
+
+    def _stand_in(self, name: str, value: Any) -> None:
+        """Give the model a method of its own, until `remove`."""
+        self._replaced[name] = self.model.__dict__.get(name)
+        self.model.__dict__[name] = value
 
     def _holding(self, path: str, attribute: str, state: object) -> nn.Module:
         module = self.model.get_submodule(path)
@@ -180,7 +189,7 @@ class MaskedModule:
         bound = self.signature.bind(*args, **kwargs)
         bound.apply_defaults()
         latents = self._latents(bound.arguments)
-        moment = self.run.advance(self._argument(bound.arguments, self.map.time), latents)
+        moment = self.run.advance(self._argument(bound.arguments, self.map.time), latents, self.called)
         if moment.first_of_generation:
             self._begin_generation(moment, latents, bound.arguments)
         generation, grid = self.generation, self.generation.grid
@@ -212,7 +221,7 @@ class MaskedModule:
         if self.moment.first_of_step:
             self.generation.note(images, self._forecast(), self.selection is not None, self._attention_weights())
         if self.selection is None:
-            last = self.branch.prediction
+            last = self.branch.reference if self.branch.prediction is None else self.branch.prediction
             self.branch.prediction = images.detach().clone()
             self.branch.reference = self.branch.prediction if last is None else last
             self.branch.reuse.record(images, self.moment.time)
@@ -296,7 +305,7 @@ class MaskedModule:
         """Start anew; key and value buffers stay, for their memory, while the latents keep their shape."""
         last = self.generation.branches
         self.examples = {}
-        self.generation = self._new_generation(self._find_guidance(latents))
+        self.generation = self._new_generation(self._count_images(latents))
         self.generation.grid = self.map.grid(arguments)
         if self.map.references is not None:
             self.generation.references = self.map.references(arguments)
@@ -305,26 +314,27 @@ class MaskedModule:
                 kept = {path: buffer for path, buffer in branch.buffers.items() if buffer.writable}
                 for buffer in kept.values():
                     buffer.restart()
-                guidance = self.generation.guidance if key[1] == moment.branch[1] else "none"
-                self.generation.branches[key] = BranchCache(self.reuse.start(guidance), guidance, kept)
+                guidance = self.generation.guidance_of(key.shape[0])
+                self.generation.branches[key] = BranchCache(self.reuse.start(guidance), guidance, buffers=kept)
         self.generations += 1
 
-    def _new_generation(self, guidance: Guidance) -> Generation:
-        return Generation(self.map, guidance, self.guidance_scale, Recorder() if self.tracing else None)
+    def _new_generation(self, images: int) -> Generation:
+        recorder = Recorder() if self.tracing else None
+        return Generation(self.map, self.guidance or self.map.guidance, images, self.guidance_scale, recorder)
 
-    def _find_guidance(self, latents: Tensor) -> Guidance:
-        if self.guidance is not None:
-            return self.guidance
-        first, *second = latents.chunk(2)
-        return self.map.guidance if second and torch.equal(first, second[0]) else "none"
+    def _count_images(self, latents: Tensor) -> int:
+        """B, how many images a batch holds, guidance aside."""
+        guided = halves_agree(latents) if self.guidance is None else self.guidance != "none"
+        return len(latents) // 2 if guided else len(latents)
 
     def _begin_branch(self, moment: Moment, args: tuple[Any, ...], kwargs: dict[str, Any]) -> BranchCache:
         branches: dict[BranchKey, BranchCache] = self.generation.branches
         if moment.branch not in branches:
-            lead = next(iter(branches), moment.branch)
-            guidance = self.generation.guidance if moment.branch[1] == lead[1] else "none"
-            branches[moment.branch] = BranchCache(self.reuse.start(guidance), guidance)
+            guidance = self.generation.guidance_of(moment.branch.shape[0])
+            reference = self.generation.handed_on if moment.first_of_step else None
+            branches[moment.branch] = BranchCache(self.reuse.start(guidance), guidance, reference=reference)
         branch = branches[moment.branch]
+        branch.step = moment.step
         if moment.branch not in self.examples:
             example = (args, kwargs)
             self.examples[moment.branch] = example if self.map.reads_values else tree_map(_on_meta, example)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,13 +13,30 @@ from tokenprune.errors import UnsupportedCallError
 MOST_BRANCHES = 4
 """Guidance calls of one step at most; the same first step more often than that is restarted generations."""
 
-BranchKey = tuple[int, tuple[int, ...]]
-"""A guidance branch: its place among the calls of a step, and the shape of its latents."""
+
+class BranchKey(NamedTuple):
+    """A guidance branch.
+
+    Attributes:
+        order: its place among the calls of a step that share shape and name.
+        shape: the shape of its latents.
+        name: what the pipeline calls it (`cache_context` of diffusers); empty where it does not say.
+    """
+
+    order: int
+    shape: tuple[int, ...]
+    name: str = ""
 
 
 def version_of(tensor: Tensor) -> int:
     """How often a tensor was changed in place; tensors made in inference mode do not count, and give 0."""
     return 0 if tensor.is_inference() else tensor._version
+
+
+def halves_agree(latents: Tensor) -> bool:
+    """Whether the second half of a batch is the first once more, as under batched guidance; waits for the device."""
+    first, *second = latents.chunk(2)
+    return bool(second) and torch.equal(first, second[0])
 
 
 @dataclass(frozen=True)
@@ -90,15 +108,21 @@ class Run:
     """Follows the calls of one model from step to step.
 
     A step is a new timestep. The same timestep again is another guidance branch of that step if it is the same
-    entry of the scheduler's table, or if the first step of the generation had several calls, too; otherwise (a
-    second-order scheduler repeats timesteps) it is a new step. A generation starts when the noise level rises,
-    when the scheduler's table, the latents' shape, dtype or device change between steps, when the first step comes
-    again with other latents, and after `reset`.
+    entry of the scheduler's table, if the first step of the generation had as many calls, or if the latents are the
+    same; otherwise (a second-order scheduler repeats timesteps) it is a new step. A generation starts when the noise
+    level rises, when the scheduler's table, the latents' shape, dtype or device change between steps, when the first
+    step comes again with other latents, and after `reset`. But a batch that loses or gains its second guidance half,
+    while the time goes on, is the same generation with another branch.
+
+    Args:
+        time_rises: whether the timestep grows while the noise level falls.
+        halves: whether a batch may hold both branches of classifier-free guidance.
     """
 
-    def __init__(self, time_rises: bool) -> None:
+    def __init__(self, time_rises: bool, halves: bool = True) -> None:
         self._direction = -1.0 if time_rises else 1.0
         self._end = 1.0 if time_rises else 0.0
+        self._may_hold_halves = halves
         self._reader = TimestepReader()
         self.reset()
 
@@ -108,13 +132,13 @@ class Run:
         self._time = 0.0
         self._first_time = 0.0
         self._place: int | None = None
-        self._calls: dict[tuple[int, ...], int] = {}
+        self._calls: dict[tuple[str, tuple[int, ...]], int] = {}
         self._signature: tuple[object, ...] = ()
         self._calls_of_first_step = 0
-        self._first_latents: Tensor | None = None
+        self._latents: Tensor | None = None
 
-    def advance(self, timestep: Tensor | float | int, latents: Tensor) -> Moment:
-        """Take in the next call and say where it stands.
+    def advance(self, timestep: Tensor | float | int, latents: Tensor, name: str = "") -> Moment:
+        """Take in the next call, under the name that the pipeline gives its branch, and say where it stands.
 
         Raises:
             UnsupportedCallError: the timestep holds no value.
@@ -127,8 +151,8 @@ class Run:
             self._step < 0
             or new_table
             or self._direction * time > self._direction * self._time
-            or signature != self._signature
-            or (self._first_latents is not None and time == self._time)
+            or (signature != self._signature and not self._same_images(signature, latents))
+            or (self._step == 0 and time == self._time)
         )
         if first_of_generation:
             self.reset()
@@ -136,10 +160,11 @@ class Run:
         if not same_step:
             self._step += 1
             self._calls = {}
-            self._first_latents = latents if self._step == 0 else None
+            # Without a table they tell branches from steps: a copy, as a sampler may change them in place.
+            self._latents = latents if place is not None else latents.clone()
             self._signature = signature
-        order = self._calls.get(shape, 0)
-        self._calls[shape] = order + 1
+        order = self._calls.get((name, shape), 0)
+        self._calls[name, shape] = order + 1
         if self._step == 0:
             self._calls_of_first_step += 1
         self._time, self._place = time, place
@@ -147,7 +172,7 @@ class Run:
         return Moment(
             step=self._step,
             time=time,
-            branch=(order, shape),
+            branch=BranchKey(order, shape, name),
             first_of_generation=first_of_generation,
             first_of_step=not same_step,
             level=(time - self._end) / span if span else 1.0,
@@ -155,23 +180,36 @@ class Run:
         )
 
     def _same_step(self, time: float, place: int | None, signature: tuple[object, ...], latents: Tensor) -> bool:
-        if self._first_latents is not None and signature == self._signature:
+        if self._step == 0 and signature == self._signature:
             # Guidance branches of a step share their latents; other latents are another, restarted generation.
             again = time == self._time and self._calls_of_first_step < MOST_BRANCHES
-            return again and torch.equal(latents, self._first_latents)
+            return again and self._share_latents(latents)
         if place is not None and self._place is not None:
             return place == self._place
         if time != self._time:
             return False
         if signature != self._signature:
             return signature[1:] == self._signature[1:] and self._step > 0
-        return sum(self._calls.values()) < self._calls_of_first_step
+        return sum(self._calls.values()) < self._calls_of_first_step or self._share_latents(latents)
+
+    def _share_latents(self, latents: Tensor) -> bool:
+        return self._latents is not None and torch.equal(latents, self._latents)
+
+    def _same_images(self, signature: tuple[object, ...], latents: Tensor) -> bool:
+        """Whether a batch of another size holds the images of the last step's: with, or without, a guidance half."""
+        last = self._latents
+        if last is None or not self._may_hold_halves or signature[1:] != self._signature[1:]:
+            return False
+        if last.ndim == 0 or latents.shape[1:] != last.shape[1:]:
+            return False
+        more, fewer = sorted((latents, last), key=len, reverse=True)
+        return len(more) == 2 * len(fewer) and halves_agree(more)
 
 
 class OneGeneration(Run):
     """Takes every call for the next step of one generation, without looking at its timestep."""
 
-    def advance(self, timestep: Tensor | float | int, latents: Tensor) -> Moment:
+    def advance(self, timestep: Tensor | float | int, latents: Tensor, name: str = "") -> Moment:
         """Take in the next call."""
         self._step += 1
-        return Moment(self._step, 0.0, (0, tuple(latents.shape)), self._step == 0, True)
+        return Moment(self._step, 0.0, BranchKey(0, tuple(latents.shape)), self._step == 0, True)

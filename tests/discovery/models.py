@@ -209,3 +209,13 @@ def prompted(time: float = 0.5, seed: int = 0) -> dict[str, Any]:
         "image": noise(B, 8, 12, CHANNELS, seed=seed),
         "context": noise(B, TEXT, 7),
     }
+
+
+def example() -> tuple[nn.Module, dict[str, Any]]:
+    """For the command line."""
+    return randomised(DiT), labelled()
+
+
+def hopeless() -> tuple[nn.Module, dict[str, Any]]:
+    """For the command line, too."""
+    return randomised(Recurrent), unlabelled()

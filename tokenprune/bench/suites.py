@@ -21,7 +21,7 @@ from tokenprune.policies import (
     TocaPolicy,
 )
 from tokenprune.policy import SelectionPolicy
-from tokenprune.presets import best_plan
+from tokenprune.presets import PRESETS, best_plan
 from tokenprune.reuse import Hold
 from tokenprune.schedule import BudgetSchedule, ListSchedule, WarmupSchedule
 from tokenprune.taylor import Taylor
@@ -178,8 +178,20 @@ def rivals(budget: float, steps: int) -> list[Configuration]:
     return [configuration for configuration in found if configuration.name in names]
 
 
-SHORT = ("sensitivity", "rivals")
+def presets(budget: float, steps: int) -> list[Configuration]:
+    """The named plans, each beside the plain model with as many fewer steps; they have budgets of their own."""
+    found = []
+    for name, share in PRESETS.items():
+        found.append(Configuration(f"tokenprune.plan, {name}", best_plan(share), source="ours"))
+        found.append(plain(max(1, round(share * steps))))
+    return found
+
+
+SHORT = ("sensitivity", "rivals", "presets")
 """Suites without the usual numbers of plain steps."""
+
+WITHOUT_BUDGET = ("sensitivity", "presets")
+"""Suites that no budget changes."""
 
 SUITES: dict[str, Callable[[float, int], Sequence[Configuration]]] = {
     "sensitivity": sensitivity,
@@ -187,6 +199,7 @@ SUITES: dict[str, Callable[[float, int], Sequence[Configuration]]] = {
     "step-caches": step_caches,
     "forecasts": forecasts,
     "plans": plans,
+    "presets": presets,
     "rivals": rivals,
     "plane": plane,
 }

@@ -33,17 +33,22 @@ def source_line(results: Results) -> str:
     )
 
 
-def markdown(results: Results, by_psnr: bool = True) -> str:
-    """The table with its source; by PSNR, or in the rows' own order with a column for each attribute of the score."""
+def cells(results: Results, by_psnr: bool = True) -> tuple[list[str], list[list[str]]]:
+    """Column names and rows: by PSNR, or in the rows' own order with a column for each attribute of the score."""
     rows = sorted(results.rows, key=lambda row: -row["psnr_mean"]) if by_psnr else results.rows
     columns = dict(COLUMNS)
     if not by_psnr:
         del columns["source"]
         for name in rows[0].get("attributes", {}):
             columns[name] = lambda row, name=name: f"{row['attributes'][name]:.0%}"  # type: ignore[misc]
+    return list(columns), [[cell(row) for cell in columns.values()] for row in rows]
+
+
+def markdown(results: Results, by_psnr: bool = True) -> str:
+    """The table with its source."""
+    columns, rows = cells(results, by_psnr)
     lines = [source_line(results), "", f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
-    lines += [f"| {' | '.join(cell(row) for cell in columns.values())} |" for row in rows]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)]) + "\n"
 
 
 def marks(name: str) -> tuple[str, str]:

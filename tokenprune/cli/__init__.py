@@ -13,6 +13,7 @@ def main() -> None:
     from tokenprune.cli.bench import bench
     from tokenprune.cli.demo import demo
     from tokenprune.cli.figures import figures
+    from tokenprune.cli.inspect import inspect
     from tokenprune.cli.macs import macs
 
     app = typer.Typer(
@@ -22,4 +23,5 @@ def main() -> None:
     app.command()(bench)
     app.command()(figures)
     app.command()(macs)
+    app.command()(inspect)
     app()

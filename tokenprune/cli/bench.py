@@ -6,16 +6,17 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markdown import Markdown
 from rich.progress import Progress
+from rich.table import Table
 
 from tokenprune.embedded.quiet import quiet
 
 
 def bench(
     suite: Annotated[
-        str, typer.Option(help="sensitivity, ablations, step-caches, forecasts, plans, rivals or plane.")
+        str, typer.Option(help="sensitivity, ablations, step-caches, forecasts, plans, presets, rivals or plane.")
     ] = "plane",
     model: Annotated[str, typer.Option(help="Embedded pipeline: shapes-sd3 or shapes-pixart.")] = "shapes-sd3",
     budget: Annotated[float, typer.Option(help="Share of the plain model's token computations.")] = 0.5,
@@ -33,8 +34,8 @@ def bench(
     from tokenprune.bench import results as result_files
     from tokenprune.bench.measure import Task
     from tokenprune.bench.run import run
-    from tokenprune.bench.suites import SUITES, make
-    from tokenprune.bench.tables import markdown, renew
+    from tokenprune.bench.suites import SUITES, WITHOUT_BUDGET, make
+    from tokenprune.bench.tables import cells, markdown, renew
     from tokenprune.embedded import scenes
     from tokenprune.embedded.load import EMBEDDED
     from tokenprune.embedded.score import summary
@@ -47,14 +48,16 @@ def bench(
     embedded = EMBEDDED[model]
     steps = steps or (SENSITIVITY_STEPS if suite == "sensitivity" else embedded.steps)
     scale = embedded.guidance_scale if guidance_scale is None else guidance_scale
-    path = out or Path("out") / f"{model}-{suite}-{budget}.json"
+    path = out or Path("out") / (
+        f"{model}-{suite}.json" if suite in WITHOUT_BUDGET else f"{model}-{suite}-{budget}.json"
+    )
     chosen = list(scenes.captions(split, prompts))  # type: ignore[arg-type]
     configurations = make(suite, budget, steps)
     settings: dict[str, Any] = {"model": model, "suite": suite, "split": split}
-    if suite != "sensitivity":
+    if suite not in WITHOUT_BUDGET:
         settings["budget"] = budget
     command = [f"tokenprune bench --suite {suite} --model {model} --prompts {prompts} --split {split}"]
-    command += [] if suite == "sensitivity" else [f"--budget {budget}"]
+    command += [] if suite in WITHOUT_BUDGET else [f"--budget {budget}"]
     settings["command"] = " ".join([*command, f"--steps {steps} --guidance-scale {scale}"])
     quiet()
     pipe = embedded.load()
@@ -74,13 +77,20 @@ def bench(
             )
         except result_files.ResultFileError as error:
             raise typer.BadParameter(str(error)) from error
-    table = markdown(results, by_psnr=suite != "sensitivity")
+    by_psnr = suite != "sensitivity"
     if into is not None:
         try:
-            renew(into, path.name, table)
+            renew(into, path.name, markdown(results, by_psnr))
         except (OSError, ValueError) as error:
             raise typer.BadParameter(f"into: {error}") from error
-    Console().print(Markdown(table))
+    columns, rows = cells(results, by_psnr)
+    table = Table(title=f"{model}, {suite}: {prompts} prompts, {steps} steps", box=SIMPLE_HEAD, padding=0)
+    shown = [place for place, name in enumerate(columns) if name != "source"]
+    for place in shown:
+        table.add_column(columns[place], justify="right" if columns[place] else "left", no_wrap=not columns[place])
+    for row in rows:
+        table.add_row(*(row[place] for place in shown))
+    Console().print(table)
     print(f"results: {path}")
 
 

@@ -69,6 +69,7 @@ def discover(model: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, An
             return search.run()
     except Undiscovered as error:
         found = "; ".join(search.found) or "nothing yet"
+        found += " (in training mode; model.eval() comes first)" if model.training else ""
         raise UnknownModelError(
             f"{type(model).__name__}: no adapter describes this model, and it could not be discovered. Missing: "
             f"{error}. Found: {found}. Pass an adapter, apply(..., adapter=function): see docs/write-an-adapter.md and "

@@ -1,0 +1,62 @@
+"""The pipelines that ship with the package: they load as any other, fit their size, and draw what they are told."""
+
+from __future__ import annotations
+
+from importlib.resources import as_file, files
+
+import numpy as np
+import pytest
+import torch
+
+import tokenprune
+from tokenprune.embedded import scenes
+from tokenprune.embedded.load import EMBEDDED, load_shapes_pixart, load_shapes_sd3
+from tokenprune.embedded.score import summary
+
+LARGEST = 12 * 2**20  # bytes
+STEPS = 12
+
+
+@pytest.fixture(scope="module", params=sorted(EMBEDDED))
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def test_a_pipeline_loads_from_its_folder_and_is_small(name: str) -> None:
+    with as_file(files("tokenprune.embedded") / "weights" / name) as folder:
+        assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) < LARGEST
+        missing = dict.fromkeys(EMBEDDED[name].missing)
+        pipe = EMBEDDED[name].pipeline.from_pretrained(folder, dtype=torch.float32, **missing)
+    assert type(pipe) is type(EMBEDDED[name].load())
+
+
+def test_the_shortcuts_give_the_right_one() -> None:
+    assert type(load_shapes_sd3()).__name__ == "StableDiffusion3Pipeline"
+    assert type(load_shapes_pixart()).__name__ == "PixArtSigmaPipeline"
+
+
+def test_it_draws_most_of_what_a_caption_names_dense_and_by_the_plan(name: str) -> None:
+    """Held-out captions; chance is about a third of the attributes."""
+    embedded = EMBEDDED[name]
+    pipe, captions = embedded.load(), list(scenes.captions("held-out", 4))
+    pipe.set_progress_bar_config(disable=True)
+
+    def draw() -> np.ndarray:
+        images = pipe(
+            [caption for caption, _ in captions],
+            num_inference_steps=STEPS,
+            guidance_scale=embedded.guidance_scale,
+            generator=[torch.Generator().manual_seed(seed) for seed in range(len(captions))],
+            output_type="np",
+            **embedded.arguments,
+        ).images
+        return (images * 255 + 0.5).clip(0, 255).astype(np.uint8)
+
+    dense = draw()
+    with tokenprune.apply(pipe, tokenprune.plan(pipe, 0.6)) as handle:
+        pruned = draw()
+        assert handle.report().tokens_ratio == pytest.approx(0.6, abs=0.01)
+    for pictures in (dense, pruned):
+        assert summary(pictures, [scene for _, scene in captions])["scene_score"] > 0.75
+    error = np.square(dense.astype(float) - pruned).mean()
+    assert 0 < error < 255**2 * 10**-2.5  # above 25 dB
