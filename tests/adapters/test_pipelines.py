@@ -145,5 +145,7 @@ def test_unconditional_calls_that_end_half_way() -> None:
 
 
 def test_a_batch_that_loses_its_unconditional_half() -> None:
-    """Keys and values of another batch are of no use: the remaining steps begin anew, with full ones."""
-    assert calls_of("conditional half first, as a list", cfg_truncation=0.3) == [[24], [24], [7]]
+    """Keys and values of another batch are of no use: one full step, and the generation goes on."""
+    found = calls_of("conditional half first, as a list", cfg_truncation=0.3)
+    assert found == [[24], [24], [24], [7], [7]]
+    assert calls_of("conditional half first, as a list", cfg_truncation=0.6)[2:] == [[7], [24], [7]]

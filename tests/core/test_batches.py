@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import tokenprune
-from tokenprune import CATPolicy, Memory, Observation, RandomPolicy, Selection, SelectionPolicy
+from tokenprune import CATPolicy, Memory, NoisePolicy, Observation, RandomPolicy, Selection, SelectionPolicy
 
 GUIDANCE = ["batched", "sequential", "none"]
 SEEDS = st.lists(st.integers(0, 10_000), min_size=2, max_size=3, unique=True).map(tuple)
@@ -149,3 +149,71 @@ def test_random_selections_differ_from_step_to_step_and_seed_to_seed(
     results = [generate_fresh(sd3, RandomPolicy(0.3, 3, seed=seed))[-1] for seed in (0, 0, 1)]
     assert torch.equal(results[0], results[1])
     assert not torch.equal(results[0], results[2])
+
+
+class Watching(NoisePolicy):
+    """Keeps what it sees."""
+
+    def score(self, seen: Observation, memory: Memory) -> Tensor:
+        memory["step"] = torch.tensor(seen.step)
+        WATCHED.append(seen)
+        return super().score(seen, memory)
+
+
+WATCHED: list[Observation] = []
+CHANGES = {"loses": (True, False), "gains": (False, True)}
+
+
+@pytest.mark.parametrize("scale", [None, 3.0])
+@pytest.mark.parametrize("guided", CHANGES.values(), ids=CHANGES.keys())
+def test_a_batch_that_changes_its_guidance_half_takes_one_full_step(
+    sd3: nn.Module,
+    guided: tuple[bool, bool],
+    scale: float | None,
+    predict: Callable[..., Tensor],
+    make_latents: Callable[..., Tensor],
+    make_condition: Callable[..., Any],
+) -> None:
+    """What policies saw of the former batch, its conditional prediction, is the next one's reference."""
+    WATCHED.clear()
+    latents, predictions = make_latents((0, 1), (4, 6)), []
+    cond, uncond = make_condition((0, 1), 5), make_condition((7, 7), 5)
+    with torch.no_grad(), tokenprune.apply(sd3, Watching(0.3, 2), guidance_scale=scale) as handle:
+        for step, time in enumerate(torch.linspace(1000, 20, 8)):
+            both = guided[step >= 4]
+            batch, given = (torch.cat([latents] * 2), uncond + cond) if both else (latents, cond)
+            output = predict(sd3, batch, time.expand(len(batch)), given)
+            latents = latents - 0.2 * output[-2:]
+            generation = handle._masked.generation
+            assert generation.lead is not None
+            predictions.append(generation.branches[generation.lead].prediction)
+            assert generation.guidance == ("uncond-first" if both else "none")
+        report = handle.report()
+        assert list(generation.branches) == [generation.lead]
+    assert report.generations == 1
+    assert [step.tokens for step in report.steps] == [24, 24, 7, 7, 24, 7, 7, 7]
+    assert report.token_counts is not None
+    assert report.token_counts.sum(1).tolist() == [3 * 24 + 5 * 7] * 2
+    after = next(seen for seen in WATCHED if seen.step == 5)
+    assert after.pruned_steps == 0
+    assert torch.equal(after.reference, predictions[3][-2:])
+    if not guided[1] or scale is None:
+        assert torch.equal(after.prediction, predictions[4][-2:])
+
+
+def test_a_branch_that_missed_a_step_is_computed_in_full(
+    sd3: nn.Module,
+    predict: Callable[..., Tensor],
+    make_latents: Callable[..., Tensor],
+    make_condition: Callable[..., Any],
+) -> None:
+    latents = make_latents((0,), (4, 6))
+    given = [make_condition((seed,), 5) for seed in (0, 7)]
+    with torch.no_grad(), tokenprune.apply(sd3, NoisePolicy(0.3, 2)) as handle:
+        for calls, time in zip([2, 2, 2, 1, 2, 2, 1, 1], torch.linspace(1000, 20, 8), strict=True):
+            outputs = [predict(sd3, latents, time.expand(1), text) for text in given[:calls]]
+            latents = latents - 0.2 * outputs[0]
+        generation = handle._masked.generation
+        found = [[call.tokens for call in record.calls] for record in generation.records]
+        assert found == [[24, 24], [24, 24], [7, 7], [7], [7, 24], [7, 7], [7], [7]]
+        assert len(generation.branches) == 1

@@ -112,6 +112,74 @@ def test_other_latents_start_a_generation(fresh: bool, other: Tensor) -> None:
     assert (moment.step, moment.first_of_generation, moment.first_of_step) == (0, True, True)
 
 
+BATCHES = [(4, 2), (2, 4), (2, 1), (1, 2)]
+
+
+def advance_with_batches(run: Run, batches: Sequence[int], fresh: bool, halves: bool = True) -> list[Moment]:
+    """A call for each batch, at the steps of FALLING; every image of a batch in it `halves` times, if it is even."""
+    moments = []
+    for place, batch in enumerate(batches):
+        again = 2 if halves and batch % 2 == 0 else 1
+        latents = torch.cat([noise(place, batch // again, 4)] * again)
+        time = FALLING[place]
+        moments.append(run.advance(torch.full((2,), float(time)) if fresh else time.expand(2), latents))
+    return moments
+
+
+@both_kinds_of_timesteps
+@pytest.mark.parametrize(("first", "second"), BATCHES)
+def test_a_guidance_half_that_comes_or_goes_is_another_branch(fresh: bool, first: int, second: int) -> None:
+    moments = advance_with_batches(Run(False), [first, first, second, second, first], fresh)
+    assert outline(moments) == expected(5)
+    assert [m.branch.shape[0] for m in moments] == [first, first, second, second, first]
+
+
+@both_kinds_of_timesteps
+@pytest.mark.parametrize(("first", "second"), BATCHES)
+def test_another_number_of_images_starts_a_generation(fresh: bool, first: int, second: int) -> None:
+    for run, halves in ((Run(False), False), (Run(False, halves=False), True)):
+        moments = advance_with_batches(run, [first, first, second, second], fresh, halves)
+        assert [m.step for m in moments] == [0, 1, 0, 1]
+
+
+def test_a_third_of_a_batch_starts_a_generation() -> None:
+    moments = advance_with_batches(Run(False), [6, 6, 2, 2], fresh=False)
+    assert [m.step for m in moments] == [0, 1, 0, 1]
+
+
+@both_kinds_of_timesteps
+def test_calls_that_join_in_are_branches_if_they_share_the_latents(fresh: bool) -> None:
+    run, found = Run(False), []
+    for place, calls in enumerate([1, 1, 2, 3, 1]):
+        latents, time = noise(place), FALLING[place]
+        for _ in range(calls):
+            found.append(run.advance(torch.full((2,), float(time)) if fresh else time.expand(2), latents))
+            latents = latents.clone()
+    assert [(m.step, m.branch.order) for m in found] == [
+        (i, j) for i, c in enumerate([1, 1, 2, 3, 1]) for j in range(c)
+    ]
+
+
+def test_latents_that_a_sampler_changes_in_place_are_another_step() -> None:
+    run, latents = Run(False), noise(0)
+    with torch.inference_mode():
+        steps = [run.advance(time, latents.add_(1)).step for time in (9.0, 8.0, 8.0, 7.0)]
+    assert steps == [0, 1, 2, 3]
+
+
+@both_kinds_of_timesteps
+def test_named_calls_keep_their_branches(fresh: bool) -> None:
+    """The call in between stops and comes back; the last one is the same branch all the while."""
+    run, found = Run(False), []
+    for place, names in enumerate([("cond", "uncond", "skip"), ("cond", "skip"), ("cond", "uncond", "skip")]):
+        latents, time = noise(place), FALLING[place]
+        for name in names:
+            timestep = torch.full((2,), float(time)) if fresh else time.expand(2)
+            found.append(run.advance(timestep, latents, name))
+    assert [m.step for m in found] == [0, 0, 0, 1, 1, 2, 2, 2]
+    assert {m.branch for m in found} == {(0, (2, 4), name) for name in ("cond", "uncond", "skip")}
+
+
 def test_reset_starts_a_generation() -> None:
     run = Run(False)
     caller = Caller(run, fresh=True)

@@ -50,14 +50,13 @@ class Beside(nn.Module):
         pruned: the model with hooks.
         plain: the same without.
         handle: of the pruned one, tracing.
-        part: "predictions" gives fresh predictions where a token was computed, else the last ones given; "keys" gives
-            the pruned model's own where a token was computed, else fresh ones.
+        part: "predictions" gives fresh predictions where a token was computed, else the pruned model's held or forecast
+            ones; "keys" gives the pruned model's where a token was computed, else fresh ones.
     """
 
     def __init__(self, pruned: Any, plain: nn.Module, handle: Handle, part: Part) -> None:
         super().__init__()
         self.pruned, self.plain, self.handle, self.part = pruned, plain, handle, part
-        self.given: Tensor | None = None
 
     @property
     def config(self) -> Any:
@@ -77,12 +76,8 @@ class Beside(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The mixed prediction [B, C, height, width], in a tuple."""
         full, pruned = self.plain(*args, **kwargs)[0], self.pruned(*args, **kwargs)[0]
-        computed = self._computed(full)
-        if self.given is None or self.part == "keys":
-            self.given = torch.where(computed, pruned, full)
-        else:
-            self.given = torch.where(computed, full, self.given)
-        return (self.given,)
+        fresh = self._computed(full) == (self.part == "predictions")
+        return (torch.where(fresh, full, pruned),)
 
     def _computed(self, latents: Tensor) -> Tensor:
         trace = self.handle.trace
