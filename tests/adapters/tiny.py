@@ -434,7 +434,8 @@ IMAGES += [
         },
         "ZImagePipeline",
         COND_FIRST,
-        "padding tokens are computed at full steps only; images of one size; not the omni mode",
+        "padding tokens are computed at full steps only; images of one size; not the omni mode; one full step where "
+        "`cfg_truncation` ends guidance",
         image_of=rows_of("x", "t", "cap_feats"),
     ),
     Tiny(
@@ -461,7 +462,7 @@ IMAGES += [
         },
         "Lumina2Pipeline",
         TWICE,
-        "texts of different lengths",
+        "texts of different lengths; guidance may end in mid-run (`cfg_trunc_ratio`)",
     ),
     Tiny(
         "lumina-next",
@@ -535,6 +536,7 @@ IMAGES += [
         },
         "HunyuanImagePipeline",
         "guider, a call for each branch; distilled, one call",
+        "guiders may start and stop in mid-run, skip layers",
     ),
     Tiny(
         "cogview4",
@@ -848,6 +850,7 @@ VIDEOS = [
         ),
         "HunyuanVideo15Pipeline",
         "guider, a call for each branch",
+        "guiders may start and stop in mid-run",
     ),
     Tiny(
         "ltx",

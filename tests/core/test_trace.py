@@ -28,6 +28,7 @@ from tokenprune import (
     Trace,
     TraceError,
 )
+from tokenprune.reuse import GUIDANCE_SCALE
 from tokenprune.schedule import ListSchedule, RefreshSchedule
 
 CAT = CATPolicy(0.3, 3, num_clusters=5)
@@ -128,8 +129,8 @@ def test_dense_predictions_are_the_models(
 
 
 def test_surprise_is_fresh_minus_held(sd3: nn.Module, generate: Callable[..., Tensor]) -> None:
-    """Of every policy, though this one does not ask for it; holding forecasts the last prediction."""
-    with tokenprune.apply(sd3, SequentialPolicy(0.3, 2), trace=True) as handle:
+    """Of every policy, though this one does not ask for it; holding forecasts the last prediction, which is guided."""
+    with tokenprune.apply(sd3, SequentialPolicy(0.3, 2), guidance_scale=3.0, trace=True) as handle:
         generate(sd3, seeds=(0, 1))
         first, *steps = handle.trace.steps
     assert first.surprise is None
@@ -137,8 +138,20 @@ def test_surprise_is_fresh_minus_held(sd3: nn.Module, generate: Callable[..., Te
         assert step.surprise is not None
         assert torch.equal(step.surprise.isnan(), ~step.computed)
         moved = (step.prediction - before.prediction).norm(dim=-1)
-        assert torch.equal(step.surprise[step.computed], moved[step.computed])
+        torch.testing.assert_close(step.surprise[step.computed], moved[step.computed])
         assert (moved[~step.computed] == 0).all()
+
+
+def test_surprise_is_that_of_usual_guidance_where_the_scale_is_unknown(
+    sd3: nn.Module, generate: Callable[..., Tensor]
+) -> None:
+    found = []
+    for scale in (None, GUIDANCE_SCALE, 1.0):
+        with tokenprune.apply(sd3, SequentialPolicy(0.3, 2), guidance_scale=scale, trace=True) as handle:
+            generate(sd3)
+            found.append(handle.trace.steps[-1].surprise)
+    torch.testing.assert_close(found[0], found[1], equal_nan=True)
+    assert not torch.allclose(found[0], found[2], equal_nan=True)
 
 
 def test_surprise_is_the_one_that_policies_get(sd3: nn.Module, generate: Callable[..., Tensor]) -> None:

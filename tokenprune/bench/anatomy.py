@@ -99,7 +99,7 @@ def draw_part(pipe: Any, plan: Plan, task: Task, part: Part) -> Drawn:
 
 
 def surprise_by_gap(pipe: Any, task: Task, plan: Plan) -> dict[int, dict[str, float]]:
-    """Median relative surprise ||fresh - forecast|| / ||fresh|| of computed tokens by how far the forecast reached."""
+    """Median of guided surprise over ||fresh|| (conditional) of computed tokens, by how far the forecast reached."""
     found: dict[int, list[Tensor]] = defaultdict(list)
     with tokenprune.apply(pipe, plan, trace=True) as handle:
         draw_all(pipe, task.steps, task)
