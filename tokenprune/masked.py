@@ -129,7 +129,8 @@ class MaskedModule:
         if self.schedule.skips:
             self._stand_in("forward", functools.partial(forward_or_skip, self))
         if hasattr(self.model, "cache_context"):
-            self._stand_in("cache_context", functools.partial(named_calls, self, self.model.cache_context))
+            names: Any = self.model.cache_context
+            self._stand_in("cache_context", functools.partial(named_calls, self, names))
 
     def remove(self) -> None:
         """Take all hooks off and free the caches; the model is as it was."""

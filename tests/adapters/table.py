@@ -25,9 +25,9 @@ Every row passes `tokenprune.testing.check_adapter` on a small model with random
 model bit for bit, and pruned ones equal it when nothing they reuse is stale. That shows that a model is served
 correctly, not how good its pictures are; the README says on which models those were measured. The column "guidance"
 says how the pipelines call the model, from their code; `tests/adapters/test_pipelines.py` and `test_guidance.py` run
-a pipeline of each pattern, with guidance that starts or ends in mid-run, too. "selection": whether each image of a batch has its own tokens
-selected, or all share one selection, because the model's rotary embeddings have no dimension for images; then policies
-see the batch as one image with the channels of all.
+a pipeline of each pattern, with guidance that starts or ends in mid-run, too. "selection": whether each image of a
+batch has its own tokens selected, or all share one selection, because the model's rotary embeddings have no dimension
+for images; then policies see the batch as one image with the channels of all.
 """
 HEADER = """| transformer | pipelines | guidance | selection | token grid | notes | test |
 |---|---|---|---|---|---|---|"""
