@@ -96,6 +96,6 @@ class PendingModule:
         self._unhook()
         if time > self._first_time:
             masked.map = replace(masked.map, time_rises=True)
-            masked.run = Run(time_rises=True)
+            masked.run = Run(time_rises=True, halves=masked.guidance != "none")
             masked.generations -= 1  # the next call begins it again
             self.notes = (*self.notes, f"{masked.map.time!r} rises as the noise falls")
