@@ -1,4 +1,4 @@
-"""Finding the adapter of a model through Python entry points, group `tokenprune.adapters`."""
+"""Finding adapters and policies of installed packages through Python entry points."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from torch import nn
 
 from tokenprune.errors import UnknownModelError
 from tokenprune.modulemap import ModuleMap
+from tokenprune.policy import SelectionPolicy
 
 GROUP = "tokenprune.adapters"
+POLICIES = "tokenprune.policies"
 Adapter: TypeAlias = Callable[[nn.Module], ModuleMap]
 """A function that writes the module map of one model."""
 
@@ -40,6 +42,27 @@ def find_adapter(model: nn.Module) -> Adapter:
         f"{', '.join(sorted(registered)) or 'no model at all (install tokenprune-dit, not just its source)'}. Write a "
         f"function that returns a tokenprune.ModuleMap and pass it as apply(..., adapter=function), or register it as "
         f"an entry point of the group {GROUP!r}: see docs/write-an-adapter.md."
+    )
+
+
+def known_policies() -> list[str]:
+    """Names of the policies that installed packages offer, sorted."""
+    return sorted({entry.name for entry in entry_points(group=POLICIES)})
+
+
+def find_policy(name: str) -> type[SelectionPolicy]:
+    """The policy class that an installed package registered under this name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    for entry in entry_points(group=POLICIES):
+        if entry.name == name:
+            found: type[SelectionPolicy] = entry.load()
+            return found
+    raise ValueError(
+        f"policy: no installed package offers {name!r} as an entry point of the group {POLICIES!r}; there are "
+        f"{', '.join(known_policies()) or 'none'}"
     )
 
 
