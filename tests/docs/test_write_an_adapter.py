@@ -2,55 +2,33 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
 from tokenprune.testing import AdapterCheckError
 
 PAGE = Path(__file__).parents[2] / "docs" / "write-an-adapter.md"
-WIDTH = 16
+EXAMPLE = Path(__file__).parents[1] / "plugin" / "site" / "tokenprune_example" / "__init__.py"
 
 
-class Attention(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
-
-    def forward(self, x: Tensor) -> Tensor:
-        query, key, value = self.qkv(x).unflatten(-1, (3, 2, -1)).permute(2, 0, 3, 1, 4)
-        return self.out(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
-
-
-class Block(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.attn, self.mlp = Attention(), nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.GELU(), nn.Linear(WIDTH, WIDTH))
-
-    def forward(self, x: Tensor, level: Tensor) -> Tensor:
-        x = x + self.attn(x * level)
-        return x + self.mlp(x)
+def load_example() -> ModuleType:
+    """The example package as a plain module, without its entry points."""
+    spec = importlib.util.spec_from_file_location("example_of_the_page", EXAMPLE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-class PlainTransformer(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed = nn.Conv2d(4, WIDTH, 2, stride=2)
-        self.blocks = nn.ModuleList(Block() for _ in range(3))
-        self.final = nn.Linear(WIDTH, 16)
-
-    def forward(self, latents: Tensor, t: Tensor) -> Tensor:
-        x = self.embed(latents)
-        height, width = x.shape[-2:]
-        x = x.flatten(2).transpose(1, 2)
-        for block in self.blocks:
-            x = block(x, 1 + t.view(-1, 1, 1))
-        return self.final(x).unflatten(1, (height, width)).permute(0, 3, 1, 2)
+PlainTransformer = load_example().Transformer
 
 
 def test_the_pages_adapter_prunes() -> None:
