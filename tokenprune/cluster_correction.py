@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
+from tokenprune.damping import Damping
 from tokenprune.keyvalue import KeyValueBuffer
 from tokenprune.modulemap import Guidance
 from tokenprune.policies.kmeans import kmeans, memberships
-from tokenprune.reuse import Hold, Reuse, ReuseState, guided
+from tokenprune.reuse import Hold, Reuse, ReuseState
 from tokenprune.selection import Selection
 
 MEMORY = 0.8
@@ -81,18 +81,17 @@ class ClusterCorrection(Reuse):
 class _CorrectedState(ReuseState):
     """`unclustered`: the last full prediction [B, N, C] while its clusters are unknown; then `labels` [B, N].
 
-    `offset` [B, N, C]: what is left of earlier corrections; None for 0. `fit`: what the damping was learnt from, two
-    numbers [B, 1, 1].
+    `offset` [B, N, C]: what is left of earlier corrections; None for 0. `damping`: how far surprises follow the mean
+    of the others in their cluster.
     """
 
     def __init__(self, rule: ClusterCorrection, guidance: Guidance) -> None:
         self._rule = rule
-        self._guidance = guidance
         self._inner = rule.inner.start(guidance)
         self._unclustered: Tensor | None = None
         self._labels: Tensor | None = None
         self._offset: Tensor | None = None
-        self._fit: tuple[Tensor, Tensor] | None = None
+        self._damping = Damping(guidance, MEMORY, unknown=1.0)
 
     def record(self, prediction: Tensor, time: float) -> None:
         self._inner.record(prediction, time)
@@ -130,18 +129,8 @@ class _CorrectedState(ReuseState):
             return correction
         others = _of_clusters(sizes, chosen) - 1
         leading = (_of_clusters(sums, chosen) - surprise) / others.clamp_min(1) * (others > 0)
-        return self._damping(surprise, leading) * correction
-
-    def _damping(self, surprise: Tensor, leading: Tensor) -> Tensor:
-        """How far surprises [B, n, C] follow the mean of the others in their cluster, in [0, 1]: [G * B, 1, 1]."""
-        visible = guided(leading, self._guidance)
-        product = (guided(surprise, self._guidance) * visible).sum((1, 2), keepdim=True).nan_to_num()
-        square = visible.square().sum((1, 2), keepdim=True).nan_to_num()
-        if self._fit is not None:
-            product, square = MEMORY * self._fit[0] + product, MEMORY * self._fit[1] + square
-        self._fit = product, square
-        damping = torch.where(square > 0, product / square.clamp_min(torch.finfo(square.dtype).tiny), 1.0).clamp(0, 1)
-        return damping if self._guidance == "none" else damping.repeat(2, 1, 1)
+        self._damping.learn(surprise, leading)
+        return self._damping.factor * correction
 
     def _clusters(self) -> Tensor:
         if self._labels is None:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tokenprune.damping import Damping
 from tokenprune.keyvalue import KeyValueBuffer, LinearBuffer
 from tokenprune.modulemap import Guidance
-from tokenprune.reuse import Reuse, ReuseState, guided
+from tokenprune.reuse import Reuse, ReuseState
 from tokenprune.selection import Selection
 
 MEMORY = 0.3
@@ -61,10 +62,9 @@ class _TaylorState(ReuseState):
 
     def __init__(self, rule: Taylor, guidance: Guidance) -> None:
         self._rule = rule
-        self._guidance = guidance
         self._values: list[Tensor] = []
         self._times: list[Tensor] = []
-        self._fits: list[tuple[Tensor, Tensor]] = []
+        self._dampings = [Damping(guidance, MEMORY, unknown=0.0) for _ in range(rule.order)]
 
     def record(self, prediction: Tensor, time: float) -> None:
         if self._values and self._rule.damped:
@@ -123,31 +123,19 @@ class _TaylorState(ReuseState):
     def _sum(self, terms: list[Tensor]) -> Tensor:
         total = self._values[0].float()
         for place, term in enumerate(terms):
-            total = total + self._damping(place) * term
+            total = total + self._factor(place) * term
         return total
 
-    def _damping(self, place: int) -> Tensor | float:
+    def _factor(self, place: int) -> Tensor | float:
         """Damping factor of one term [G * B, 1, 1], within [0, 1]; 0 before anything was learnt, 1 if not damped."""
-        if not self._rule.damped or place >= len(self._fits):
-            return 0.0 if self._rule.damped else 1.0
-        product, square = self._fits[place]
-        damping = torch.where(square > 0, product / square.clamp_min(torch.finfo(square.dtype).tiny), 0.0).clamp(0, 1)
-        return damping if self._guidance == "none" else damping.repeat(2, 1, 1)
+        return self._dampings[place].factor if self._rule.damped else 1.0
 
     def _learn(self, terms: list[Tensor], surprise: Tensor) -> None:
         """Fit each damping to what was left over by the terms before it."""
         left = surprise
         for place, term in enumerate(terms):
-            visible = guided(term, self._guidance)
-            product = (guided(left, self._guidance) * visible).sum((1, 2), keepdim=True).nan_to_num()
-            square = visible.square().sum((1, 2), keepdim=True).nan_to_num()
-            if place < len(self._fits):
-                known_product, known_square = self._fits[place]
-                product, square = MEMORY * known_product + product, MEMORY * known_square + square
-                self._fits[place] = (product, square)
-            else:
-                self._fits.append((product, square))
-            left = left - self._damping(place) * term
+            self._dampings[place].learn(left, term)
+            left = left - self._factor(place) * term
 
 
 def _divide(numerator: Tensor, denominator: Tensor) -> Tensor:

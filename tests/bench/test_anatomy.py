@@ -17,13 +17,6 @@ PARTS = ("predictions", "keys")
 
 
 @pytest.fixture(scope="module")
-def pipe() -> Any:
-    pipe = EMBEDDED["shapes-sd3"].load()
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-@pytest.fixture(scope="module")
 def task() -> Task:
     return Task([caption for caption, _ in scenes.captions("tuning", 2)], 6, 7.0, 2, EMBEDDED["shapes-sd3"].arguments)
 

@@ -22,13 +22,6 @@ SETTINGS = {"model": "shapes-sd3", "suite": "own", "split": "tuning", "command":
 
 
 @pytest.fixture(scope="module")
-def pipe() -> Any:
-    pipe = EMBEDDED["shapes-sd3"].load()
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-@pytest.fixture(scope="module")
 def task() -> Task:
     prompts = [caption for caption, _ in scenes.captions("tuning", 3)]
     return Task(prompts, 6, 4.0, 2, EMBEDDED["shapes-sd3"].arguments)

@@ -23,6 +23,7 @@ LAYERS = (
         "schedule",
         "reuse",
         "taylor",
+        "damping",
         "cluster_correction",
         "policy",
         "policies",

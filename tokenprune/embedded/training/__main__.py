@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from tokenprune.embedded.load import load_shapes_sd3
 from tokenprune.embedded.training import pixart, sd3, t5, text, vae
 from tokenprune.embedded.training.data import Batch, SceneDataset, batches
-from tokenprune.embedded.training.loop import Settings, train
+from tokenprune.embedded.training.loop import Loss, Settings, train
 
 app = typer.Typer(help=__doc__, no_args_is_help=True)
 
@@ -30,9 +30,24 @@ def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _feed(tokenizer: PreTrainedTokenizerBase, settings: Settings) -> Callable[[int], Iterator[Batch]]:
+def _train(
+    name: str,
+    out: Path,
+    settings: Settings,
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    loss: Loss,
+    device: torch.device,
+    compile_model: bool,
+) -> Any:
+    """The transformer, trained on scenes under OUT/transformer."""
     data = SceneDataset(tokenizer, settings.picture_size)
-    return lambda first: batches(data, settings.batch_size, first, settings.steps, workers=1)
+
+    def feed(first: int) -> Iterator[Batch]:
+        return batches(data, settings.batch_size, first, settings.steps, workers=1)
+
+    blocks = model.transformer_blocks
+    return train(name, out / "transformer", settings, model, blocks, loss, feed, device, compile_model)
 
 
 def _save(pipeline: Any, folder: Path) -> None:
@@ -58,9 +73,7 @@ def train_sd3(
     torch.manual_seed(settings.seed)
     model = sd3.build_transformer(settings, autoencoder.config.latent_channels).to(device)
     loss = sd3.SD3Loss(settings, encoders, tokenizer, autoencoder)
-    feed = _feed(tokenizer, settings)
-    blocks = model.transformer_blocks
-    trained = train("sd3", out / "transformer", settings, model, blocks, loss, feed, device, compile_model)
+    trained = _train("sd3", out, settings, model, tokenizer, loss, device, compile_model)
     _save(sd3.assemble(trained, encoders, tokenizer, autoencoder), out / "pipeline")
 
 
@@ -82,9 +95,7 @@ def train_pixart(
     torch.manual_seed(settings.seed)
     model = pixart.build_transformer(settings, autoencoder.config.latent_channels).to(device)
     loss = pixart.PixArtLoss(settings, encoder, tokenizer, autoencoder)
-    feed = _feed(tokenizer, settings)
-    blocks = model.transformer_blocks
-    trained = train("pixart", out / "transformer", settings, model, blocks, loss, feed, device, compile_model)
+    trained = _train("pixart", out, settings, model, tokenizer, loss, device, compile_model)
     _save(pixart.assemble(trained, encoder, tokenizer, autoencoder), out / "pipeline")
 
 
