@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-import tokenprune
 from tokenprune.bench.configuration import Configuration
 
 Pictures = NDArray[np.uint8]
@@ -60,11 +59,11 @@ def draw(pipe: Any, configuration: Configuration, task: Task) -> Drawn:
     """Draw all prompts of the task; the pipeline is left as it was."""
     steps = configuration.steps or task.steps
     scale = steps / task.steps
-    if configuration.plan is None:
-        return Drawn(draw_all(pipe, steps, task), scale, scale, scale)
-    with tokenprune.apply(pipe, configuration.plan) as handle:
+    with configuration.on(pipe) as handle:
         pictures = draw_all(pipe, steps, task)
-        report = handle.report()
+        report = handle.report() if handle is not None else None
+    if report is None:
+        return Drawn(pictures, scale, scale, scale)
     return Drawn(
         pictures,
         tokens_ratio=scale * report.tokens_ratio,
