@@ -5,8 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tokenprune.errors import AttentionError
+
 MEMORY = 0.3
 """How much of what a damping was learnt from is kept from one observation to the next."""
+
+SAMPLE = 16
+"""Dampings are fitted to one of so many computed rows."""
 
 TINY = torch.finfo(torch.float32).tiny
 
@@ -76,13 +81,14 @@ class LinearBuffer(KeyValueBuffer):
     """Keys and values that move on along a line while they are stale.
 
     A row that is not computed is taken for k + d s (t - t_1): its last fresh value k at timestep t_1, the slope s
-    between its last two, and a damping d. The damping is the row's own: whenever the row is computed, the fresh value
-    shows by how much of d = 1 the forecast should have moved (least squares over the row's heads and channels), and d
-    follows, within [0, 1]. Keys and values have each their own; the halves of classifier-free guidance share theirs,
-    as guidance multiplies what sets them apart. Before its third value a row is held.
+    between its last two, and a damping d. Whenever rows are computed, their fresh values show by how much of d = 1 the
+    forecasts should have moved (least squares over every SAMPLE-th of them), and d follows, within [0, 1]. Keys and
+    values of an image have one damping each; the halves of classifier-free guidance share it, as guidance multiplies
+    what sets them apart. Before the third value rows are held.
 
-    The stored `key` and `value` stay the last fresh ones. Beyond those: two slopes of the same size, and five numbers
-    for each row.
+    The stored `key` and `value` are the forecasts, moved on in place, so that a pruned step reads and writes each
+    number once. Beyond those: the changes s (t_1 - t_0) between the last two values, of the same size, and four numbers
+    for each row. W = 2 for keys and values.
 
     Args:
         halves: how many parts of the batch guidance combines, 1 or 2.
@@ -91,46 +97,109 @@ class LinearBuffer(KeyValueBuffer):
     def __init__(self, halves: int = 1) -> None:
         super().__init__()
         self._halves = halves
-        self._lines: tuple[_Line, _Line] | None = None
-        self._times = torch.empty(0)
-        self._started = torch.empty(0)
+        self._forecast: Tensor | None = None  # key and value [W, B, L, H, D]
+        self._change = torch.empty(0)  # between the last two fresh values [W, B, L, H, D]
+        self._gone = torch.empty(0)  # share of the change by which a forecast has moved on since [W, B, L]
+        self._span = torch.empty(0)  # time between the last two fresh values, 0 before the second [B, L]
+        self._time = torch.empty(0)  # timestep of the last fresh value [B, L]
+        self._fit = torch.empty(0)  # numerators and denominators of the dampings [2, W, B / halves]
+        self._moved = torch.empty(0)  # timestep of the forecasts []
+        self._started = torch.empty(0)  # 0 where the last fresh values belong to another generation []
 
     def restart(self) -> None:
         """The next record begins every line."""
-        if self._lines is not None:
-            self._started.zero_()
+        if self._forecast is not None:
+            for memory in (self._forecast, self._change, self._gone, self._span, self._fit, self._started):
+                memory.zero_()
 
     def record(self, key: Tensor, value: Tensor) -> None:
-        """Store all rows of key and value [B, H, L, D] and the slopes from the last ones."""
-        shape = (key.shape[0], key.shape[2], *key.shape[1::2])
-        if self._lines is None or self.key is None or self.key.shape != shape or self.key.dtype != key.dtype:
-            super().record(key, value)
-            self._lines = (_Line(self.kept[0], self._halves), _Line(self.kept[1], self._halves))
-            self._times = torch.zeros(shape[:2], device=key.device) + self._now
-            self._started = torch.ones((), device=key.device)
+        """Store all rows of key and value [B, H, L, D] and the changes since the last ones.
+
+        Raises:
+            AttentionError: the values are of another shape than the keys.
+        """
+        if key.shape != value.shape:
+            raise AttentionError(
+                f"keys to forecast: expected values of the same shape {list(key.shape)}, got {list(value.shape)}; hold "
+                f"both with Taylor(keys=False)"
+            )
+        fresh, known = (key.transpose(1, 2), value.transpose(1, 2)), self._forecast
+        if known is None or (known.shape[1:], known.dtype, known.device) != (fresh[0].shape, key.dtype, key.device):
+            self._begin(torch.stack(fresh))
             return
-        gap = self._now - self._times
-        for line, kept, fresh in zip(self._lines, self.kept, (key, value), strict=True):
-            line.learn(gap, fresh.transpose(1, 2) - kept, self._started)
-        super().record(key, value)
-        self._times.copy_(self._now)
+        for new, old in zip(fresh, known.unbind(), strict=True):
+            torch.sub(new, old, out=old)
+        kept, taken, span = self._learn(known, self._change, self._gone, self._span, self._now - self._time)
+        self._change.mul_(kept).addcmul_(known, taken)
+        for new, old in zip(fresh, known.unbind(), strict=True):
+            old.copy_(new)
+        self._gone.zero_()
+        self._span.copy_(span)
+        self._time.copy_(self._now)
+        self._moved.copy_(self._now)
         self._started.fill_(1)
 
     def update(self, rows: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Take in fresh rows; return them within the forecast of all others [B, H, L, D]."""
-        if self._lines is None:
+        if self._forecast is None:
             raise RuntimeError("nothing was recorded yet: a generation starts with a full step")
-        gap = self._now - self._times
-        whole = []
-        for line, kept, given in zip(self._lines, self.kept, (key, value), strict=True):
-            fresh = given.transpose(1, 2).flatten(0, 1).to(kept.dtype)
-            forecast = kept + line.step(gap)
-            line.learn(gap, fresh - kept.flatten(0, 1)[rows], self._started, rows)
-            kept.flatten(0, 1).index_copy_(0, rows, fresh)
-            forecast.flatten(0, 1).index_copy_(0, rows, fresh)
-            whole.append(forecast.transpose(1, 2))
-        self._times.flatten().index_copy_(0, rows, self._now.expand(rows.shape))
-        return whole[0], whole[1]
+        self._move_on(self._forecast)
+        forecasts, changes, gone = (part.flatten(1, 2) for part in (self._forecast, self._change, self._gone))
+        spans, times = self._span.flatten(), self._time.flatten()
+        fresh = torch.stack((key.transpose(1, 2), value.transpose(1, 2))).to(forecasts.dtype)
+        known, change = (part.index_select(1, rows).view_as(fresh) for part in (forecasts, changes))
+        off, shape = torch.sub(fresh, known, out=known), fresh.shape[1:3]
+        gap, span = (self._now - times[rows]).view(shape), spans[rows].view(shape)
+        kept, taken, span = self._learn(off, change, gone.index_select(1, rows).view(-1, *shape), span, gap)
+        changes.index_copy_(1, rows, change.mul_(kept).addcmul_(off, taken).flatten(1, 2))
+        forecasts.index_copy_(1, rows, fresh.flatten(1, 2))
+        gone.index_fill_(1, rows, 0.0)
+        spans.index_copy_(0, rows, span.flatten())
+        times.index_copy_(0, rows, self._now.expand(rows.shape))
+        return self._forecast[0].transpose(1, 2), self._forecast[1].transpose(1, 2)
+
+    def _begin(self, fresh: Tensor) -> None:
+        self._forecast = fresh
+        self.key, self.value = fresh.unbind()
+        self._change = torch.zeros_like(fresh)
+        self._gone = torch.zeros(fresh.shape[:3], device=fresh.device)
+        self._span, self._fit = self._gone[0].clone(), self._gone.new_zeros(2, 2, fresh.shape[1] // self._halves)
+        self._time, self._moved = self._span + self._now, self._now.clone()
+        self._started = torch.ones_like(self._moved)
+
+    def _move_on(self, forecasts: Tensor) -> None:
+        """Forecasts of all rows, from the timestep that they stand at to the one of the call under way."""
+        product, weight = self._fit.unbind()
+        damping = (product / weight.clamp_min(TINY)).clamp(0, 1).repeat(1, self._halves)
+        rate = damping[..., None] * ((self._now - self._moved) / torch.where(self._span == 0, 1.0, self._span))
+        forecasts.addcmul_(self._change, rate.to(self._change.dtype)[..., None, None])
+        self._gone.add_(rate)
+        self._moved.copy_(self._now)
+
+    def _learn(
+        self, off: Tensor, change: Tensor, gone: Tensor, span: Tensor, gap: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Fit the dampings to rows with a fresh value.
+
+        Args:
+            off: the fresh values less their forecasts [W, B, l, H, D].
+            change: the changes between the last two fresh values [W, B, l, H, D].
+            gone: by how much of it the forecasts have moved on since [W, B, l].
+            span: the time that it took [B, l].
+            gap: the time since the last fresh value [B, l]; 0 at a repeated timestep, which changes no line.
+
+        Returns:
+            The shares of `change` and of `off` that make up the new changes [W, B, l, 1, 1], and their time [B, l].
+        """
+        last, run = change[:, :, ::SAMPLE].float(), (gap / torch.where(span == 0, 1.0, span))[:, ::SAMPLE]
+        moved = off[:, :, ::SAMPLE].float() + gone[:, :, ::SAMPLE, None, None] * last
+        term = run[..., None, None] * last
+        fit = torch.stack((moved * term, term.square())).sum((-3, -2, -1))
+        self._fit.mul_(MEMORY).add_(fit.unflatten(-1, (self._halves, -1)).sum(-2))
+        again = gap == 0
+        kept, taken = torch.where(again, 1.0, gone), torch.where(again, 0.0, self._started)
+        kept, taken = (share.to(change.dtype)[..., None, None] for share in (kept, taken))
+        return kept, taken, torch.where(again, span, gap * self._started)
 
     @property
     def _now(self) -> Tensor:
@@ -141,58 +210,7 @@ class LinearBuffer(KeyValueBuffer):
     @property
     def nbytes(self) -> int:
         """Bytes of tensor memory held."""
-        return super().nbytes + sum(line.nbytes for line in self._lines or ()) + self._times.nbytes
-
-
-class _Line:
-    """Slopes [B, L, H, D] of rows, and what their dampings were learnt from [B, L]."""
-
-    def __init__(self, like: Tensor, halves: int) -> None:
-        self._halves = halves
-        self.slope = torch.zeros_like(like)
-        self.product = torch.zeros(like.shape[:2], device=like.device)
-        self.square = torch.zeros_like(self.product)
-
-    def step(self, gap: Tensor) -> Tensor:
-        """How far the rows moved in the gaps [B, L] since they were fresh: [B, L, H, D]."""
-        product, square = self._shared(self.product), self._shared(self.square)
-        damping = torch.where(square > 0, product / square.clamp_min(TINY), 0.0).clamp(0, 1)
-        return self.slope * (damping * gap).to(self.slope.dtype)[..., None, None]
-
-    def _shared(self, numbers: Tensor) -> Tensor:
-        """Sums over the halves, for each of them [B, L]."""
-        return numbers.unflatten(0, (self._halves, -1)).sum(0).repeat(self._halves, 1)
-
-    def learn(self, gap: Tensor, change: Tensor, started: Tensor, rows: Tensor | None = None) -> None:
-        """Take in the changes since the last fresh values, of all rows [B, L, H, D] or of some [l, H, D].
-
-        `started` is 0 where the last values belong to another generation.
-        """
-        memory = {"slope": self.slope, "product": self.product, "square": self.square}
-        if rows is not None:
-            memory = {name: tensor.flatten(0, 1)[rows] for name, tensor in memory.items()}
-            gap = gap.flatten()[rows]
-        change = change.nan_to_num()
-        term = memory["slope"].float() * gap[..., None, None]
-        product = (change * term).sum((-2, -1)) + MEMORY * memory["product"]
-        square = term.square().sum((-2, -1)) + MEMORY * memory["square"]
-        slope = torch.where(gap == 0, 0.0, 1 / torch.where(gap == 0, 1.0, gap))[..., None, None] * change
-        moved = (gap != 0)[..., None, None]
-        fresh = {
-            "slope": torch.where(moved, slope, memory["slope"]) * started,
-            "product": product * started,
-            "square": square * started,
-        }
-        for name, tensor in fresh.items():
-            whole: Tensor = getattr(self, name)
-            if rows is None:
-                whole.copy_(tensor)
-            else:
-                whole.flatten(0, 1).index_copy_(0, rows, tensor.to(whole.dtype))
-
-    @property
-    def nbytes(self) -> int:
-        return self.slope.nbytes + self.product.nbytes + self.square.nbytes
+        return super().nbytes + sum(t.nbytes for t in (self._change, self._gone, self._span, self._time, self._fit))
 
 
 def _store(buffer: Tensor | None, fresh: Tensor) -> Tensor:

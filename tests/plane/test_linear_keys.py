@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import tokenprune
 from tokenprune import CATPolicy, RandomPolicy, RefreshSchedule, SequentialPolicy
+from tokenprune.errors import AttentionError
 from tokenprune.keyvalue import KeyValueBuffer, LinearBuffer
 from tokenprune.taylor import Taylor
 
@@ -61,18 +62,37 @@ def test_fresh_rows_are_returned_as_they_came() -> None:
     assert torch.equal(made_value[:, :, [1, 4]], value[:, :, [1, 4]])
 
 
-def test_rows_that_jump_to_and_fro_come_to_be_held() -> None:
-    """A forecast that was of no use is damped away, row by row: the others go on along their lines."""
+def test_an_image_that_jumps_to_and_fro_comes_to_be_held() -> None:
+    """A forecast that was of no use is damped away, image by image: the other goes on along its lines."""
     buffer, truth = LinearBuffer(), {time: line(time) for time in TIMES}
     for place, time in enumerate(TIMES):
         for number in truth[time]:
-            number[:, :, 0] = (-1.0) ** place * 5
+            number[0] = (-1.0) ** place * 5
     for time in TIMES[:5]:
         at(buffer, time).record(*truth[time])
     key, value = truth[TIMES[5]]
     made, _ = at(buffer, TIMES[5]).update(places([5]), key[:, :, [5]], value[:, :, [5]])
-    assert torch.equal(made[:, :, 0], truth[TIMES[4]][0][:, :, 0])
-    torch.testing.assert_close(made[:, :, 1:], key[:, :, 1:], atol=1e-4, rtol=1e-4)
+    assert torch.equal(made[0, :, :5], truth[TIMES[4]][0][0, :, :5])
+    torch.testing.assert_close(made[1], key[1], atol=1e-4, rtol=1e-4)
+
+
+def test_the_halves_of_guidance_share_their_damping() -> None:
+    alone, shared = LinearBuffer(), LinearBuffer(halves=2)
+    for buffer in (alone, shared):
+        for time in TIMES[:4]:
+            key, value = line(time)
+            key[0] = key[0] + (1000 - time) ** 0.5 * key[0]  # slows down
+            at(buffer, time).record(key, value)
+    fresh = [number[:, :, [2]] for number in line(TIMES[4])]
+    first, second = (at(buffer, TIMES[4]).update(places([2]), *fresh)[0] for buffer in (alone, shared))
+    assert not torch.equal(first, second)
+    moved = [(made - line(TIMES[3])[0])[1, :, [0, 1, 3, 4, 5]].norm() for made in (first, second)]
+    assert moved[0] > moved[1] > 0
+
+
+def test_values_of_another_shape_are_refused() -> None:
+    with pytest.raises(AttentionError, match=r"expected values of the same shape .*Taylor\(keys=False\)"):
+        at(LinearBuffer(), TIMES[0]).record(draw(0), draw(1)[..., :2])
 
 
 def test_a_repeated_timestep_leaves_the_slopes() -> None:
@@ -110,7 +130,7 @@ def test_the_memory_is_that_of_two_pairs_and_some_numbers_for_each_row() -> None
     buffer, plain = LinearBuffer(), KeyValueBuffer()
     at(buffer, TIMES[0]).record(*line(TIMES[0]))
     plain.record(*line(TIMES[0]))
-    assert buffer.nbytes == 2 * plain.nbytes + 5 * IMAGES * LENGTH * 4
+    assert buffer.nbytes == 2 * plain.nbytes + (4 * IMAGES * LENGTH + 2 * 2 * IMAGES) * 4
     before = buffer.nbytes
     for time in TIMES[1:]:
         at(buffer, time).record(*line(time))
