@@ -81,7 +81,7 @@ def test_the_halves_of_guidance_share_their_damping() -> None:
     for buffer in (alone, shared):
         for time in TIMES[:4]:
             key, value = line(time)
-            key[0] = key[0] + (1000 - time) ** 0.5 * key[0]  # slows down
+            key[0] = (1000 - time) ** 0.5 * draw(9)[0]  # slows down
             at(buffer, time).record(key, value)
     fresh = [number[:, :, [2]] for number in line(TIMES[4])]
     first, second = (at(buffer, TIMES[4]).update(places([2]), *fresh)[0] for buffer in (alone, shared))
