@@ -5,6 +5,9 @@ from tokenprune.cluster_correction import ClusterCorrection
 from tokenprune.errors import (
     AlreadyPrunedError,
     AttentionError,
+    CacheConflictError,
+    ConcurrentUseError,
+    ConfigurationError,
     ModuleMapError,
     SelectionError,
     TokenPruneError,
@@ -14,6 +17,7 @@ from tokenprune.errors import (
     UnsupportedModelError,
 )
 from tokenprune.modulemap import AttentionSite, BlockSite, ExitSite, ModuleMap, TokenArgument, latent_grid
+from tokenprune.plan_files import load_plan, save_plan
 from tokenprune.plans import Plan
 from tokenprune.policies import (
     AttentionRankPolicy,
@@ -55,8 +59,11 @@ __all__ = [
     "BlockSite",
     "BudgetSchedule",
     "CATPolicy",
+    "CacheConflictError",
     "ClusterCorrection",
     "ClusterRandomPolicy",
+    "ConcurrentUseError",
+    "ConfigurationError",
     "DensePolicy",
     "ErrorControlledPolicy",
     "ExitSite",
@@ -101,5 +108,7 @@ __all__ = [
     "WarmupSchedule",
     "apply",
     "latent_grid",
+    "load_plan",
     "plan",
+    "save_plan",
 ]

@@ -6,14 +6,16 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from tokenprune.compiled import forget_graphs
 from tokenprune.discovery import PendingModule, may_be_discovered
 from tokenprune.errors import TraceError, UnknownModelError
 from tokenprune.macs import count_steps
 from tokenprune.masked import MaskedModule
 from tokenprune.modulemap import Guidance, ModuleMap
+from tokenprune.others import refuse_caches
 from tokenprune.plans import Plan
 from tokenprune.policy import SelectionPolicy
 from tokenprune.registry import Adapter, find_adapter, transformer_of
@@ -27,8 +29,9 @@ from tokenprune.trace import Trace
 class Handle:
     """A pruned model. `remove` ends it; as a context manager it ends with the block."""
 
-    def __init__(self, source: MaskedModule | PendingModule) -> None:
+    def __init__(self, source: MaskedModule | PendingModule, called: nn.Module) -> None:
         self._source = source
+        self._called = called
         self._costs: dict[tuple[tuple[torch.Size, ...], int | None], Macs] = {}
         self._removed = False
 
@@ -36,6 +39,7 @@ class Handle:
         """Give the model back as it was: no hooks, no caches. Calling it again does nothing."""
         if not self._removed:
             self._source.remove()
+            forget_graphs(self._called)
             self._removed = True
 
     def reset(self) -> None:
@@ -166,6 +170,7 @@ def apply(
         UnknownModelError: no adapter serves the model, and it may not or cannot be discovered.
         ModuleMapError: the module map names modules that the model lacks.
         AlreadyPrunedError: the model carries another handle's hooks.
+        CacheConflictError: the model carries a cache of diffusers that leaves out work.
         TypeError: the policy, schedule, reuse or trace is of another type.
     """
     if isinstance(policy, Plan):
@@ -182,6 +187,7 @@ def apply(
         if not isinstance(value, kind) and not (value is None and name != "policy"):
             raise TypeError(f"apply: {name}: expected a {kind.__name__} such as {_EXAMPLES[name]}, got {value!r}")
     model = transformer_of(target)
+    refuse_caches(model)
     numbers, keeping = schedule or policy.schedule(), reuse or Hold()
 
     def make(module_map: ModuleMap) -> MaskedModule:
@@ -196,8 +202,10 @@ def apply(
         source = PendingModule(model, make)
     else:
         source = make(found(model))
+    called = target if isinstance(target, nn.Module) else target.transformer
+    forget_graphs(called)
     source.install()
-    return Handle(source)
+    return Handle(source, called)
 
 
 _EXAMPLES = {"policy": "CATPolicy(alpha=0.3)", "schedule": "WarmupSchedule(0.3, 8)", "reuse": "Hold()", "trace": "True"}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from types import FrameType
 from typing import Any
 
@@ -23,6 +24,8 @@ from tokenprune.modulemap import AttentionSite
 from tokenprune.selection import Selection
 
 ATTRIBUTE = "_tokenprune_attention"
+SECOND = "#second"
+"""What the path of a module's second attention call ends with."""
 
 
 class AttentionState:
@@ -38,6 +41,8 @@ class AttentionState:
         num_tokens: N of the coming call.
         scale: the last full call's, where the site keeps it.
         images: states of single images, where the site attends to each in a call of its own.
+        second: the state of the module's second attention call, where that may see image keys.
+        apart: of a second call, whether the last full one saw no image keys, so that it passes unchanged.
         buffer: keys and values of the coming call's guidance branch.
         mode: the mode entered by the pre-hook, while the module runs.
         weigh: at a full call whose attention the policy wants to know, its `weigh_attention`.
@@ -53,6 +58,11 @@ class AttentionState:
         self.rows: Tensor | None = None
         self.scale: float | None = None
         self.images: list[AttentionState] = []
+        self.second: AttentionState | None = None
+        if site.second is not None:
+            self.second = AttentionState(replace(site, layout=site.second, second=None))
+            self.second.path = site.path + SECOND
+        self.apart = False
         self.num_tokens = 0
         self.buffer = KeyValueBuffer()
         self.mode: AttentionMode | None = None
@@ -72,17 +82,27 @@ class AttentionState:
     def of_batch(self, batch: int) -> list[AttentionState]:
         """The states that serve the coming call: this one, or one for each image."""
         if not self.site.per_image:
-            return [self]
+            return [self] if self.second is None else [self, self.second]
         for place in range(len(self.images), batch):
             self.images.append(AttentionState(self.site, place))
             self.images[place].weigh = self.weigh
         return self.images[:batch]
 
-    def serving(self, call: int) -> AttentionState | None:
-        """What serves the module's next attention call; None lets it pass (an IP-adapter's second one)."""
+    def serving(self, call: int, keys: int) -> AttentionState | None:
+        """What serves the module's next attention call, to so many keys; None lets it pass (an IP-adapter's)."""
         if self.site.per_image:
             return self.images[call] if call < len(self.images) else None
+        if call == 1 and self.second is not None:
+            if not self.second.pruned:
+                self.second.apart = keys < self.second.num_tokens
+            return None if self.second.apart else self.second
         return self if call == 0 else None
+
+    def forget(self) -> None:
+        """Let go of all tensors."""
+        self.buffer, self.rows, self.fresh, self.images = KeyValueBuffer(), None, None, []
+        if self.second is not None:
+            self.second.forget()
 
 
 class AttentionMode(TorchFunctionMode):
@@ -98,7 +118,8 @@ class AttentionMode(TorchFunctionMode):
         """Replace `scaled_dot_product_attention`, pass everything else on."""
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention and self._alive():
-            state = self.state.serving(self.calls)
+            key = args[1] if len(args) > 1 else kwargs["key"]
+            state = self.state.serving(self.calls, key.shape[2])
             self.calls += 1
             if state is not None:
                 return attend(state, *args, **kwargs)
@@ -133,6 +154,8 @@ def attend(
         raise AttentionError(f"{state.site.path}: causal attention cannot be pruned")
     if not state.pruned:
         _check_full(state, key)
+        if state.buffer.clock is not None and state.buffer.clock.device != key.device:
+            state.buffer.clock = state.buffer.clock.to(key.device)
         state.buffer.record(key, value)
         if state.site.keeps_scale:
             state.scale = options.get("scale")
@@ -144,8 +167,9 @@ def attend(
         fresh = state.fresh
         if fresh is None or state.rows is None or key.shape[0] * key.shape[2] != state.rows.shape[0]:
             raise AttentionError(
-                f"{state.site.path}: expected fresh keys for the selected and text tokens, got {list(key.shape)} "
-                f"[B, H, n + T, D]; the text changed its length, or the layer was skipped, since the last full step"
+                f"{state.path}: expected fresh keys for the selected and text tokens, got {list(key.shape)} "
+                f"[B, H, n + T, D]; the text changed its length, or the layer was skipped, or an image prompt came or "
+                f"changed, since the last full step; call the handle's reset() when you change such a thing"
             )
         key, value = state.buffer.update(state.rows, key, value)
         if attn_mask is not None:
@@ -207,19 +231,23 @@ def prepare(
         tokens: N, all image tokens.
         clock: the timestep, a tensor [].
     """
-    found: dict[tuple[str, int, int | None], tuple[Selection, Tensor]] = {}
+    found: dict[tuple[str, int, int | None, torch.device], tuple[Selection, Tensor]] = {}
+    clocks: dict[torch.device, Tensor] = {clock.device: clock}
     for state in states:
         layout = state.site.layout
         state.buffer = buffers[state.path]
-        state.buffer.clock = clock
+        device = clock.device if state.buffer.key is None else state.buffer.key.device
+        if device not in clocks:
+            clocks[device] = clock.to(device)
+        state.buffer.clock = clocks[device]
         state.num_tokens = tokens
         state.weights = state.fresh = state.rows = None
         state.pruned = rows is not None
         length = state.buffer.length
         if rows is not None and length:  # 0: a layer that this branch skips
-            key = (layout, length, state.image)
+            key = (layout, length, state.image, device)
             if key not in found:
-                fresh = rows.sequence(layout, length, state.image)
+                fresh = rows.sequence(layout, length, state.image).to(device)
                 found[key] = fresh, fresh.rows(length)
             state.fresh, state.rows = found[key]
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tokenprune.modulemap import BlockSite, ExitSite, Layout, TokenArgument
@@ -38,10 +39,20 @@ class Rows:
         repeated = images.index.repeat_interleave(frames, 0) if frames > 1 else images.index
         self.image = Selection(repeated, images.num_tokens)
         self._text, self._starts = text, starts
+        self._moved: dict[tuple[torch.device, Layout | None], Selection] = {}
         joint = images.num_tokens + text
         self.by_layout = {
             layout: self.image if layout == "image" else self.sequence(layout, joint) for layout in layouts
         }
+
+    def on(self, device: torch.device, layout: Layout | None) -> Selection:
+        """The computed rows of sequences of a layout (None: of images) on a device; moved there once."""
+        selection = self.images if layout is None else self.by_layout[layout]
+        if selection.index.device == device:
+            return selection
+        if (device, layout) not in self._moved:
+            self._moved[device, layout] = selection.to(device)
+        return self._moved[device, layout]
 
     def sequence(self, layout: Layout, length: int, image: int | None = None) -> Selection:
         """The computed rows of sequences of any length: the selected image tokens and all text tokens.
@@ -68,7 +79,7 @@ def gather(rows: Rows, argument: TokenArgument, value: Any) -> Any:
     if not isinstance(value, Tensor) or value.ndim <= argument.dim or value.ndim < argument.ndim:
         return value
     folded = argument.batch == argument.dim
-    selection = rows.images if folded else rows.by_layout[argument.layout]
+    selection = rows.on(value.device, None if folded else argument.layout)
     length = selection.num_tokens * (selection.batch_size if folded else 1)
     return selection.take(value, argument.dim, argument.batch) if value.shape[argument.dim] == length else value
 
@@ -126,7 +137,7 @@ def after_expanded(module: nn.Module, args: Any, output: Any) -> Any:
     if state.rows is None:
         return None
     hidden = output[state.site.expand_item] if isinstance(output, tuple) else output
-    selection = state.rows.by_layout[state.site.expand_layout]
+    selection = state.rows.on(hidden.device, state.site.expand_layout)
     whole = selection.scatter(hidden, hidden.new_zeros(len(hidden), selection.num_tokens, *hidden.shape[2:]))
     if not isinstance(output, tuple):
         return whole

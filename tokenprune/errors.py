@@ -19,6 +19,14 @@ class AlreadyPrunedError(TokenPruneError):
     """The model already carries tokenprune's hooks."""
 
 
+class ConcurrentUseError(TokenPruneError):
+    """Two threads use one pruned model at the same time."""
+
+
+class CacheConflictError(TokenPruneError):
+    """The model carries another cache, which leaves out work that pruning relies on."""
+
+
 class ModuleMapError(TokenPruneError):
     """A module map names something that the model does not have."""
 
@@ -37,3 +45,7 @@ class TraceError(TokenPruneError):
 
 class UnsupportedCallError(TokenPruneError):
     """The model was called in a way that pruning does not cover (gradients, an unreadable argument)."""
+
+
+class ConfigurationError(TokenPruneError):
+    """A plan, a file of settings or a command's option says something that cannot be meant."""

@@ -61,6 +61,7 @@ class Exit:
         """Where `count` image tokens lie in sequences of image and text tokens [B, l, C]."""
         places = torch.arange(count, device=sequences.device).expand(len(sequences), -1)
         if self.site.layout == "text-image":
-            first = sequences.shape[1] - count if self.starts is None else self.starts.unsqueeze(1)
+            starts = None if self.starts is None else self.starts.to(sequences.device)
+            first = sequences.shape[1] - count if starts is None else starts.unsqueeze(1)
             places = places + first
         return Selection(places, sequences.shape[1])

@@ -167,7 +167,7 @@ class Generation:
         if self.recorder is not None:
             self.recorder.note(selection, surprise)
         if weights:
-            attention = self._of_grid(self._halves(torch.stack(list(weights)).mean(0))[0])
+            attention = self._of_grid(self._halves(torch.stack(list(weights)).mean(0))[0]).to(output.device)
             self.attention = attention.mean(0, keepdim=True) if self._map.shared else attention
 
     def end_call(self) -> None:

@@ -9,6 +9,7 @@ blocks (blocks.py) reduce the image tokens, those of attention modules (attentio
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,39 +17,47 @@ from typing import Any
 from torch import Tensor, nn
 
 from tokenprune import attention, blocks, constants
+from tokenprune.errors import UnsupportedCallError
+from tokenprune.others import HOOKS, REGISTRY
 
 MASKED = "_tokenprune"
 ATTRIBUTES = (MASKED, attention.ATTRIBUTE, blocks.ATTRIBUTE, blocks.EXPANDED, constants.ATTRIBUTE)
-BARE = ("forward", "cache_context", "_compiled_call_impl", *ATTRIBUTES)
-HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+BARE = ("forward", "cache_context", "_compiled_call_impl", REGISTRY, *ATTRIBUTES)
 
 
 def before_model(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Forward pre-hook of the model."""
     masked = model.__dict__[MASKED]
+    if masked.model is not model:
+        raise UnsupportedCallError(
+            f"{type(model).__name__}: this is a shallow copy or a replica of a pruned model, and shares its caches; "
+            f"remove() the handle first, or make a deep copy, which is a plain model"
+        )
     try:
         return masked.begin_call(args, kwargs)
     except Exception:
-        masked.abandon()
+        masked.fail_call()
         raise
 
 
 def after_model(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
     """Forward hook of the model, called on the way of an exception, too: then without output."""
     masked = model.__dict__[MASKED]
+    if masked.model is not model:
+        return
     if output is None:
-        masked.abandon()
+        masked.fail_call()
         return
     try:
         masked.end_call(args, kwargs, output)
     except Exception:
-        masked.abandon()
+        masked.fail_call()
         raise
 
 
-def forward_or_skip(masked: Any, *args: Any, **kwargs: Any) -> Any:
+def forward_or_skip(masked: Any, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Stands in for the model's forward while a schedule may skip steps."""
-    return masked.skipped_output() if masked.skipping else masked._forward(*args, **kwargs)
+    return masked.skipped_output() if masked.skipping else forward(*args, **kwargs)
 
 
 def after_exit(module: nn.Module, args: Any, output: Tensor) -> Tensor:
@@ -61,12 +70,13 @@ def after_exit(module: nn.Module, args: Any, output: Tensor) -> Tensor:
 @contextlib.contextmanager
 def named_calls(masked: Any, announce: Callable[..., Any], name: str, *args: Any, **kwargs: Any) -> Iterator[None]:
     """Stands in for a model's `cache_context`: pipelines tell by it which guidance branch the coming call is."""
-    masked.called = name
+    thread = threading.get_ident()
+    masked.called[thread] = name
     try:
         with announce(name, *args, **kwargs):
             yield
     finally:
-        masked.called = ""
+        masked.called.pop(thread, None)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,8 +23,8 @@ from tokenprune.exits import Exit
 from tokenprune.generation import Generation
 from tokenprune.grid import num_tokens
 from tokenprune.hooks import ATTRIBUTES, MASKED, after_exit, after_model, before_model, forward_or_skip, named_calls
-from tokenprune.keyvalue import KeyValueBuffer
 from tokenprune.modulemap import Guidance, ModuleMap
+from tokenprune.others import COPYING, Places, reduce_plainly, refuse_caches
 from tokenprune.policy import SelectionPolicy
 from tokenprune.report import CallRecord, Stopwatch
 from tokenprune.reuse import Reuse
@@ -32,6 +33,18 @@ from tokenprune.schedule import Schedule
 from tokenprune.selection import Selection
 from tokenprune.skip import OutputMap
 from tokenprune.trace import Recorder
+from tokenprune.turns import Turns
+
+PART_HOOKS: tuple[Any, ...] = (
+    blocks.before_block,
+    blocks.after_expanded,
+    attention.enter_attention,
+    attention.leave_attention,
+    constants.before_constant,
+    constants.after_constant,
+    after_exit,
+)
+"""Hooks of the model's parts."""
 
 
 class MaskedModule:
@@ -70,19 +83,23 @@ class MaskedModule:
         self.tracing = trace
         self.signature = inspect.signature(model.forward)
         self.exit = Exit(module_map.exit_site)
-        self.blocks = {site.path: BlockState(site, model.get_submodule(site.path)) for site in module_map.block_sites}
+        self.blocks: dict[str, BlockState] = {}
         self.expand = ExpandState(module_map.exit_site)
         self.attentions = [AttentionState(site) for site in module_map.attentions]
         for state in self.attentions:
             state.weigh = policy.weigh_attention if "attention" in policy.needs else None
         self.constants = [ConstantState(path) for path in module_map.constants]
         self.run = Run(module_map.time_rises, halves=guidance != "none")
-        self.called = ""
+        self.turns = Turns(type(model).__name__)
+        self.called: dict[int, str] = {}
         self.generations = 0
         self.peak_bytes = 0
         self._handles: list[RemovableHandle] = []
+        self._parts: list[RemovableHandle] = []
+        self._held: list[tuple[nn.Module, str]] = []
         self._replaced: dict[str, Any] = {}
-        self._eager: Any = None
+        self._standing_in: dict[str, Any] = {}
+        self._set_aside: list[tuple[nn.Module, Any]] = []
         self.examples: dict[BranchKey, tuple[tuple[Any, ...], dict[str, Any]]] = {}
         self.generation = self._new_generation(0)
         self.moment: Moment | None = None
@@ -90,7 +107,6 @@ class MaskedModule:
         self.branch: BranchCache | None = None
         self.selection: Selection | None = None
         self.skipping = False
-        self._calling = False
         self.numbered: Tensor | None = None
         self.reset()
 
@@ -106,31 +122,58 @@ class MaskedModule:
             raise AlreadyPrunedError(
                 f"{type(self.model).__name__}: already pruned by another handle; call its remove() first"
             )
-        module = self._holding("", MASKED, self)
-        self._handles.append(module.register_forward_pre_hook(before_model, with_kwargs=True))
-        self._handles.append(module.register_forward_hook(after_model, with_kwargs=True, always_call=True))
-        for path, block in self.blocks.items():
-            module = self._holding(path, blocks.ATTRIBUTE, block)
-            self._handles.append(module.register_forward_pre_hook(blocks.before_block, with_kwargs=True))
-        for state in self.attentions:
-            module = self._holding(state.site.path, attention.ATTRIBUTE, state)
-            self._handles.append(module.register_forward_pre_hook(attention.enter_attention))
-            self._handles.append(module.register_forward_hook(attention.leave_attention))
-        for constant in self.constants:
-            module = self._holding(constant.path, constants.ATTRIBUTE, constant)
-            self._handles.append(module.register_forward_pre_hook(constants.before_constant))
-            self._handles.append(module.register_forward_hook(constants.after_constant))
-        if self.exit.site.expand is not None:
-            module = self._holding(self.exit.site.expand, blocks.EXPANDED, self.expand)
-            self._handles.append(module.register_forward_hook(blocks.after_expanded))
-        module = self._holding(self.exit.site.path, MASKED, self)
-        self._handles.append(module.register_forward_hook(after_exit))
-        self._forward = self.model.forward
-        if self.schedule.skips:
-            self._stand_in("forward", functools.partial(forward_or_skip, self))
+        self.model.__dict__[MASKED] = self
+        begin, end = torch.compiler.disable(before_model), torch.compiler.disable(after_model)
+        self._handles.append(self.model.register_forward_pre_hook(begin, with_kwargs=True))
+        self._handles.append(self.model.register_forward_hook(end, with_kwargs=True, always_call=True))
+        self._install_parts()
+        self._stand_in(COPYING, functools.partial(reduce_plainly, self.model, ATTRIBUTES, self._replaced))
+        self._stand_in_forward()
         if hasattr(self.model, "cache_context"):
             names: Any = self.model.cache_context
             self._stand_in("cache_context", functools.partial(named_calls, self, names))
+
+    def _install_parts(self) -> None:
+        """Register the hooks of the model's parts on the modules that stand there now."""
+        for site in self.map.block_sites:
+            self.blocks[site.path] = BlockState(site, self.model.get_submodule(site.path))
+            module = self._holding(site.path, blocks.ATTRIBUTE, self.blocks[site.path])
+            self._parts.append(module.register_forward_pre_hook(blocks.before_block, with_kwargs=True))
+        for state in self.attentions:
+            module = self._holding(state.site.path, attention.ATTRIBUTE, state)
+            self._parts.append(module.register_forward_pre_hook(attention.enter_attention))
+            self._parts.append(module.register_forward_hook(attention.leave_attention))
+        for constant in self.constants:
+            module = self._holding(constant.path, constants.ATTRIBUTE, constant)
+            self._parts.append(module.register_forward_pre_hook(constants.before_constant))
+            self._parts.append(module.register_forward_hook(constants.after_constant))
+        if self.exit.site.expand is not None:
+            module = self._holding(self.exit.site.expand, blocks.EXPANDED, self.expand)
+            self._parts.append(module.register_forward_hook(blocks.after_expanded))
+        module = self._holding(self.exit.site.path, MASKED, self)
+        self._parts.append(module.register_forward_hook(torch.compiler.disable(after_exit)))
+        self._places = Places(self.model, self.map.paths)
+
+    def _remove_parts(self) -> None:
+        for handle in self._parts:
+            handle.remove()
+        for module, attribute in self._held:
+            module.__dict__.pop(attribute, None)
+        for module in self.model.modules():  # what takes a module's place may have been given its hooks
+            for hooks in (module._forward_pre_hooks, module._forward_hooks):
+                for number in [number for number, hook in hooks.items() if hook in PART_HOOKS]:
+                    del hooks[number]
+        self._parts.clear()
+        self._held.clear()
+
+    def _follow_replaced(self) -> None:
+        """Move the hooks to modules that took the place of others (wrapped, unwrapped or quantised layers)."""
+        self._remove_parts()
+        try:
+            self.map.check(self.model)
+        finally:
+            self.reset()
+        self._install_parts()
 
     def remove(self) -> None:
         """Take all hooks off and free the caches; the model is as it was."""
@@ -138,24 +181,27 @@ class MaskedModule:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        for path in ("", *self.map.paths):
-            for attribute in ATTRIBUTES:
-                self.model.get_submodule(path).__dict__.pop(attribute, None)
+        self._remove_parts()
+        self.model.__dict__.pop(MASKED, None)
         for name, own in self._replaced.items():
-            self.model.__dict__.pop(name, None)
+            if self.model.__dict__.get(name) is not self._standing_in[name]:
+                continue  # somebody wrapped or replaced it since
+            del self.model.__dict__[name]
             if own is not None:
                 self.model.__dict__[name] = own
         self._replaced.clear()
+        self._standing_in.clear()
         self.reset()
 
     def reset(self) -> None:
         """Free the caches; the next call starts a generation."""
         self.run.reset()
+        self.turns.reset()
         self.generation = self.generation.emptied()
         self.output_maps: dict[tuple[torch.Size, torch.dtype, str], OutputMap] = {}
         self._end_call()
         for state in self.attentions:
-            state.buffer, state.rows, state.fresh, state.images = KeyValueBuffer(), None, None, []
+            state.forget()
         for constant in self.constants:
             constant.outputs = {}
 
@@ -167,30 +213,41 @@ class MaskedModule:
     def _stand_in(self, name: str, value: Any) -> None:
         """Give the model a method of its own, until `remove`."""
         self._replaced[name] = self.model.__dict__.get(name)
-        self.model.__dict__[name] = value
+        self._standing_in[name] = self.model.__dict__[name] = value
+
+    def _stand_in_forward(self) -> None:
+        """Put ours before the model's forward where steps may be skipped, unless it is still under others' wrappers."""
+        forward: Any = self.model.forward
+        ours = self._standing_in.get("forward")
+        if not self.schedule.skips or (ours and inspect.unwrap(forward, stop=lambda found: found is ours) is ours):
+            return
+        self._stand_in("forward", functools.wraps(forward)(functools.partial(forward_or_skip, self, forward)))
 
     def _holding(self, path: str, attribute: str, state: object) -> nn.Module:
         module = self.model.get_submodule(path)
         module.__dict__[attribute] = state
+        self._held.append((module, attribute))
         return module
 
     # One call of the model -------------------------------------------------------------------------------------
 
     def begin_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Decide what this call computes; returns the model's arguments, per-token ones gathered."""
-        if self._calling:  # an interrupt that torch's hooks do not see stopped the last call
+        if self.turns.enter():  # an interrupt that torch's hooks do not see stopped the last call
             self.abandon()
-        self._calling = True
         self.unwind()
         if torch.is_grad_enabled():
             raise UnsupportedCallError(
                 f"{type(self.model).__name__}: pruning keeps keys and values from earlier steps and cannot give "
                 f"gradients; call the model under torch.no_grad() or remove() the handle to train"
             )
+        if self._places.changed:
+            self._follow_replaced()
         bound = self.signature.bind(*args, **kwargs)
         bound.apply_defaults()
         latents = self._latents(bound.arguments)
-        moment = self.run.advance(self._argument(bound.arguments, self.map.time), latents, self.called)
+        time, name = self._argument(bound.arguments, self.map.time), self.called.get(threading.get_ident(), "")
+        self.run, moment = self.turns.advance(self.run, time, latents, name)
         if moment.first_of_generation:
             self._begin_generation(moment, latents, bound.arguments)
         generation, grid = self.generation, self.generation.grid
@@ -205,9 +262,11 @@ class MaskedModule:
         self._prepare(branch, bound.arguments, len(latents))
         text = bound.arguments.get(self.map.text) if self.map.text else None
         constants.prepare(self.constants, branch, text, pruned=self.selection is not None)
-        if not known and self._compiled and any(buffer.length == 0 for buffer in branch.buffers.values()):
+        if not known and self._compiled and any(
+            buffer.length == 0 for path, buffer in branch.buffers.items() if not path.endswith(attention.SECOND)
+        ):
             # Compiled blocks must never see the buffers being made: that would be another graph for each layer.
-            self._eager = torch.compiler.set_stance("force_eager")
+            self._run_eagerly()
         tokens = 0 if self.skipping else self.selection.count if self.selection else num_tokens(grid)
         generation.records[-1].calls.append(CallRecord(moment.branch, tokens, Stopwatch(latents.device)))
         return self._gather_inputs(args, kwargs)
@@ -237,7 +296,8 @@ class MaskedModule:
             [state.weights for state in (site.images if site.site.per_image else [site]) if state.weights is not None]
             for site in self.attentions
         ]
-        return [torch.cat(found) for found in weights if found]
+        joined = [torch.cat(found) for found in weights if found]
+        return [found.to(joined[0].device) for found in joined]
 
     def _forecast(self) -> Tensor | None:
         """What the coming tokens would have been taken for, where policy or trace need to know and there is a past."""
@@ -264,24 +324,37 @@ class MaskedModule:
             self._map_output(args, kwargs, output)
         self._end_eager()
         self._end_call()
+        self.turns.leave()
+
+    def fail_call(self) -> None:
+        """An exception stopped this thread's call: start afresh with the next one, unless the caches are another's."""
+        if self.turns.leave():
+            self.abandon()
 
     def abandon(self) -> None:
-        """An exception stopped the call: leave modes and start afresh with the next one."""
+        """Leave modes and start afresh with the next call."""
         self.unwind()
         self.reset()
 
     def _end_call(self) -> None:
         self.moment, self.branch, self.selection, self.numbered = None, None, None, None
-        self.skipping = self._calling = False
+        self.skipping = False
 
     @property
     def _compiled(self) -> bool:
         return any(self.model.get_submodule(path)._compiled_call_impl is not None for path in self.blocks)
 
+    def _run_eagerly(self) -> None:
+        """Set compiled code of blocks aside until the call ends; torch's own switch would reach other threads, too."""
+        for module in (part for path in self.blocks for part in self.model.get_submodule(path).modules()):
+            if module._compiled_call_impl is not None:
+                self._set_aside.append((module, module._compiled_call_impl))
+                module._compiled_call_impl = None
+
     def _end_eager(self) -> None:
-        if self._eager is not None:
-            self._eager.__exit__(None, None, None)
-            self._eager = None
+        while self._set_aside:
+            module, compiled = self._set_aside.pop()
+            module._compiled_call_impl = compiled
 
     def _argument(self, arguments: Mapping[str, Any], name: str) -> Any:
         value = arguments.get(name)
@@ -304,6 +377,8 @@ class MaskedModule:
 
     def _begin_generation(self, moment: Moment, latents: Tensor, arguments: Mapping[str, Any]) -> None:
         """Start anew; key and value buffers stay, for their memory, while the latents keep their shape."""
+        refuse_caches(self.model)
+        self._stand_in_forward()
         last = self.generation.branches
         self.examples = {}
         self.generation = self._new_generation(self._count_images(latents))
@@ -361,12 +436,18 @@ class MaskedModule:
         starts = self.map.text_lengths(arguments) if self.map.text_lengths else None
         frames = self.map.frames(arguments) if self.map.frames else 1
         rows = None
+        if starts is not None and self.selection is not None:
+            starts = starts.to(self.selection.index.device)
         states = [state for site in self.attentions for state in site.of_batch(batch)]
         for state in states:
             if state.path not in branch.buffers:
                 branch.buffers[state.path] = self.reuse.start_keys(branch.guidance)
         if self.selection is not None:
-            joint = [branch.buffers[state.path].length for state in states if state.site.layout != "image"]
+            joint = [
+                branch.buffers[state.path].length
+                for state in states
+                if state.site.layout != "image" and not state.path.endswith(attention.SECOND)
+            ]
             text = max(joint, default=self._tokens) - self._tokens
             rows = Rows(self.selection, self.map.layouts, max(text, 0), starts, frames)
         self.exit.rows, self.exit.tokens = rows, self._tokens
@@ -399,7 +480,7 @@ class MaskedModule:
 
         def rearrange(numbered: Tensor) -> Any:
             self.numbered = numbered
-            return self._forward(*gathered[0], **gathered[1])
+            return self.model.forward(*gathered[0], **gathered[1])
 
         nothing = torch.empty(len(tokens), 0, dtype=torch.int64, device=tokens.device)
         self.selection = Selection(nothing, tokens.shape[1])

@@ -73,12 +73,15 @@ class AttentionSite:
         layout: order of image and text keys.
         per_image: whether the module attends to each image of the batch in a call of its own.
         keeps_scale: whether the scale depends on the number of tokens, so that pruned steps need that of full ones.
+        second: order of the keys of a second attention call in the module, where such a call may see the image keys,
+            too (those of an image prompt after them: SD3's IP-Adapter). None: a second call sees other keys only.
     """
 
     path: str
     layout: Layout = "image"
     per_image: bool = False
     keeps_scale: bool = False
+    second: Layout | None = None
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
+from tokenprune.compiled import original_of
 from tokenprune.errors import UnknownModelError
 from tokenprune.modulemap import ModuleMap
 from tokenprune.policy import SelectionPolicy
@@ -67,7 +68,7 @@ def find_policy(name: str) -> type[SelectionPolicy]:
 
 
 def transformer_of(target: Any) -> nn.Module:
-    """The transformer: the target itself, or what a pipeline holds as `transformer`.
+    """The transformer: the target itself, or what a pipeline holds as `transformer`; without torch.compile's wrapper.
 
     Raises:
         UnknownModelError: it is neither.
@@ -77,4 +78,4 @@ def transformer_of(target: Any) -> nn.Module:
         raise UnknownModelError(
             f"expected a transformer (torch.nn.Module) or a pipeline with a `transformer`, got {type(target).__name__}"
         )
-    return model
+    return original_of(model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -62,15 +63,13 @@ class Reuse(ABC):
         return KeyValueBuffer()
 
 
+@dataclass(frozen=True)
 class Hold(Reuse):
     """Keep each token's last computed prediction (CAT Pruning, arXiv 2502.00433, algorithm 1)."""
 
     def start(self, guidance: Guidance = "none") -> ReuseState:
         """Fresh memory: one prediction."""
         return _HoldState()
-
-    def __repr__(self) -> str:
-        return "Hold()"
 
 
 class _HoldState(ReuseState):

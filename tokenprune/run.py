@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -126,6 +127,19 @@ class Run:
         self._reader = TimestepReader()
         self.reset()
 
+    def copied(self) -> Run:
+        """Where this one stands, for calls that it is not to notice."""
+        other = copy.copy(self)
+        other._reader, other._calls = copy.copy(self._reader), dict(self._calls)
+        return other
+
+    def renewed(self) -> Run:
+        """Another one that has followed no calls yet."""
+        other = copy.copy(self)
+        other._reader = TimestepReader()
+        other.reset()
+        return other
+
     def reset(self) -> None:
         """Forget everything: the next call starts a generation."""
         self._step = -1
@@ -151,7 +165,7 @@ class Run:
             self._step < 0
             or new_table
             or self._direction * time > self._direction * self._time
-            or (signature != self._signature and not self._same_images(signature, latents))
+            or (signature != self._signature and not self._same_images(signature, latents, place))
             or (self._step == 0 and time == self._time)
         )
         if first_of_generation:
@@ -195,9 +209,15 @@ class Run:
     def _share_latents(self, latents: Tensor) -> bool:
         return self._latents is not None and torch.equal(latents, self._latents)
 
-    def _same_images(self, signature: tuple[object, ...], latents: Tensor) -> bool:
-        """Whether a batch of another size holds the images of the last step's: with, or without, a guidance half."""
+    def _same_images(self, signature: tuple[object, ...], latents: Tensor, place: int | None) -> bool:
+        """Whether a batch of another size holds the images of the last step's: with, or without, a guidance half.
+
+        Or one of another precision, while the table of timesteps goes on: under autocast samplers take over that of
+        the model's predictions.
+        """
         last = self._latents
+        if signature[::2] == self._signature[::2]:
+            return place is not None and self._place is not None
         if last is None or not self._may_hold_halves or signature[1:] != self._signature[1:]:
             return False
         if last.ndim == 0 or latents.shape[1:] != last.shape[1:]:

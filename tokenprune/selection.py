@@ -77,6 +77,10 @@ class Selection:
         """n, the number of selected tokens of each image."""
         return self.index.shape[1]
 
+    def to(self, device: torch.device) -> Selection:
+        """The same selection with its indices on a device."""
+        return self if self.index.device == device else Selection(self.index.to(device), self.num_tokens)
+
     def repeat(self, times: int) -> Selection:
         """The same selection for a batch that holds all images `times` times, one copy after the other."""
         return self if times == 1 else Selection(self.index.repeat(times, 1), self.num_tokens)

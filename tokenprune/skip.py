@@ -29,7 +29,7 @@ class OutputMap:
 
     def __init__(self, tokens: Tensor, output: Any, rearrange: Callable[[Tensor], Any]) -> None:
         leaves, self._structure = _tensors(output)
-        self._shape = leaves[0].shape
+        self._shape, self._device = leaves[0].shape, leaves[0].device
         base = int(2 / torch.finfo(tokens.dtype).eps)
         numbers = torch.arange(tokens[0].numel(), device=tokens.device)
         self._places = torch.zeros(self._shape[1:].numel(), dtype=torch.int64, device=tokens.device)
@@ -37,7 +37,8 @@ class OutputMap:
         while weight <= tokens[0].numel():
             digits = (numbers // weight % base).to(tokens.dtype).view(tokens.shape[1:]).expand_as(tokens)
             (found,), _ = _tensors(rearrange(digits))
-            self._places += weight * found[0].flatten().round().long().clamp(0, base - 1)
+            places = found[0].flatten().round().long().clamp(0, base - 1)
+            self._places += weight * places.to(tokens.device)
             weight *= base
         self._places.clamp_(max=tokens[0].numel() - 1)
         (made,), _ = _tensors(self(tokens))
@@ -50,7 +51,7 @@ class OutputMap:
     def __call__(self, tokens: Tensor) -> Any:
         """The model's output for tokens [B, N, C]."""
         output = tokens.flatten(1)[:, self._places].view(len(tokens), *self._shape[1:])
-        return tree_unflatten([output], self._structure)
+        return tree_unflatten([output.to(self._device)], self._structure)
 
 
 def _tensors(output: Any) -> tuple[list[Tensor], TreeSpec]:

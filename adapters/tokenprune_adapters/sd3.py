@@ -8,10 +8,17 @@ from tokenprune import AttentionSite, ModuleMap, latent_grid
 
 
 def module_map(model: SD3Transformer2DModel) -> ModuleMap:
-    """Joint attention over [image, text]; the dual layers of SD3.5 attend to the image a second time (attn2)."""
+    """Joint attention over [image, text]; the dual layers of SD3.5 attend to the image a second time (attn2).
+
+    With an IP-Adapter each module attends once more, to [image, image prompt].
+    """
     blocks = [(f"transformer_blocks.{i}", block) for i, block in enumerate(model.transformer_blocks)]
-    joint = [AttentionSite(f"{path}.attn", "image-text") for path, _ in blocks]
-    dual = [AttentionSite(f"{path}.attn2", "image") for path, block in blocks if block.use_dual_attention]
+    joint = [AttentionSite(f"{path}.attn", "image-text", second="image-text") for path, _ in blocks]
+    dual = [
+        AttentionSite(f"{path}.attn2", "image", second="image-text")
+        for path, block in blocks
+        if block.use_dual_attention
+    ]
     return ModuleMap(
         blocks=tuple(path for path, _ in blocks),
         attentions=(*joint, *dual),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tokenprune import CATPolicy, Plan
+import tokenprune
+from tokenprune import CATPolicy, Plan, SequentialPolicy, WarmupSchedule
 from tokenprune.bench.configuration import Configuration, plain
 from tokenprune.bench.measure import Task, draw, fidelity, mean_and_ci95
 from tokenprune.bench.results import load
@@ -63,6 +66,135 @@ def test_an_interrupted_run_loses_one_configuration_at_most(pipe: Any, task: Tas
     assert [row["name"] for row in load(out).rows] == ["plain, 6 steps", "plain, 4 steps"]
     resumed = run(pipe, CONFIGURATIONS, task, out, SETTINGS)
     assert [row["name"] for row in resumed.rows] == [way.name for way in CONFIGURATIONS]
+
+
+SHORT = Plan(SequentialPolicy(), WarmupSchedule(0.3, 1))
+
+
+def attached(plan: Plan | None) -> Any:
+    """Plans of ours as another package would put them on a pipeline."""
+
+    def attach(pipe: Any) -> AbstractContextManager[Any]:
+        return nullcontext() if plan is None else tokenprune.apply(pipe, plan)
+
+    return attach
+
+
+def short(task: Task, prompts: int = 1) -> Task:
+    return Task(task.prompts[:prompts], 3, task.guidance_scale, 2, task.arguments)
+
+
+def test_what_another_package_computes_is_counted_like_what_a_handle_reports(pipe: Any, task: Task) -> None:
+    nothing = draw(pipe, Configuration("nothing", attach=attached(None)), short(task))
+    assert (nothing.mac_ratio, nothing.linear_mac_ratio) == (1, 1)
+    assert nothing.tokens_ratio is nothing.cache_bytes is None
+    fewer = draw(pipe, Configuration("fewer", steps=2, attach=attached(None)), short(task))
+    assert fewer.mac_ratio == pytest.approx(2 / 3)
+    reported = draw(pipe, Configuration("ours", SHORT), short(task))
+    counted = draw(pipe, Configuration("theirs", attach=attached(SHORT)), short(task))
+    assert np.array_equal(counted.pictures, reported.pictures)
+    assert reported.mac_ratio < 0.9
+    assert counted.mac_ratio == pytest.approx(reported.mac_ratio, rel=1e-6)
+    assert counted.linear_mac_ratio == pytest.approx(reported.linear_mac_ratio, rel=1e-6)
+
+
+def test_a_timed_run_has_every_figure(pipe: Any, task: Task, tmp_path: Path) -> None:
+    ways = [plain(2), Configuration("pruned", SHORT, source="ours")]
+    results = run(pipe, ways, short(task), tmp_path / "r.json", SETTINGS, repeats=1, timing_batch=4)
+    assert results.settings["repeats"] == results.settings["timing_batch"] == 1  # there is but one prompt
+    assert results.settings["threads"] >= 1
+    fewer, pruned = load(tmp_path / "r.json").rows
+    for row in (fewer, pruned):
+        assert row["model"] == "shapes-sd3"
+        assert row["prompts"] == 1
+        assert row["peak_memory_bytes"] > 0
+        assert row["speedup"] == pytest.approx(row["plain_seconds_per_image"] / row["seconds_per_image"])
+        assert 0 < row["seconds_per_step"] < row["seconds_per_image"]
+        assert row["reached"] == pytest.approx(row["transformer_speedup"] / row["ideal_speedup"])
+    assert fewer["selection_share"] == fewer["cache_bytes"] == 0
+    assert fewer["hook_overhead"] is None
+    assert 0 < pruned["selection_share"] < 1
+    assert pruned["hook_overhead"] > -1
+    # buffers of keys and values, and whatever else
+    assert pruned["peak_memory_bytes"] > pruned["cache_bytes"] > 0
+
+
+class Broken:
+    """A method that fails, or not."""
+
+    def __init__(self) -> None:
+        self.fails = True
+
+    @contextmanager
+    def __call__(self, pipe: Any) -> Iterator[None]:
+        if self.fails:
+            raise TypeError("no\nsuch block" + 400 * "!")
+        yield
+
+
+def test_a_configuration_that_fails_is_a_row_and_is_tried_again(pipe: Any, task: Task, tmp_path: Path) -> None:
+    out, method, fresh, begun = tmp_path / "r.json", Broken(), [], []
+    ways = [
+        plain(3),
+        Configuration("broken", attach=method, source="theirs"),
+        plain(2),
+        Configuration("theirs", attach=attached(None)),
+        plain(1),
+    ]
+
+    def renew() -> Any:
+        fresh.append(begun[-1])
+        return pipe
+
+    def measure() -> Any:
+        return run(
+            pipe, ways, short(task), out, SETTINGS, lambda _: {"scene_score": 1.0}, lambda way: begun.append(way.name),
+            renew=renew,
+        )  # fmt: skip
+
+    measure()
+    rows = load(out).rows
+    assert [row["name"] for row in rows] == [way.name for way in ways]
+    failed = rows[1]
+    assert failed["error"].startswith("TypeError: no such block!!")
+    assert len(failed["error"]) == 300
+    assert (failed["source"], failed["steps"]) == ("theirs", 3)
+    assert not {"psnr_mean", "mac_ratio", "scene_score"} & failed.keys()
+    assert rows[2]["psnr_mean"] < 99
+    assert fresh == ["broken", "theirs"]  # after the failure, and after the other package's method
+    method.fails = False
+    begun.clear()
+    measure()
+    rows = load(out).rows
+    assert begun == ["plain, 3 steps", "broken"]
+    assert [row["name"] for row in rows] == [way.name for way in ways]
+    assert (rows[1]["psnr_mean"], rows[1]["mac_ratio"]) == (99, 1)
+
+
+def test_what_fails_on_the_clock_is_a_failure_but_an_interrupt_is_not(
+    pipe: Any, task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: Any) -> None:
+        raise error("stop")
+
+    monkeypatch.setattr("tokenprune.bench.run.time_pairs", stop)
+    error: type[BaseException] = ValueError
+    assert run(pipe, [plain(2)], short(task), tmp_path / "r.json", SETTINGS, repeats=1).rows[0]["error"] == (
+        "ValueError: stop"
+    )
+    error = KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        run(pipe, [plain(2)], short(task), tmp_path / "r.json", SETTINGS, repeats=1)
+
+
+def test_a_method_of_another_package_is_drawn_not_taken_for_the_plain_model(
+    pipe: Any, task: Task, tmp_path: Path
+) -> None:
+    ways = [Configuration("theirs", attach=attached(SHORT))]
+    (row,) = run(pipe, ways, short(task), tmp_path / "r.json", SETTINGS).rows
+    assert row["psnr_mean"] < 99
+    assert row["tokens_ratio"] is row["cache_bytes"] is None
+    assert row["ideal_speedup"] == 1 / row["total_mac_ratio"]
 
 
 def test_pictures_do_not_depend_on_the_batch_of_a_task(pipe: Any, task: Task) -> None:

@@ -9,15 +9,16 @@ import pytest
 from torch import nn
 
 import tokenprune
-from tokenprune.bench.suites import SUITES, make
+from tokenprune.bench.suites import SUITES, WITHOUT_BUDGET, make
 from tokenprune.schedule import Step
 
 STEPS = [10, 28, 50]
+AT_EDM = "AT-EDM's choice"
 
 
 @pytest.mark.parametrize("steps", STEPS)
 @pytest.mark.parametrize("budget", [0.35, 0.5, 0.8])
-@pytest.mark.parametrize("name", sorted(set(SUITES) - {"sensitivity", "presets"}))
+@pytest.mark.parametrize("name", sorted(set(SUITES) - {*WITHOUT_BUDGET, "peers"}))
 def test_plans_compute_the_budget(name: str, budget: float, steps: int) -> None:
     pruned = [configuration for configuration in make(name, budget, steps) if configuration.plan is not None]
     assert pruned or budget * steps <= 4  # no room for the four full steps of the shortest warm-up
@@ -35,6 +36,18 @@ def test_names_are_unique_and_the_plain_model_is_in(name: str) -> None:
     assert len({configuration.name for configuration in found}) == len(found)
     plain = [configuration.steps for configuration in found if configuration.plan is None]
     assert 14 in plain
+
+
+@pytest.mark.parametrize(("steps", "share"), [(28, (8 + 0.3 * 20) / 28), (50, (8 + 0.3 * 42) / 50)])
+def test_the_papers_suite_keeps_to_the_papers_settings(steps: int, share: float) -> None:
+    found = {configuration.name: configuration for configuration in make("paper", 0.9, steps)}
+    pruned = {name: configuration.plan for name, configuration in found.items() if configuration.plan is not None}
+    assert [*pruned] == ["CAT", "CAT, published constants", "noise", "noise and staleness", "consecutive rows", AT_EDM]
+    assert pruned["CAT"] == tokenprune.Plan(tokenprune.CATPolicy(0.3, 8), tokenprune.WarmupSchedule(0.3, 8))
+    assert pruned["CAT, published constants"].policy == tokenprune.CATPolicy.published(0.3, 8)
+    assert {plan.schedule for plan in pruned.values()} == {tokenprune.WarmupSchedule(0.3, 8)}
+    assert found[f"plain, {steps} steps"].steps == steps
+    assert found[f"plain, {round(share * steps)} steps"].plan is None
 
 
 @pytest.mark.parametrize("configuration", [c for c in make("plane", 0.5, 8) if c.plan], ids=lambda c: c.name)

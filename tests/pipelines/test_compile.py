@@ -1,11 +1,15 @@
-"""Compiled blocks: two graphs for each kind of block, whatever the step, the seed or the generation."""
+"""Compiled blocks: two graphs for each kind of block, at any step, seed or generation; and compiled models."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
-from torch import Tensor
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 import tokenprune
 from tokenprune import AttentionRankPolicy, CATPolicy, Plan, SelectionPolicy
@@ -43,18 +47,67 @@ def test_compiled_blocks_have_two_graphs_each(
     blocks = sd3_pipeline.transformer.transformer_blocks
     with tokenprune.apply(sd3_pipeline, way):
         eager = draw(sd3_pipeline, 0)
-    counter = GraphCounter()
+    with compiled(blocks, fullgraph=True) as counter, tokenprune.apply(sd3_pipeline, way):
+        torch.testing.assert_close(draw(sd3_pipeline, 0), eager)
+        assert counter.blocks() == 2 * KINDS_OF_BLOCK
+        for seed in (1, 2):
+            draw(sd3_pipeline, seed)
+        assert counter.blocks() == 2 * KINDS_OF_BLOCK
+
+
+def test_blocks_that_drew_compiled_before(sd3_pipeline: StableDiffusion3Pipeline) -> None:
+    """Torch does not look at the hooks of parts of a block again once it has compiled the block."""
+    with tokenprune.apply(sd3_pipeline, POLICY):
+        eager = draw(sd3_pipeline, 1)
+    with compiled(sd3_pipeline.transformer.transformer_blocks, fullgraph=True) as counter:
+        plain = draw(sd3_pipeline, 1)
+        with tokenprune.apply(sd3_pipeline, POLICY):
+            draw(sd3_pipeline, 0)
+            torch.testing.assert_close(draw(sd3_pipeline, 1), eager)
+        assert counter.blocks() == (1 + 2) * KINDS_OF_BLOCK
+        torch.testing.assert_close(draw(sd3_pipeline, 1), plain)
+
+
+def test_a_compiled_model_breaks_only_at_the_engine(sd3_pipeline: StableDiffusion3Pipeline) -> None:
+    model = sd3_pipeline.transformer
+    with tokenprune.apply(sd3_pipeline, POLICY):
+        eager = draw(sd3_pipeline, 1)
+    with compiled([model]) as counter:
+        plain = draw(sd3_pipeline, 1)
+        with tokenprune.apply(sd3_pipeline, POLICY):
+            draw(sd3_pipeline, 0)
+            torch.testing.assert_close(draw(sd3_pipeline, 1), eager)
+            graphs = len(counter.sizes)
+            draw(sd3_pipeline, 2)
+            assert len(counter.sizes) == graphs
+            assert all("function after_exit" in reason for reason in counters["graph_break"])
+            assert counters["graph_break"]
+        torch.testing.assert_close(draw(sd3_pipeline, 1), plain)
+
+
+def test_a_model_in_the_wrapper_of_torch(sd3_pipeline: StableDiffusion3Pipeline) -> None:
+    model, counter = sd3_pipeline.transformer, GraphCounter()
+    with tokenprune.apply(sd3_pipeline, POLICY):
+        eager = draw(sd3_pipeline, 1)
+    sd3_pipeline.transformer = torch.compile(model, backend=counter)
+    try:
+        with tokenprune.apply(sd3_pipeline, POLICY):
+            torch.testing.assert_close(draw(sd3_pipeline, 1), eager)
+        assert counter.blocks()
+    finally:
+        sd3_pipeline.transformer = model
+        torch.compiler.reset()
+
+
+@contextmanager
+def compiled(modules: Iterable[nn.Module], **options: bool) -> Iterator[GraphCounter]:
+    modules, counter = list(modules), GraphCounter()
     torch.compiler.reset()
     try:
-        for block in blocks:
-            block.compile(fullgraph=True, backend=counter)
-        with tokenprune.apply(sd3_pipeline, way):
-            torch.testing.assert_close(draw(sd3_pipeline, 0), eager)
-            assert counter.blocks() == 2 * KINDS_OF_BLOCK
-            for seed in (1, 2):
-                draw(sd3_pipeline, seed)
-            assert counter.blocks() == 2 * KINDS_OF_BLOCK
+        for module in modules:
+            module.compile(backend=counter, **options)
+        yield counter
     finally:
-        for block in blocks:
-            block._compiled_call_impl = None
+        for module in modules:
+            module._compiled_call_impl = None
         torch.compiler.reset()

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from tokenprune.bench.configuration import Configuration
+from tokenprune.macs import counting_calls
+from tokenprune.report import Macs
 
 Pictures = NDArray[np.uint8]
 """P pictures [P, height, width, 3]."""
@@ -24,14 +26,14 @@ class Task:
     Attributes:
         prompts: one picture each; picture i starts from the noise of seed i.
         steps: steps of the sampler.
-        guidance_scale: classifier-free guidance.
+        guidance_scale: classifier-free guidance; None leaves it to the pipeline.
         batch: pictures drawn at a time.
         arguments: further arguments of the pipeline's call.
     """
 
     prompts: Sequence[str]
     steps: int
-    guidance_scale: float
+    guidance_scale: float | None
     batch: int
     arguments: Mapping[str, Any]
 
@@ -42,26 +44,39 @@ class Drawn:
 
     Attributes:
         pictures: [P, height, width, 3].
-        tokens_ratio: image tokens computed.
+        tokens_ratio: image tokens computed; None where that cannot be told.
         mac_ratio: multiply-accumulates of linear layers and attention.
         linear_mac_ratio: those of the linear layers alone.
-        cache_bytes: largest memory that the caches held, for one batch.
+        cache_bytes: largest memory that the caches held, for one batch; None where that cannot be told.
     """
 
     pictures: Pictures
-    tokens_ratio: float = 1.0
+    tokens_ratio: float | None = 1.0
     mac_ratio: float = 1.0
     linear_mac_ratio: float = 1.0
-    cache_bytes: int = 0
+    cache_bytes: int | None = 0
 
 
-def draw(pipe: Any, configuration: Configuration, task: Task) -> Drawn:
-    """Draw all prompts of the task; the pipeline is left as it was."""
+def batches(task: Task) -> list[range]:
+    """The places of the task's prompts that are drawn at a time."""
+    starts = range(0, len(task.prompts), task.batch)
+    return [range(start, min(start + task.batch, len(task.prompts))) for start in starts]
+
+
+def draw(pipe: Any, configuration: Configuration, task: Task, at: Sequence[range] | None = None) -> Drawn:
+    """Draw the task's prompts, or the given batches of them; the pipeline is left as it was.
+
+    What a method of another package computes is counted, in one further generation of the first prompt.
+    """
     steps = configuration.steps or task.steps
     scale = steps / task.steps
+    plain = None if configuration.attach is None else count(pipe, task.steps, task)
     with configuration.on(pipe) as handle:
-        pictures = draw_all(pipe, steps, task)
+        pictures = draw_all(pipe, steps, task, at)
         report = handle.report() if handle is not None else None
+        own = None if plain is None else count(pipe, steps, task)
+    if plain is not None and own is not None:
+        return Drawn(pictures, None, own.total / plain.total, own.linear / plain.linear, None)
     if report is None:
         return Drawn(pictures, scale, scale, scale)
     return Drawn(
@@ -73,21 +88,31 @@ def draw(pipe: Any, configuration: Configuration, task: Task) -> Drawn:
     )
 
 
-def draw_all(pipe: Any, steps: int, task: Task) -> Pictures:
-    """Pictures of all prompts of the task with the pipeline as it is."""
-    pictures = []
-    for start in range(0, len(task.prompts), task.batch):
-        prompts = list(task.prompts[start : start + task.batch])
-        result = pipe(
-            prompts,
-            num_inference_steps=steps,
-            guidance_scale=task.guidance_scale,
-            generator=[torch.Generator().manual_seed(start + i) for i in range(len(prompts))],
-            output_type="np",
-            **task.arguments,
-        )
-        pictures.append(result.images)
+def draw_all(pipe: Any, steps: int, task: Task, at: Sequence[range] | None = None) -> Pictures:
+    """Pictures of all prompts of the task, or of the given batches, with the pipeline as it is."""
+    pictures = [generate(pipe, steps, task, places) for places in (batches(task) if at is None else at)]
     return (np.concatenate(pictures) * 255 + 0.5).clip(0, 255).astype(np.uint8)
+
+
+def generate(pipe: Any, steps: int, task: Task, places: Sequence[int]) -> NDArray[np.float32]:
+    """One call of the pipeline for the prompts at some places of the task: pictures [P, height, width, 3], 0 to 1."""
+    guidance = {} if task.guidance_scale is None else {"guidance_scale": task.guidance_scale}
+    result = pipe(
+        prompt=[task.prompts[place] for place in places],
+        num_inference_steps=steps,
+        generator=[torch.Generator().manual_seed(place) for place in places],
+        output_type="np",
+        **guidance,
+        **task.arguments,
+    )
+    return result.images
+
+
+def count(pipe: Any, steps: int, task: Task) -> Macs:
+    """Operations of the transformer in a generation of the task's first prompt, with the pipeline as it is."""
+    with counting_calls(pipe.transformer) as calls:
+        generate(pipe, steps, task, range(1))
+    return calls.macs
 
 
 def fidelity(pictures: Pictures, reference: Pictures) -> dict[str, list[float]]:

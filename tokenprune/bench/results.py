@@ -5,13 +5,80 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-REQUIRED = ("name", "steps", "tokens_ratio", "mac_ratio", "psnr_mean", "psnr_ci95")
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    Tag,
+    ValidationError,
+)
+
+VOLATILE = ("date", "machine")
+"""Settings that may differ between the parts of a run that times nothing; the date may in any."""
 
 
 class ResultFileError(ValueError):
     """A result file that cannot be read, or that another run wrote."""
+
+
+class _Row(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+
+
+class Failed(_Row):
+    """A row of a configuration that raised an error."""
+
+    name: str
+    source: str
+    steps: PositiveInt
+    error: str
+
+
+class Measured(_Row):
+    """A row of figures; docs/benchmarking.md says what they mean. Files from before the bench timed lack the last."""
+
+    name: str
+    source: str
+    steps: PositiveInt
+    tokens_ratio: NonNegativeFloat | None
+    mac_ratio: NonNegativeFloat
+    total_mac_ratio: NonNegativeFloat
+    psnr_mean: float
+    psnr_ci95: NonNegativeFloat
+    ssim_mean: float
+    model: str | None = None
+    prompts: PositiveInt | None = None
+    ideal_speedup: NonNegativeFloat | None = None
+    cache_bytes: NonNegativeInt | None = None
+    scene_score: NonNegativeFloat | None = None
+    attributes: dict[str, float] | None = None
+    seconds_per_image: NonNegativeFloat | None = None
+    seconds_per_image_spread: NonNegativeFloat | None = None
+    seconds_per_step: NonNegativeFloat | None = None
+    seconds_per_step_spread: NonNegativeFloat | None = None
+    plain_seconds_per_image: NonNegativeFloat | None = None
+    speedup: NonNegativeFloat | None = None
+    transformer_speedup: NonNegativeFloat | None = None
+    reached: NonNegativeFloat | None = None
+    selection_share: NonNegativeFloat | None = None
+    hook_overhead: float | None = None
+    peak_memory_bytes: int | None = None
+
+
+def _kind(row: Any) -> str:
+    return "failed" if isinstance(row, dict) and "error" in row else "measured"
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    settings: dict[str, Any]
+    rows: list[Annotated[Annotated[Failed, Tag("failed")] | Annotated[Measured, Tag("measured")], Discriminator(_kind)]]
 
 
 @dataclass
@@ -20,7 +87,7 @@ class Results:
 
     Attributes:
         settings: everything that the rows depend on, and where they were measured.
-        rows: one for each configuration, in their order.
+        rows: one for each configuration, in their order: `Measured` or `Failed`.
     """
 
     settings: dict[str, Any]
@@ -29,6 +96,14 @@ class Results:
     def row(self, name: str) -> dict[str, Any] | None:
         """The row of a configuration, None where it was not measured yet."""
         return next((row for row in self.rows if row["name"] == name), None)
+
+    def put(self, row: dict[str, Any]) -> None:
+        """Add a row, or replace that of the same name."""
+        places = [place for place, known in enumerate(self.rows) if known["name"] == row["name"]]
+        if places:
+            self.rows[places[0]] = row
+        else:
+            self.rows.append(row)
 
     def save(self, path: Path) -> None:
         """Write the file whole or not at all."""
@@ -46,20 +121,16 @@ def load(path: Path) -> Results:
     """
     try:
         content = json.loads(path.read_text())
-        results = Results(dict(content["settings"]), list(content["rows"]))
-        for row in results.rows:
-            missing = [name for name in REQUIRED if name not in row]
-            if missing:
-                raise ResultFileError(f"{path}: a row lacks {', '.join(missing)}; delete the file to measure anew")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, ResultFileError):
-            raise
+        _File.model_validate(content)
+    except ValidationError as error:
+        raise ResultFileError(f"{path}: {_first(error)}; delete the file to measure anew") from error
+    except (OSError, ValueError) as error:
         raise ResultFileError(f"{path}: no result file ({error}); delete it to measure anew") from error
-    return results
+    return Results(content["settings"], content["rows"])
 
 
-def resume(path: Path, settings: dict[str, Any], volatile: tuple[str, ...] = ("date", "machine")) -> Results:
-    """The results so far, or none; what may differ between the parts of a run is `volatile`.
+def resume(path: Path, settings: dict[str, Any], volatile: tuple[str, ...] = VOLATILE) -> Results:
+    """The results so far, or none; what may differ between the parts of a run is `volatile`, beside the date.
 
     Raises:
         ResultFileError: the file was written with other settings, or cannot be read.
@@ -67,8 +138,14 @@ def resume(path: Path, settings: dict[str, Any], volatile: tuple[str, ...] = ("d
     if not path.exists():
         return Results(settings)
     found = load(path)
-    names = {*settings, *found.settings} - set(volatile)
+    names = {*settings, *found.settings} - {"date", *volatile}
     other = sorted(name for name in names if settings.get(name) != found.settings.get(name))
     if other:
         raise ResultFileError(f"{path}: was measured with another {', '.join(other)}; delete it or choose another file")
     return found
+
+
+def _first(error: ValidationError) -> str:
+    found = error.errors()[0]
+    where = ".".join(str(part) for part in found["loc"] if part not in ("failed", "measured")) or "the file"
+    return f"{where}: {found['msg'].lower()}, got {found['input']!r:.60}"

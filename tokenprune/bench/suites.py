@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from tokenprune.bench.configuration import Configuration, plain
+from tokenprune.bench.peers.table import configurations as other_packages
 from tokenprune.cluster_correction import ClusterCorrection
 from tokenprune.plans import Plan
 from tokenprune.policies import (
@@ -23,7 +24,7 @@ from tokenprune.policies import (
 from tokenprune.policy import SelectionPolicy
 from tokenprune.presets import PRESETS, best_plan
 from tokenprune.reuse import Hold
-from tokenprune.schedule import BudgetSchedule, ListSchedule, WarmupSchedule
+from tokenprune.schedule import BudgetSchedule, ListSchedule, Step, WarmupSchedule
 from tokenprune.taylor import Taylor
 
 FEWER = (0.25, 0.35, 0.4, 0.5, 0.6, 0.7, 0.85)
@@ -178,6 +179,37 @@ def rivals(budget: float, steps: int) -> list[Configuration]:
     return [configuration for configuration in found if configuration.name in names]
 
 
+PEERS = (
+    "CAT, 8 full steps",
+    "CAT, 4 full steps",
+    "CAT, published constants, 8 full steps",
+    "CAT, published constants, 4 full steps",
+    "full steps evenly, hold",
+    "full steps evenly, linear",
+    "full steps after 8, linear",
+    "full steps after 4, linear",
+    "AT-EDM's choice, 8 full steps",
+    "AT-EDM's choice x age, 8 full steps",
+    "RAS's choice, 8 full steps",
+    "ToCa's choice, 4 full steps",
+    "ClusCa, 4 full steps",
+)
+"""CAT, the strongest step caches, and the re-implementations of methods that no package offers."""
+
+LOW_BUDGET = 0.35
+"""Share of the token computations at which the recommended plan stands beside the peers as well."""
+
+
+def peers(budget: float, steps: int) -> list[Configuration]:
+    """What a user would pick instead: other packages as they are, and what they have none of, re-implemented."""
+    ours = {f"tokenprune.plan, {share}": best_plan(share) for share in (budget, LOW_BUDGET)}
+    return [
+        *(Configuration(name, plan, source="ours") for name, plan in ours.items()),
+        *(configuration for configuration in plane(budget, steps) if configuration.name in PEERS),
+        *other_packages(steps),
+    ]
+
+
 def presets(budget: float, steps: int) -> list[Configuration]:
     """The named plans, each beside the plain model with as many fewer steps; they have budgets of their own."""
     found = []
@@ -187,20 +219,48 @@ def presets(budget: float, steps: int) -> list[Configuration]:
     return found
 
 
+PAPER_ALPHA, PAPER_WARMUP = 0.3, 8
+PAPER_POLICIES = (
+    "CAT",
+    "CAT, published constants",
+    "noise",
+    "noise and staleness",
+    "consecutive rows",
+    "AT-EDM's choice",
+)
+
+
+def paper(budget: float, steps: int) -> list[Configuration]:
+    """CAT Pruning, its ablations and its baseline as in its tables: alpha 0.3, 8 full steps, of 28 or of 50.
+
+    Beside them the plain model with as many steps as cost the same. The paper's numbers of steps have a run each, as
+    pictures are compared with those of the plain model at the same number of steps.
+    """
+    schedule = WarmupSchedule(PAPER_ALPHA, PAPER_WARMUP)
+    share = sum(schedule.fraction(Step(i, 0.0, 0.0, None)) for i in range(steps))
+    policies = [(name, source, policy) for name, source, policy, _ in POLICIES if name in PAPER_POLICIES]
+    return [
+        *(Configuration(name, Plan(policy, schedule), source=source) for name, source, policy in policies),
+        plain(max(1, round(share))),
+    ]
+
+
 SHORT = ("sensitivity", "rivals", "presets")
 """Suites without the usual numbers of plain steps."""
 
-WITHOUT_BUDGET = ("sensitivity", "presets")
+WITHOUT_BUDGET = ("sensitivity", "presets", "paper")
 """Suites that no budget changes."""
 
 SUITES: dict[str, Callable[[float, int], Sequence[Configuration]]] = {
     "sensitivity": sensitivity,
+    "paper": paper,
     "ablations": ablations,
     "step-caches": step_caches,
     "forecasts": forecasts,
     "plans": plans,
     "presets": presets,
     "rivals": rivals,
+    "peers": peers,
     "plane": plane,
 }
 

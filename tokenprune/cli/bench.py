@@ -1,9 +1,12 @@
-"""`tokenprune bench`: ways of pruning against the plain model, on an embedded pipeline."""
+"""`tokenprune bench`: ways of drawing against the plain model, on an embedded pipeline or one of diffusers."""
 
 from __future__ import annotations
 
+import json
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -11,88 +14,208 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from tokenprune.bench.configuration import Configuration
+from tokenprune.bench.suites import SUITES, WITHOUT_BUDGET, make
+from tokenprune.data_files import one_line
 from tokenprune.embedded.quiet import quiet
+from tokenprune.errors import ConfigurationError, TokenPruneError
+
+if TYPE_CHECKING:
+    from tokenprune.bench.prompts import Prompts
+    from tokenprune.bench.results import Results
+
+SENSITIVITY_STEPS = 100
 
 
 def bench(
     suite: Annotated[
-        str, typer.Option(help="sensitivity, ablations, step-caches, forecasts, plans, presets, rivals or plane.")
-    ] = "plane",
-    model: Annotated[str, typer.Option(help="Embedded pipeline: shapes-sd3 or shapes-pixart.")] = "shapes-sd3",
-    budget: Annotated[float, typer.Option(help="Share of the plain model's token computations.")] = 0.5,
+        str | None, typer.Option(help=f"{', '.join(SUITES)}; plane where no --config is given.", show_default=False)
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML, YAML or JSON file of configurations of your own.")] = None,
+    model: Annotated[
+        str, typer.Option(help="shapes-sd3, shapes-pixart, or a directory or hub name of a diffusers pipeline.")
+    ] = "shapes-sd3",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; else cuda where there is one.")] = None,
+    variant: Annotated[str | None, typer.Option(help="Variant of the weights' files, such as fp16.")] = None,
+    argument: Annotated[
+        list[str] | None, typer.Option(help="name=value for the pipeline's call; may be repeated.", show_default=False)
+    ] = None,
+    budget: Annotated[float, typer.Option(help="Share of the plain model's token computations, for suites.")] = 0.5,
     steps: Annotated[int | None, typer.Option(min=2, help="Steps of the sampler; else the model's own.")] = None,
-    prompts: Annotated[int, typer.Option(min=1, help="Captions of the split, from its first.")] = 64,
-    split: Annotated[str, typer.Option(help="tuning or held-out.")] = "held-out",
+    prompts: Annotated[
+        int | None, typer.Option(min=1, help="How many, from the first; else 64, or all of a file.", show_default=False)
+    ] = None,
+    split: Annotated[str, typer.Option(help="Split of the embedded captions: tuning or held-out.")] = "held-out",
+    prompts_file: Annotated[Path | None, typer.Option(help="Text file of prompts, one a line.")] = None,
+    prompts_from: Annotated[
+        str | None, typer.Option(help="Data set of prompts: parti-prompts, coco or dataset:PATH_OR_NAME#COLUMN.")
+    ] = None,
     guidance_scale: Annotated[
         float | None, typer.Option(help="Classifier-free guidance; else the model's own.")
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Pictures drawn at a time.")] = 8,
+    repeats: Annotated[
+        int, typer.Option(min=0, help="Pairs of generations that time each configuration; 0: no timing.")
+    ] = 3,
+    timing_batch: Annotated[int, typer.Option(min=1, help="Pictures of a timed generation.")] = 1,
     out: Annotated[Path | None, typer.Option(help="JSON file; a file of the same run is taken up again.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Markdown file to write the table to.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="PNG file to draw fidelity against seconds and MACs to.")] = None,
     into: Annotated[Path | None, typer.Option(help="Document in which to renew the table of the JSON file.")] = None,
 ) -> None:
-    """Measure a suite of configurations: operations, PSNR and SSIM to the plain model's pictures, scene score."""
-    from tokenprune.bench import results as result_files
+    """Measure configurations against the plain model: what they compute, how near its pictures they come, how good."""
     from tokenprune.bench.measure import Task
+    from tokenprune.bench.processes import is_main
+    from tokenprune.bench.results import ResultFileError
     from tokenprune.bench.run import run
-    from tokenprune.bench.suites import SUITES, WITHOUT_BUDGET, make
-    from tokenprune.bench.tables import cells, markdown, renew
-    from tokenprune.embedded import scenes
-    from tokenprune.embedded.load import EMBEDDED
-    from tokenprune.embedded.score import summary
+    from tokenprune.bench.subjects import find_subject, read_arguments
 
-    for name, value, known in (("suite", suite, SUITES), ("model", model, EMBEDDED), ("split", split, SPLITS)):
-        if value not in known:
-            raise typer.BadParameter(f"{name}: expected one of {', '.join(known)}, got {value!r}")
-    if not 0 < budget < 1:
-        raise typer.BadParameter(f"budget: expected a share of the plain model's tokens in (0, 1), got {budget}")
-    embedded = EMBEDDED[model]
-    steps = steps or (SENSITIVITY_STEPS if suite == "sensitivity" else embedded.steps)
-    scale = embedded.guidance_scale if guidance_scale is None else guidance_scale
-    path = out or Path("out") / (
-        f"{model}-{suite}.json" if suite in WITHOUT_BUDGET else f"{model}-{suite}-{budget}.json"
-    )
-    chosen = list(scenes.captions(split, prompts))  # type: ignore[arg-type]
-    configurations = make(suite, budget, steps)
-    settings: dict[str, Any] = {"model": model, "suite": suite, "split": split}
-    if suite not in WITHOUT_BUDGET:
-        settings["budget"] = budget
-    command = [f"tokenprune bench --suite {suite} --model {model} --prompts {prompts} --split {split}"]
-    command += [] if suite in WITHOUT_BUDGET else [f"--budget {budget}"]
-    settings["command"] = " ".join([*command, f"--steps {steps} --guidance-scale {scale}"])
     quiet()
-    pipe = embedded.load()
-    pipe.set_progress_bar_config(disable=True)
-    task = Task([caption for caption, _ in chosen], steps, scale, batch, embedded.arguments)
-    with Progress(transient=True) as progress:
-        bar = progress.add_task("", total=len(configurations) + 1)
-        try:
+    main = is_main()  # also tells each process its device
+    try:
+        subject = find_subject(model, dtype, device, variant, read_arguments(argument or ()))
+        steps = steps or (SENSITIVITY_STEPS if suite == "sensitivity" else subject.steps)
+        ways = _configurations(suite, config, budget, steps)
+        if guidance_scale is not None and not subject.guided:
+            raise ConfigurationError(f"guidance-scale: expected none, as {model} takes no guidance_scale")
+        scale = subject.guidance_scale if guidance_scale is None else guidance_scale
+        chosen = _prompts(split, prompts_file, prompts_from, prompts)
+        told: dict[str, Any] = {
+            **({"suite": suite or "plane"} if config is None else {"config": config}),
+            "model": model,
+            "dtype": None if dtype == "float32" else dtype,
+            "device": device,
+            "variant": variant,
+            "prompts": len(chosen.texts),
+            **({"split": split} if chosen.scenes else {"prompts-file": prompts_file, "prompts-from": prompts_from}),
+            "budget": None if config or suite in WITHOUT_BUDGET else budget,
+            "steps": steps,
+            "guidance-scale": scale,
+            "batch": batch,
+            "repeats": repeats,
+            "timing-batch": timing_batch if repeats else None,
+            "argument": argument,
+        }
+        settings = {**_settings(told, subject.arguments, chosen, ways), **subject.settings}
+        path = out or Path("out") / _file_name(told)
+        _check_outputs(path, plot, into)
+        task = Task(chosen.texts, steps, scale, batch, subject.arguments)
+        pipe = subject.load()
+        with Progress(transient=True, disable=not main) as progress:
+            bar = progress.add_task("", total=len(ways) + 1)
             results = run(
                 pipe,
-                configurations,
+                ways,
                 task,
                 path,
                 settings,
-                score=lambda pictures: summary(pictures, [scene for _, scene in chosen]),
+                score=chosen.score,
                 begin=lambda way: progress.update(bar, advance=1, description=way.name),
+                repeats=repeats,
+                timing_batch=timing_batch,
+                renew=subject.load,
             )
-        except result_files.ResultFileError as error:
-            raise typer.BadParameter(str(error)) from error
-    by_psnr = suite != "sensitivity"
+        if main:
+            _write(results, path, markdown, plot, into)
+    except (TokenPruneError, ResultFileError) as error:
+        typer.echo(f"tokenprune bench: {one_line(error)}", err=True)
+        raise typer.Exit(2) from error
+
+
+def _configurations(suite: str | None, config: Path | None, budget: float, steps: int) -> list[Configuration]:
+    if config is not None:
+        from tokenprune.bench.configuration_files import read_configurations
+
+        if suite is not None:
+            raise ConfigurationError(f"suite: expected none beside --config, got {suite!r}")
+        return read_configurations(config, steps)
+    if suite is not None and suite not in SUITES:
+        raise ConfigurationError(f"suite: expected one of {', '.join(SUITES)}, got {suite!r}")
+    if not 0 < budget < 1:
+        raise ConfigurationError(f"budget: expected a share of the plain model's tokens in (0, 1), got {budget}")
+    return make(suite or "plane", budget, steps)
+
+
+def _prompts(split: str, file: Path | None, data_set: str | None, count: int | None) -> Prompts:
+    from tokenprune.bench.prompts import captions, from_data_set, from_file
+
+    if file is not None and data_set is not None:
+        raise ConfigurationError("prompts: expected --prompts-file or --prompts-from, got both")
+    if file is not None:
+        return from_file(file, count)
+    return captions(split, count) if data_set is None else from_data_set(data_set, count)
+
+
+def _settings(
+    told: Mapping[str, Any], arguments: Mapping[str, Any], prompts: Prompts, ways: list[Configuration]
+) -> dict[str, Any]:
+    """Everything that the rows depend on, but what the task and the subject say themselves."""
+    from tokenprune.bench.configuration_files import digest
+
+    options = [(name, each) for name, value in told.items() for each in (value if isinstance(value, list) else [value])]
+    command = [f"--{name} {shlex.quote(str(value))}" for name, value in options if value is not None]
+    return {
+        **{name: str(told[name]) for name in ("model", "suite", "config", "split") if name in told},
+        **({} if told["budget"] is None else {"budget": told["budget"]}),
+        "configurations": digest(ways),
+        "prompts_source": prompts.source,
+        "prompts_digest": prompts.digest,
+        "arguments": json.loads(json.dumps(dict(arguments), default=str)),
+        "command": f"tokenprune bench {' '.join(command)}",
+    }
+
+
+def _file_name(told: Mapping[str, Any]) -> str:
+    model = str(told["model"]).strip("/").replace("/", "-")
+    ways = told["suite"] if "suite" in told else Path(told["config"]).stem
+    return "-".join([model, ways, *([] if told["budget"] is None else [str(told["budget"])])]) + ".json"
+
+
+def _check_outputs(out: Path, plot: Path | None, into: Path | None) -> None:
+    """Raise before anything is drawn what would go wrong after it."""
+    from tokenprune.bench.tables import marks
+
+    if plot is not None and plot.suffix != ".png":
+        raise ConfigurationError(f"plot: expected a file that ends in .png, got {plot}")
+    if into is None:
+        return
+    if not into.is_file() or not all(mark in into.read_text() for mark in marks(out.name)):
+        expected = " and ".join(repr(mark.strip()) for mark in marks(out.name))
+        raise ConfigurationError(f"into: expected a document with the lines {expected}, got {into}")
+
+
+def _write(results: Results, path: Path, markdown: Path | None, plot: Path | None, into: Path | None) -> None:
+    from tokenprune.bench import tables
+
+    settings = results.settings
+    by_psnr = settings.get("suite") != "sensitivity"
+    if markdown is not None:
+        markdown.parent.mkdir(parents=True, exist_ok=True)
+        markdown.write_text(tables.markdown(results, by_psnr))
     if into is not None:
-        try:
-            renew(into, path.name, markdown(results, by_psnr))
-        except (OSError, ValueError) as error:
-            raise typer.BadParameter(f"into: {error}") from error
-    columns, rows = cells(results, by_psnr)
-    table = Table(title=f"{model}, {suite}: {prompts} prompts, {steps} steps", box=SIMPLE_HEAD, padding=0)
+        tables.renew(into, path.name, tables.markdown(results, by_psnr))
+    if plot is not None:
+        from tokenprune.bench.pareto import plot as draw_plot
+
+        plot.parent.mkdir(parents=True, exist_ok=True)
+        draw_plot(results, plot)
+    what = settings.get("suite") or settings["config"]
+    title = f"{settings['model']}, {what}: {settings['prompts']} prompts, {settings['steps']} steps"
+    _show(title, *tables.cells(results, by_psnr))
+    if tables.is_timed(results):
+        _show("clock", *tables.cost_cells(results, by_psnr, tables.CLOCK))
+        _show("overheads", *tables.cost_cells(results, by_psnr, tables.OVERHEADS))
+    for line in tables.failures(results):
+        print(line)
+    print(f"results: {path}")
+
+
+def _show(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    table = Table(title=title, box=SIMPLE_HEAD, padding=0)
     shown = [place for place, name in enumerate(columns) if name != "source"]
     for place in shown:
         table.add_column(columns[place], justify="right" if columns[place] else "left", no_wrap=not columns[place])
     for row in rows:
         table.add_row(*(row[place] for place in shown))
     Console().print(table)
-    print(f"results: {path}")
-
-
-SPLITS = ("tuning", "held-out")
-SENSITIVITY_STEPS = 100

@@ -1,166 +1,200 @@
-"""`tokenprune inspect`: where pruning takes hold of a model."""
+"""`tokenprune inspect`: where pruning takes hold of a model, what it computes and what it keeps."""
 
 from __future__ import annotations
 
-import importlib
-import inspect as introspection
-import json
-import sys
+from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any
+from itertools import groupby
+from typing import Annotated
 
-import torch
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
-from torch import nn
 
+from tokenprune.bench.rehearsal import Rehearsal, counts_of, rehearse
+from tokenprune.cli import options
+from tokenprune.cli.models import (
+    DTYPES,
+    Called,
+    Loaded,
+    Wanted,
+    at_least,
+    call_of,
+    load,
+    notes_of,
+    one_line,
+    plan_of,
+)
 from tokenprune.discovery import discover
 from tokenprune.discovery.code import source_of
-from tokenprune.discovery.watch import Inputs, attention_shapes
-from tokenprune.errors import TokenPruneError, UnknownModelError
+from tokenprune.errors import ConfigurationError, UnknownModelError
 from tokenprune.grid import num_tokens
 from tokenprune.modulemap import ModuleMap
-from tokenprune.registry import find_adapter, transformer_of
+from tokenprune.plans import Plan
+from tokenprune.registry import find_adapter
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
-
-class _BadInputError(ValueError):
-    """What the user gave cannot be inspected; one line."""
+GIB, MIB = 2**30, 2**20
 
 
 @dataclass(frozen=True)
-class _Loaded:
-    """A model and, if a factory gave them, arguments of a call of it."""
+class _Found:
+    """A model's map, where it comes from, and what was noted on the way."""
 
-    model: nn.Module
-    inputs: Inputs | None
+    map: ModuleMap
+    origin: str
+    notes: list[str]
 
 
 def inspect(
-    target: Annotated[
-        str,
-        typer.Argument(
-            help="Directory of a diffusers model or pipeline, or module.path:factory, a function that gives a model or "
-            "(model, arguments of a call by name)."
-        ),
-    ],
-    code: Annotated[bool, typer.Option("--code", help="Print the map as an adapter's source code.")] = False,
-    tokens: Annotated[int | None, typer.Option(min=1, help="Image tokens to reckon the caches for.")] = None,
+    target: Annotated[str, typer.Argument(metavar="MODEL", help=options.MODEL)],
+    height: options.Height = None,
+    width: options.Width = None,
+    size: options.Size = None,
+    frames: options.Frames = None,
+    text: options.Text = None,
+    batch: options.Batch = None,
+    guidance: options.Guidance = None,
     dtype: Annotated[str, typer.Option(help="Precision of the caches: float32, float16 or bfloat16.")] = "float16",
+    budget: options.Budget = None,
+    plan: options.PlanFile = None,
+    steps: Annotated[int, typer.Option(help="Steps of a generation.")] = 28,
+    tokens: Annotated[int | None, typer.Option(help="Image tokens to reckon keys and values for.")] = None,
+    code: Annotated[bool, typer.Option("--code", help="Print the map as an adapter's source code.")] = False,
 ) -> None:
-    """Show a model's map, an adapter's or discovered: entry, attention modules, exit, token grid, caches."""
-    try:
+    """Show a model's map, an adapter's or discovered, and what a plan would compute and keep at a size.
+
+    Needs no weights: models are built from their configs on torch's meta device.
+    """
+    with one_line("inspect"):
         if dtype not in DTYPES:
-            raise _BadInputError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
-        loaded = _load(target)
-        found, origin, notes = _map_of(loaded)
-    except (_BadInputError, TokenPruneError) as error:
-        typer.echo(f"tokenprune inspect: {' '.join(str(error).split())}", err=True)
-        raise typer.Exit(2) from error
-    name = type(loaded.model).__name__
-    if code:
-        print(source_of(found, name), end="")
-        return
+            raise ConfigurationError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
+        at_least(steps=steps, tokens=tokens, height=height, width=width, size=size, frames=frames, batch=batch)
+        loaded = load(target)
+        found = find_map(loaded)
+        name = type(loaded.model).__name__
+        if code:
+            print(source_of(found.map, name), end="")
+            return
+        chosen = plan_of(loaded.model, plan, None if plan else budget or "balanced", None, None)
+        wanted = Wanted(height or size, width or size, frames, text, batch, guidance)
+        called = call_of(loaded, found.map, wanted)
+        rows, notes = _of_map(found.map), [*notes_of(loaded.model, found.map), *found.notes]
+        if called is None:
+            notes.append("sizes cannot be shown: name a factory, module.path:factory, that gives arguments of a call")
+        else:
+            rows |= _of_call(called, found.map)
+            try:
+                rehearsal = rehearse(loaded.model, found.map, called.call, chosen, steps, DTYPES[dtype])
+            except ConfigurationError as error:
+                notes.append(str(error))
+                counts = counts_of(chosen.schedule or chosen.policy.schedule(), _tokens(called, found.map), steps)
+                rows |= _of_plan(chosen, counts, _tokens(called, found.map))
+            else:
+                rows |= _of_plan(chosen, rehearsal.counts, rehearsal.tokens) | _of_sizes(
+                    rehearsal, called, dtype, tokens
+                )
+    table = Table(box=SIMPLE_HEAD, padding=0, show_header=False, title=f"{name}, {found.origin}")
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for row in rows.items():
+        table.add_row(*row)
     console = Console(highlight=False)
-    console.print(_table(loaded, found, origin, tokens, DTYPES[dtype]))
+    console.print(table)
     for note in notes:
-        console.print(f"note: {note}")
+        console.print(f"note: {note}", markup=False)
 
 
-def _map_of(loaded: _Loaded) -> tuple[ModuleMap, str, tuple[str, ...]]:
+def find_map(loaded: Loaded) -> _Found:
+    """The map that an adapter writes, or one that is discovered with the factory's arguments.
+
+    Raises:
+        TokenPruneError: there is none; of models that cannot be pruned, with the reason.
+    """
     try:
         adapter = find_adapter(loaded.model)
     except UnknownModelError as error:
         if loaded.inputs is None:
-            raise _BadInputError(
+            raise ConfigurationError(
                 f"{type(loaded.model).__name__}: no adapter describes this model; to have it discovered, name a "
                 f"factory that gives (model, arguments of a call by name)"
             ) from error
         found = discover(loaded.model, (), dict(loaded.inputs))
-        return found.map, "discovered", found.notes
-    return adapter(loaded.model), "from its adapter", ()
+        return _Found(found.map, "discovered", list(found.notes))
+    found_map = adapter(loaded.model)
+    found_map.check(loaded.model)
+    return _Found(found_map, "from its adapter", [])
 
 
-def _table(loaded: _Loaded, found: ModuleMap, origin: str, tokens: int | None, dtype: torch.dtype) -> Table:
-    table = Table(box=SIMPLE_HEAD, padding=0, show_header=False, title=f"{type(loaded.model).__name__}, {origin}")
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
+def runs_of(counts: tuple[int, ...]) -> str:
+    """Numbers of tokens at each step, those that repeat counted: `5 x 4096, 2 x 512`."""
+    return ", ".join(f"{len(list(group))} x {count}" for count, group in groupby(counts))
+
+
+def _tokens(called: Called, found: ModuleMap) -> int:
+    return num_tokens(found.grid(called.call.arguments))
+
+
+def _of_map(found: ModuleMap) -> dict[str, str]:
     sites, first = found.block_sites, found.block_sites[0]
-    per_layout = {
-        site.layout: sum(each.layout == site.layout for each in found.attentions) for site in found.attentions
-    }
-    rows = {
+    layouts = Counter(site.layout for site in found.attentions)
+    gathered = dict.fromkeys(each.name for site in sites for each in site.tokens)
+    return {
         "entry": f"{first.path}, of {len(sites)} blocks up to {sites[-1].path}",
-        "gathered": ", ".join(dict.fromkeys(each.name for site in sites for each in site.tokens))
-        or "nothing in blocks",
+        "gathered": ", ".join(gathered) or "nothing in blocks",
         "model arguments": ", ".join(dict.fromkeys(each.name for each in found.inputs)) or "none gathered",
-        "attention": ", ".join(f"{count} x {layout}" for layout, count in per_layout.items()),
+        "attention": ", ".join(f"{count} x {layout}" for layout, count in layouts.items()),
         "constants": f"{len(found.constants)} layers that see {found.text!r} alone" if found.constants else "none",
         "exit": f"{found.exit_site.path} ({found.exit_site.layout})",
         "latents, time": f"{found.latents}, {found.time}" + (" (rises)" if found.time_rises else ""),
         "selection": "one for the whole batch" if found.shared else "one for each image",
     }
-    if loaded.inputs is not None:
-        grid = found.grid(loaded.inputs)
-        rows["token grid"] = f"{' x '.join(map(str, grid))} = {num_tokens(grid)} tokens"
-        rows["keys, values"] = _caches(loaded.model, loaded.inputs, found, tokens, dtype)
-    for row in rows.items():
-        table.add_row(*row)
-    return table
 
 
-def _caches(model: nn.Module, inputs: Inputs, found: ModuleMap, tokens: int | None, dtype: torch.dtype) -> str:
-    own = num_tokens(found.grid(inputs)) + (sum(found.references(inputs)) if found.references else 0)
-    wanted = tokens or own
-    paths = {site.path for site in found.attentions}
-    numbers = sum(
-        (wanted + length - own) * channels
-        for path, length, channels in attention_shapes(model, inputs)
-        if path in paths
-    )
-    size = numbers * torch.empty((), dtype=dtype).element_size()
-    return f"{size / 2**20:.1f} MiB for each image of {wanted} tokens, {str(dtype).removeprefix('torch.')}"
+def _of_call(called: Called, found: ModuleMap) -> dict[str, str]:
+    grid, arguments = found.grid(called.call.arguments), called.call.arguments
+    references = sum(found.references(arguments)) if found.references else 0
+    beside = f", {references} beside it at full steps only" if references else ""
+    return {
+        "size": called.size,
+        "token grid": f"{' x '.join(map(str, grid))} = {num_tokens(grid)} tokens{beside}",
+        **({} if called.text is None else {"text": f"{called.text} tokens"}),
+        "guidance": GUIDANCE[called.guidance],
+    }
 
 
-def _load(target: str) -> _Loaded:
-    if Path(target).is_dir():
-        return _Loaded(_from_directory(Path(target)), None)
-    module, colon, name = target.partition(":")
-    if not colon:
-        raise _BadInputError(f"{target}: neither a directory nor module.path:factory")
-    sys.path.insert(0, "")
-    try:
-        made = getattr(importlib.import_module(module), name)()
-    except (ImportError, AttributeError, TypeError) as error:
-        raise _BadInputError(f"{target}: {type(error).__name__}: {error}") from error
-    model, inputs = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
-    model = transformer_of(model).eval()
-    if inputs is not None:
-        try:
-            introspection.signature(model.forward).bind(**inputs)
-        except TypeError as error:
-            raise _BadInputError(f"{target}: the arguments do not fit the model's forward: {error}") from error
-    return _Loaded(model, inputs)
+def _of_plan(plan: Plan, counts: tuple[int, ...], tokens: int) -> dict[str, str]:
+    full = sum(count == tokens for count in counts)
+    share = sum(counts) / (len(counts) * tokens)
+    return {
+        "plan": f"{plan.policy!r}, {plan.schedule or plan.policy.schedule()!r}, {plan.reuse!r}",
+        "steps": f"{len(counts)}, {full} of them full; {share:.1%} of the tokens",
+        "tokens of steps": runs_of(counts),
+    }
 
 
-def _from_directory(folder: Path) -> nn.Module:
-    """The model without its weights, on the meta device: an adapter needs no more."""
-    import diffusers
+def _of_sizes(rehearsal: Rehearsal, called: Called, dtype: str, tokens: int | None) -> dict[str, str]:
+    halves = 2 if called.guidance != "none" else 1
+    images = rehearsal.images * rehearsal.calls // halves
+    keys, dense = rehearsal.key_bytes(tokens), rehearsal.dense.total
+    ratio = rehearsal.macs.total / dense
+    both = f", {_size(keys / images)} with both guidance halves" if halves == 2 else ""
+    batch = f", {_size(keys)} for the batch of {images}" if images > 1 else ""
+    of_other = tokens is not None and tokens != rehearsal.tokens
+    return {
+        "MACs": f"{ratio:.1%} of the plain model's {dense / 1e12:.4g} T: {1 / ratio:.2f}x allowed",
+        "keys, values": f"{_size(keys / images / halves)} for each image of {tokens or rehearsal.tokens} tokens"
+        f"{both}{batch}, {dtype}",
+        **({} if of_other else {"all caches": f"{_size(rehearsal.cache_bytes)} with this plan's forecasts"}),
+    }
 
-    if (folder / "model_index.json").is_file():
-        folder = folder / "transformer"
-    config = folder / "config.json"
-    if not config.is_file():
-        raise _BadInputError(f"{folder}: expected a diffusers model, found no config.json")
-    try:
-        settings: dict[str, Any] = json.loads(config.read_text())
-        kind = getattr(diffusers, settings["_class_name"])
-        with torch.device("meta"):
-            model: nn.Module = kind.from_config(settings)
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise _BadInputError(f"{config}: {type(error).__name__}: {error}") from error
-    return model
+
+def _size(size: float) -> str:
+    return f"{size / GIB:.2f} GiB" if size >= GIB else f"{size / MIB:.1f} MiB"
+
+
+GUIDANCE = {
+    "batched": "both halves in one call",
+    "separate": "a call for each branch, with caches of its own",
+    "none": "one call without halves",
+}

@@ -1,4 +1,4 @@
-"""`tokenprune macs`: operations of the paper's models, next to the paper's figures."""
+"""`tokenprune macs`: operations of a model, or of the paper's models, next to the paper's figures."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from tokenprune.cli import options
+from tokenprune.cli.model_macs import report
+from tokenprune.cli.models import Wanted, at_least, load, one_line, plan_of
+from tokenprune.errors import ConfigurationError
 from tokenprune.macs import Arguments, count_steps
 from tokenprune.registry import find_adapter
 from tokenprune.schedule import Step, WarmupSchedule
@@ -43,22 +47,47 @@ class Row:
 
 
 def macs(
-    alpha: Annotated[float, typer.Option(help="Fraction of image tokens computed at a pruned step.")] = PAPER_ALPHA,
-    warmup_steps: Annotated[int, typer.Option(help="Full steps at the start.")] = PAPER_WARMUP,
+    model: Annotated[str | None, typer.Argument(help=f"{options.MODEL} None: the paper's two.")] = None,
+    alpha: Annotated[float | None, typer.Option(help="Fraction of image tokens at a pruned step: 0.3.")] = None,
+    warmup_steps: Annotated[int | None, typer.Option(help="Full steps at the start: 8.")] = None,
+    plan: options.PlanFile = None,
+    budget: options.Budget = None,
     steps: Annotated[list[int], typer.Option(help="Steps of a generation; may be repeated.")] = [28, 50],  # noqa: B006
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list instead of a table.")] = False,
+    height: options.Height = None,
+    width: options.Width = None,
+    size: options.Size = None,
+    frames: options.Frames = None,
+    text: options.Text = None,
+    guidance: options.Guidance = None,
+    per_layer: Annotated[bool, typer.Option("--per-layer", help="Show modules of a full and a pruned call.")] = False,
+    depth: Annotated[int, typer.Option(help="Depth of modules shown: 1 for the model's own.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
-    """Count the operations of SD3-medium and PixArt-Sigma (1024x1024, guidance), dense and pruned.
+    """Count multiply-accumulate operations, dense and pruned, of any model, or of the paper's next to its figures.
 
-    Runs on the meta device: no weights, no arithmetic.
+    The paper's are SD3-medium and PixArt-Sigma (1024x1024, guidance). A model is pruned as the plan or the budget says,
+    else by CAT Pruning with alpha and warmup-steps. Runs on the meta device: no weights, no arithmetic.
     """
-    try:
-        schedule = WarmupSchedule(alpha, warmup_steps)
-        if min(steps) < 1:
-            raise ValueError(f"steps: expected at least 1, got {min(steps)}")
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
-    rows = [row for name, build in MODELS.items() for row in _count(name, *build(), schedule, steps)]
+    with one_line("macs"):
+        at_least(steps=min(steps), depth=depth, height=height, width=width, size=size, frames=frames)
+        cat = alpha is not None or warmup_steps is not None or (plan is None and budget is None)
+        fraction = PAPER_ALPHA if alpha is None and cat else alpha
+        warmup = PAPER_WARMUP if warmup_steps is None and cat else warmup_steps
+        wanted = Wanted(height or size, width or size, frames, text, None, guidance)
+        if model is not None:
+            loaded = load(model)
+            chosen = plan_of(loaded.model, plan, budget, fraction, warmup)
+            report(loaded, wanted, chosen, steps, depth if per_layer else 0, as_json)
+            return
+        beside = [name for name, value in (("plan", plan), ("budget", budget), ("per-layer", per_layer)) if value]
+        if beside or wanted.given() or guidance:
+            named = ", ".join([*beside, *wanted.given(), *(["guidance"] if guidance else [])])
+            raise ConfigurationError(f"{named}: expected only with a MODEL; the paper's table has its own settings")
+        try:
+            schedule = WarmupSchedule(fraction or 0, warmup or 0)
+        except ValueError as error:
+            raise ConfigurationError(str(error)) from error
+        rows = [row for name, build in MODELS.items() for row in _count(name, *build(), schedule, steps)]
     if as_json:
         print(json.dumps([asdict(row) for row in rows], indent=2))
     else:

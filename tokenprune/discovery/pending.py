@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,7 @@ from tokenprune.errors import AlreadyPrunedError
 from tokenprune.hooks import MASKED, before_model
 from tokenprune.masked import MaskedModule
 from tokenprune.modulemap import ModuleMap
+from tokenprune.others import COPYING, reduce_plainly
 from tokenprune.run import Run
 
 WAITING = "no adapter describes this model; its map will be found at its first call"
@@ -52,6 +54,8 @@ class PendingModule:
                 f"{type(self.model).__name__}: already pruned by another handle; call its remove() first"
             )
         self.model.__dict__[MASKED] = self
+        self._own = {COPYING: self.model.__dict__.get(COPYING)}
+        self.model.__dict__[COPYING] = functools.partial(reduce_plainly, self.model, (MASKED,), self._own)
         self._hook = self.model.register_forward_pre_hook(self._first_call, with_kwargs=True)
 
     def remove(self) -> None:
@@ -60,7 +64,8 @@ class PendingModule:
         if self.masked is not None:
             self.masked.remove()
         elif self.model.__dict__.get(MASKED) is self:
-            del self.model.__dict__[MASKED]
+            del self.model.__dict__[MASKED], self.model.__dict__[COPYING]
+            self.model.__dict__.update({name: value for name, value in self._own.items() if value is not None})
 
     def _unhook(self) -> None:
         if self._hook is not None:

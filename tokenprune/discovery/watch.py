@@ -190,15 +190,3 @@ def noised(value: Any) -> Any:
         return (noise.to(leaf.device) * (spread + 0.5)).to(leaf.dtype)
 
     return tree_map(change, value)
-
-
-def attention_shapes(model: nn.Module, inputs: Inputs) -> list[tuple[str, int, int]]:
-    """Every attention call of a call of the model: the innermost module, the number of keys, channels kept for each."""
-    with torch.no_grad():
-        events = watch(model, inputs).events
-    found = []
-    for event in events:
-        if event.kind == "attention":
-            key, value = event.tensors["key",].shape, event.tensors["value",].shape
-            found.append((event.path, key[-2], torch.Size(key[1:-2]).numel() * (key[-1] + value[-1])))
-    return found

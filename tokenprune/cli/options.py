@@ -1,0 +1,28 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, TypeAlias
+
+import typer
+
+MODEL = (
+    "Directory of a diffusers pipeline or transformer, shapes-sd3 or shapes-pixart, a class of diffusers such as "
+    "FluxTransformer2DModel (with its default config), owner/name on the hub, or module.path:factory, a function that "
+    "gives a model or (model, arguments of a call by name)."
+)
+Height: TypeAlias = Annotated[int | None, typer.Option(help="Height in pixels; else the model's own.")]
+Width: TypeAlias = Annotated[int | None, typer.Option(help="Width in pixels; else the model's own.")]
+Size: TypeAlias = Annotated[int | None, typer.Option(help="Height and width in pixels.")]
+Frames: TypeAlias = Annotated[int | None, typer.Option(help="Frames of a video; else the model's own.")]
+Text: TypeAlias = Annotated[int | None, typer.Option(help="Text tokens; else what the pipeline pads or cuts to.")]
+Batch: TypeAlias = Annotated[int | None, typer.Option(help="Images drawn at a time; else 1.")]
+Guidance: TypeAlias = Annotated[
+    str | None,
+    typer.Option(help="Both halves in one call (batched), a call for each (separate), or none; else as the pipeline."),
+]
+PlanFile: TypeAlias = Annotated[Path | None, typer.Option("--plan", help="A plan file.")]
+Budget: TypeAlias = Annotated[
+    str | None, typer.Option(help="Share of the plain model's token computations, or quality, balanced or fast.")
+]
