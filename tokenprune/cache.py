@@ -8,9 +8,29 @@ from typing import Any
 
 from torch import Tensor
 
-from tokenprune.keyvalue import KeyValueBuffer
+from tokenprune.keyvalue import KeyValueBuffer, is_writable, store
 from tokenprune.modulemap import Guidance
 from tokenprune.reuse import ReuseState
+
+
+class KeptOutput:
+    """The last output of a module, in memory that stays where it is.
+
+    Attributes:
+        output: any tensor; None before the first.
+    """
+
+    def __init__(self) -> None:
+        self.output: Tensor | None = None
+
+    def record(self, output: Tensor) -> None:
+        """Copy an output; memory is reused while shapes stay."""
+        self.output = store(self.output, output)
+
+    @property
+    def writable(self) -> bool:
+        """Whether the memory can be written now."""
+        return is_writable(self.output)
 
 
 @dataclass
@@ -33,7 +53,7 @@ class BranchCache:
     guidance: Guidance = "none"
     step: int = -1
     buffers: dict[str, KeyValueBuffer] = field(default_factory=dict)
-    constants: dict[str, Tensor] = field(default_factory=dict)
+    constants: dict[str, KeptOutput] = field(default_factory=dict)
     text: tuple[Tensor, int] | None = None
     prediction: Tensor | None = None
     reference: Tensor | None = None
@@ -43,5 +63,5 @@ class BranchCache:
     def nbytes(self) -> int:
         """Bytes of tensor memory held."""
         predictions = sum(t.nbytes for t in (self.prediction, self.reference) if t is not None)
-        constants = sum(t.nbytes for t in self.constants.values())
+        constants = sum(kept.output.nbytes for kept in self.constants.values() if kept.output is not None)
         return predictions + constants + sum(b.nbytes for b in self.buffers.values()) + self.reuse.nbytes

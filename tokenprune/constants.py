@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tokenprune.cache import BranchCache
+from tokenprune.cache import BranchCache, KeptOutput
 from tokenprune.run import version_of
 
 ATTRIBUTE = "_tokenprune_constant"
@@ -18,13 +18,13 @@ class ConstantState:
 
     Attributes:
         path: name of the module in the model.
-        outputs: where the guidance branch keeps outputs, by path.
+        kept: the last output in the coming call's guidance branch.
         reused: whether the coming call reuses the last output.
     """
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.outputs: dict[str, Tensor] = {}
+        self.kept = KeptOutput()
         self.reused = False
 
 
@@ -33,7 +33,7 @@ def prepare(states: Iterable[ConstantState], branch: BranchCache, text: Any, pru
     same = branch.text is not None and branch.text[0] is text and branch.text[1] == version_of(text)
     for state in states:
         state.reused = pruned and same
-        state.outputs = branch.constants
+        state.kept = branch.constants.setdefault(state.path, KeptOutput())
     if not same and isinstance(text, Tensor):
         branch.text = (text, version_of(text))
 
@@ -44,9 +44,10 @@ def before_constant(module: nn.Module, args: tuple[Any, ...]) -> Any:
     return (args[0][:, :0], *args[1:]) if state.reused else None
 
 
-def after_constant(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+def after_constant(module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
     """Forward hook: keep the output, or give the kept one."""
     state: ConstantState = getattr(module, ATTRIBUTE)
-    if not state.reused:
-        state.outputs[state.path] = output
-    return state.outputs[state.path]
+    if state.reused:
+        return state.kept.output
+    state.kept.record(output)
+    return None

@@ -16,6 +16,18 @@ SAMPLE = 16
 TINY = torch.finfo(torch.float32).tiny
 
 
+def store(kept: Tensor | None, fresh: Tensor) -> Tensor:
+    """Copy a tensor into the memory of an earlier one, which stays where it is; if it does not fit, into new memory."""
+    if kept is None or (kept.shape, kept.dtype, kept.device) != (fresh.shape, fresh.dtype, fresh.device):
+        return fresh.contiguous().clone()
+    return kept.copy_(fresh)
+
+
+def is_writable(kept: Tensor | None) -> bool:
+    """Whether a tensor can be written now; what inference mode made cannot be outside of it."""
+    return kept is None or torch.is_inference_mode_enabled() or not kept.is_inference()
+
+
 class KeyValueBuffer:
     """Keys and values of one attention module for the whole sequence, each stored as [B, L, H, D].
 
@@ -38,8 +50,8 @@ class KeyValueBuffer:
 
     def record(self, key: Tensor, value: Tensor) -> None:
         """Store all rows of key and value [B, H, L, D]; memory is reused while shapes stay."""
-        self.key = _store(self.key, key.transpose(1, 2))
-        self.value = _store(self.value, value.transpose(1, 2))
+        self.key = store(self.key, key.transpose(1, 2))
+        self.value = store(self.value, value.transpose(1, 2))
 
     def update(self, rows: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Overwrite rows with fresh ones and return the whole key and value [B, H, L, D].
@@ -63,8 +75,8 @@ class KeyValueBuffer:
 
     @property
     def writable(self) -> bool:
-        """Whether the memory can be written now; what inference mode made cannot be outside of it."""
-        return self.key is None or torch.is_inference_mode_enabled() or not self.key.is_inference()
+        """Whether the memory can be written now."""
+        return is_writable(self.key)
 
     @property
     def length(self) -> int:
@@ -211,9 +223,3 @@ class LinearBuffer(KeyValueBuffer):
     def nbytes(self) -> int:
         """Bytes of tensor memory held."""
         return super().nbytes + sum(t.nbytes for t in (self._change, self._gone, self._span, self._time, self._fit))
-
-
-def _store(buffer: Tensor | None, fresh: Tensor) -> Tensor:
-    if buffer is None or buffer.shape != fresh.shape or buffer.dtype != fresh.dtype or buffer.device != fresh.device:
-        return fresh.contiguous().clone()
-    return buffer.copy_(fresh)

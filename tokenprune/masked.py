@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from tokenprune import attention, blocks, constants
 from tokenprune.attention import AttentionState
 from tokenprune.blocks import BlockState, ExpandState, Rows, gather
-from tokenprune.cache import BranchCache
+from tokenprune.cache import BranchCache, KeptOutput
 from tokenprune.constants import ConstantState
 from tokenprune.errors import AlreadyPrunedError, UnsupportedCallError
 from tokenprune.exits import Exit
@@ -161,7 +161,7 @@ class MaskedModule:
             module.__dict__.pop(attribute, None)
         for module in self.model.modules():  # what takes a module's place may have been given its hooks
             for hooks in (module._forward_pre_hooks, module._forward_hooks):
-                for number in [number for number, hook in hooks.items() if hook in PART_HOOKS]:
+                for number in [number for number, hook in hooks.items() if inspect.unwrap(hook) in PART_HOOKS]:
                     del hooks[number]
         self._parts.clear()
         self._held.clear()
@@ -195,15 +195,18 @@ class MaskedModule:
 
     def reset(self) -> None:
         """Free the caches; the next call starts a generation."""
-        self.run.reset()
+        self.run = self.run.renewed()
         self.turns.reset()
+        self.exit.rows = self.exit.starts = self.expand.rows = None
+        for block in self.blocks.values():
+            block.rows = None
         self.generation = self.generation.emptied()
         self.output_maps: dict[tuple[torch.Size, torch.dtype, str], OutputMap] = {}
         self._end_call()
         for state in self.attentions:
             state.forget()
         for constant in self.constants:
-            constant.outputs = {}
+            constant.kept = KeptOutput()
 
     def unwind(self) -> None:
         """Leave whatever an exception or an interrupt left behind: attention modes, forced eager execution."""
@@ -262,8 +265,12 @@ class MaskedModule:
         self._prepare(branch, bound.arguments, len(latents))
         text = bound.arguments.get(self.map.text) if self.map.text else None
         constants.prepare(self.constants, branch, text, pruned=self.selection is not None)
-        if not known and self._compiled and any(
-            buffer.length == 0 for path, buffer in branch.buffers.items() if not path.endswith(attention.SECOND)
+        if (
+            not known
+            and self._compiled
+            and any(
+                buffer.length == 0 for path, buffer in branch.buffers.items() if not path.endswith(attention.SECOND)
+            )
         ):
             # Compiled blocks must never see the buffers being made: that would be another graph for each layer.
             self._run_eagerly()
@@ -390,8 +397,11 @@ class MaskedModule:
                 kept = {path: buffer for path, buffer in branch.buffers.items() if buffer.writable}
                 for buffer in kept.values():
                     buffer.restart()
-                guidance = self.generation.guidance_of(key.shape[0])
-                self.generation.branches[key] = BranchCache(self.reuse.start(guidance), guidance, buffers=kept)
+                outputs = {path: output for path, output in branch.constants.items() if output.writable}
+                guidance, cache = self.generation.guidance_of(key.shape[0]), self.generation.branches
+                cache[key] = BranchCache(self.reuse.start(guidance), guidance, buffers=kept, constants=outputs)
+        else:
+            self.output_maps.clear()
         self.generations += 1
 
     def _new_generation(self, images: int) -> Generation:

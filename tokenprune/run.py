@@ -212,12 +212,12 @@ class Run:
     def _same_images(self, signature: tuple[object, ...], latents: Tensor, place: int | None) -> bool:
         """Whether a batch of another size holds the images of the last step's: with, or without, a guidance half.
 
-        Or one of another precision, while the table of timesteps goes on: under autocast samplers take over that of
-        the model's predictions.
+        Or one of less precision, while the table of timesteps goes on: under autocast samplers take over that of the
+        model's predictions.
         """
         last = self._latents
-        if signature[::2] == self._signature[::2]:
-            return place is not None and self._place is not None
+        if last is not None and signature[::2] == self._signature[::2]:
+            return place is not None and self._place is not None and latents.dtype.itemsize < last.dtype.itemsize
         if last is None or not self._may_hold_halves or signature[1:] != self._signature[1:]:
             return False
         if last.ndim == 0 or latents.shape[1:] != last.shape[1:]:

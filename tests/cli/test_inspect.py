@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect as introspection
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,10 @@ import typer
 from click.testing import Result
 from typer.testing import CliRunner
 
-from tokenprune.cli.inspect import inspect
+from tokenprune.cli import models
+from tokenprune.cli.inspect import find_map, inspect
+from tokenprune.cli.models import Wanted, call_of, load
+from tokenprune.embedded.load import EMBEDDED
 
 
 def run(*arguments: str) -> Result:
@@ -59,10 +63,72 @@ def test_a_directory_with_an_adapter(tmp_path: Path) -> None:
     assert "6 layers that see 'encoder_hidden_states' alone" in result.stdout
 
 
+@pytest.mark.parametrize("name", ["shapes-sd3", "shapes-pixart"])
+def test_embedded_models_are_called_as_their_pipelines_do(name: str) -> None:
+    pipe = EMBEDDED[name].load()
+    pipe.set_progress_bar_config(disable=True)
+    seen: list[dict[str, Any]] = []
+    signature = introspection.signature(pipe.transformer.forward)
+    pipe.transformer.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(signature.bind(*args, **kwargs).arguments), with_kwargs=True
+    )
+    pipe("a red circle", num_inference_steps=1, output_type="latent", **EMBEDDED[name].arguments)
+    loaded = load(name)
+    called = call_of(loaded, find_map(loaded).map, Wanted())
+    assert called is not None
+    for argument in ("hidden_states", "encoder_hidden_states"):
+        assert called.call.arguments[argument].shape == seen[0][argument].shape
+    assert called.size == "64 x 64 pixels"
+
+
+def test_sizes_of_an_embedded_model() -> None:
+    result = run("shapes-sd3", "--size", "128", "--dtype", "float32", "--budget", "0.5", "--steps", "10")
+    assert result.exit_code == 0, result.stderr
+    keys = 8 * (1024 + 49) * 2 * 128 * 4 / 2**20
+    for line in (
+        "32 x 32 = 1024 tokens",
+        "49 tokens",
+        "both halves in one call",
+        "BudgetSchedule(budget=0.5",
+        "10, ",
+        f"{keys:.1f} MiB for each image of 1024 tokens, float32, {2 * keys:.1f} MiB with both guidance halves",
+        "with this plan's forecasts",
+    ):
+        assert line in result.stdout
+
+
+def test_a_class_and_what_is_known_of_its_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIFFUSERS_ATTN_BACKEND", "flash")
+    result = run("LTXVideoTransformer3DModel", "--size", "64", "--frames", "9", "--text", "7", "--steps", "4")
+    assert result.exit_code == 0, result.stderr
+    assert "2 x 2 x 2 = 8 tokens" in result.stdout
+    assert "note: attention through flash does not reach torch's scaled_dot_product_attention" in result.stdout
+
+
+def test_a_model_that_reads_values_shows_its_steps_and_says_why_no_sizes() -> None:
+    result = run("Lumina2Transformer2DModel", "--steps", "4")
+    assert result.exit_code == 0, result.stderr
+    assert "64 x 64 = 4096 tokens" in result.stdout
+    assert "reads values of its tensors" in result.stdout
+    assert "keys, values" not in result.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere"], "nowhere: neither a directory nor module.path:factory"),
+        (["nowhere"], "nowhere: neither a directory, an embedded model"),
+        (["black/box"], "black/box: no such directory, and no config of a transformer among downloaded models"),
+        (["SanaTransformer2DModel"], "SanaTransformer2DModel: token pruning cannot work with this model: its linear"),
+        (["HunyuanDiT2DModel"], "HunyuanDiT2DModel: TypeError"),
+        (["DDIMScheduler"], "DDIMScheduler: TypeError: DDIMScheduler is no model"),
+        (
+            ["shapes-sd3", "--size", "10"],
+            "height: expected a multiple of 4 pixels (2 to a latent, 2 latents to a token)",
+        ),
+        (["shapes-sd3", "--steps", "-1"], "steps: expected at least 1, got -1"),
+        (["shapes-sd3", "--plan", "missing.json"], "missing.json"),
+        (["shapes-sd3", "--budget", "most"], "budget: expected a share or one of quality, balanced, fast, got 'most'"),
+        (["models:example", "--size", "64"], "height, width: the factory's arguments say that already"),
         (["models:nothing"], "models:nothing: AttributeError"),
         (["models:DiT"], "DiT: no adapter describes this model; to have it discovered"),
         (["models:example", "--dtype", "int8"], "dtype: expected one of float32, float16, bfloat16, got 'int8'"),
@@ -70,7 +136,8 @@ def test_a_directory_with_an_adapter(tmp_path: Path) -> None:
         (["."], "expected a diffusers model, found no config.json"),
     ],
 )
-def test_bad_input(arguments: list[str], message: str) -> None:
+def test_bad_input(arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "_hub_answers", lambda: False)
     result = run(*arguments)
     assert result.exit_code == 2
     assert message in result.stderr

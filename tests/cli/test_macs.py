@@ -5,8 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import typer
+from click.testing import Result
+from typer.testing import CliRunner
+
+from tokenprune.cli.macs import macs
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -54,3 +60,67 @@ def test_bad_settings_exit_with_code_2(arguments: tuple[str, ...], message: str)
     assert result.returncode == 2
     assert message in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def invoke(*arguments: str) -> Result:
+    app = typer.Typer()
+    app.command()(macs)
+    return CliRunner(env={"COLUMNS": "120"}).invoke(app, arguments)
+
+
+@pytest.fixture
+def pixart(tmp_path: Path) -> str:
+    settings = {"num_layers": 2, "sample_size": 8, "num_attention_heads": 2, "attention_head_dim": 8}
+    settings |= {"cross_attention_dim": 16, "caption_channels": 16, "_class_name": "PixArtTransformer2DModel"}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    return str(tmp_path)
+
+
+def test_a_model_with_its_layers(pixart: str) -> None:
+    options = ("--budget", "0.5", "--steps", "6", "--size", "64", "--per-layer", "--depth", "4", "--json")
+    result = invoke(pixart, *options)
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    (generation,) = found["generations"]
+    assert found["grid"] == [4, 4]
+    assert generation["tokens"][0] == 16
+    assert generation["total_pruned_T"] < generation["total_dense_T"]
+    assert generation["mac_ratio"] == pytest.approx(1 / generation["ideal_speedup"])
+    layers = {layer["module"]: layer for layer in found["layers"]}
+    # two halves of 16 tokens of 16 channels, four projections; attention: twice tokens x tokens x channels
+    assert layers["transformer_blocks.1.attn1"]["linear_full_T"] == pytest.approx(2 * 4 * 16 * 16 * 16 / 1e12)
+    assert layers["transformer_blocks.1.attn1"]["attention_full_T"] == pytest.approx(2 * 2 * 16 * 16 * 16 / 1e12)
+    share = found["pruned_call_tokens"] / 16
+    attention = layers["transformer_blocks.1.attn1"]["attention_pruned_T"]
+    assert attention == pytest.approx(share * layers["transformer_blocks.1.attn1"]["attention_full_T"])
+    whole = layers[""]["linear_full_T"] + layers[""]["attention_full_T"]
+    assert 6 * whole == pytest.approx(generation["total_dense_T"])
+
+
+def test_a_table_has_one_row_for_blocks_that_are_alike(pixart: str) -> None:
+    result = invoke(pixart, "--steps", "10", "--size", "64", "--per-layer", "--depth", "2")
+    assert result.exit_code == 0, result.stderr
+    assert "0 to 1, each" in result.stdout
+    assert "tokens of 10 steps: 8 x 16, 2 x 4" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "nowhere: neither a directory"),
+        (["SanaTransformer2DModel"], "SanaTransformer2DModel: token pruning cannot work with this model: its linear"),
+        (["CONFIG", "--size", "24"], "height: expected a multiple of 16 pixels"),
+        (["CONFIG", "--steps", "-1"], "steps: expected at least 1, got -1"),
+        (["CONFIG", "--plan", "no.json"], "no.json"),
+        (["CONFIG", "--budget", "0.5", "--alpha", "0.3"], "budget, alpha, warmup_steps: expected only one of"),
+        (["CONFIG", "--budget", "2"], "budget: expected a share"),
+        (["CONFIG", "--guidance", "twice"], "guidance: expected one of batched, separate, none, got 'twice'"),
+        (["--budget", "0.5"], "budget: expected only with a MODEL"),
+    ],
+)
+def test_bad_input_of_a_model(pixart: str, arguments: list[str], message: str) -> None:
+    result = invoke(*(pixart if argument == "CONFIG" else argument for argument in arguments))
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert result.stdout == ""

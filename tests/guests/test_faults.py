@@ -25,12 +25,13 @@ from tokenprune import CATPolicy, Observation, Plan, RefreshSchedule, ScorePolic
 
 PLANS: dict[str, Plan] = {
     "cat": Plan(CATPolicy(0.3, 2, num_clusters=5)),
-    "forecasts, skipping": Plan(
-        CATPolicy(0.3, 2, num_clusters=5), RefreshSchedule(every=3, alpha=0.0, warmup_steps=2), Taylor(keys=True)
-    ),
+    "skipping": Plan(CATPolicy(0.3, 2, num_clusters=5), RefreshSchedule(every=3, alpha=0.0, warmup_steps=2), Taylor()),
+    "forecasts": Plan(CATPolicy(0.3, 2, num_clusters=5), reuse=Taylor(keys=True)),
 }
 CALLS = 6
 """Calls of the model in a generation."""
+REPORT = 1024
+"""Bytes that a handle keeps for its report, a few numbers for each token; caches of one layer are ten times that."""
 
 
 class StopError(Exception):
@@ -153,8 +154,7 @@ def test_a_fault_at_any_hook(
         assert not modes()
 
 
-@pytest.mark.parametrize("error", ERRORS)
-@pytest.mark.parametrize("call", [0, 4, 9, 14])
+@pytest.mark.parametrize(("call", "error"), list(zip((0, 4, 9, 14), (*ERRORS, StopError), strict=True)))
 def test_a_fault_in_the_attention_kernel(
     call: int,
     error: type[BaseException],
@@ -190,8 +190,7 @@ class WrongPolicy(SelectionPolicy):
         return Selection.top(seen.relative_noise.norm(dim=-1), seen.count - self.wrong)
 
 
-@pytest.mark.parametrize("error", ERRORS)
-@pytest.mark.parametrize("choice", [0, 2])
+@pytest.mark.parametrize(("choice", "error"), list(zip((0, 1, 2), ERRORS, strict=True)))
 def test_a_fault_in_the_policy(
     choice: int,
     error: type[BaseException],
@@ -216,8 +215,7 @@ def test_a_fault_in_the_policy(
 
 
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
-@pytest.mark.parametrize("error", ERRORS)
-@pytest.mark.parametrize("step", [0, 3])
+@pytest.mark.parametrize(("step", "error"), [(0, KeyboardInterrupt), (3, StopError)])
 def test_a_fault_around_the_model(
     pipe: DiffusionPipeline,
     step: int,
@@ -244,7 +242,7 @@ def test_a_fault_around_the_model(
                 draw(pipe)
         assert torch.equal(draw(pipe, seed=1), fresh)
         with pytest.raises(error):
-            draw(pipe, callback_on_step_end=Fault(error, step).reach)
+            draw(pipe, callback_on_step_end=reaching(Fault(error, step), lambda *_: {}))
         assert torch.equal(draw(pipe, seed=1), fresh)
         assert not modes()
 
@@ -279,8 +277,7 @@ def test_a_generation_that_nobody_goes_on_with(
 
 
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
-@pytest.mark.parametrize("error", ERRORS)
-@pytest.mark.parametrize("call", [1, 3])
+@pytest.mark.parametrize(("call", "error"), list(zip((1, 3, 3), ERRORS, strict=True)))
 def test_memory_returns_to_the_baseline(
     call: int,
     error: type[BaseException],
@@ -302,6 +299,8 @@ def test_memory_returns_to_the_baseline(
         with fault_at(model.transformer_blocks[1], Fault(error, call), before=True), suppress(error):
             generate(model, seeds=(1,))
     handle.remove()
+    assert live_bytes() <= baseline + REPORT
+    del handle
     assert live_bytes() == baseline
     assert [reference() for reference in kept] == [None] * len(kept)
 
@@ -314,10 +313,8 @@ def test_an_error_frees_the_caches_at_once(
     model = make_model("sd3")
     generate(model)
     baseline = live_bytes()
-    with tokenprune.apply(model, PLANS["cat"]) as handle:
+    with tokenprune.apply(model, PLANS["cat"]):
         fault = Fault(torch.OutOfMemoryError, call)
         with fault_at(model.transformer_blocks[2], fault, before=True), suppress(torch.OutOfMemoryError):
             generate(model)
-        history = handle._masked.generation.history
-        report = 0 if history is None else 5 * history.counts.numel() * 4
-        assert live_bytes() <= baseline + report + 64
+        assert live_bytes() <= baseline + REPORT

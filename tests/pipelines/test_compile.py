@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from diffusers import StableDiffusion3Pipeline
+from diffusers import PixArtSigmaPipeline, StableDiffusion3Pipeline
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
@@ -40,6 +40,12 @@ def draw(pipe: StableDiffusion3Pipeline, seed: int) -> Tensor:
     return pipe("a red circle", num_inference_steps=6, generator=generator, **arguments).images
 
 
+def draw_pixart(pipe: PixArtSigmaPipeline, seed: int) -> Tensor:
+    arguments = {"max_sequence_length": 8, "height": 32, "width": 32, "use_resolution_binning": False}
+    generator = torch.Generator().manual_seed(seed)
+    return pipe("a red circle", num_inference_steps=6, generator=generator, output_type="latent", **arguments).images
+
+
 @pytest.mark.parametrize("way", [POLICY, best_plan(0.5), ASKING], ids=["cat", "plan", "attention"])
 def test_compiled_blocks_have_two_graphs_each(
     sd3_pipeline: StableDiffusion3Pipeline, way: SelectionPolicy | Plan
@@ -53,6 +59,18 @@ def test_compiled_blocks_have_two_graphs_each(
         for seed in (1, 2):
             draw(sd3_pipeline, seed)
         assert counter.blocks() == 2 * KINDS_OF_BLOCK
+
+
+def test_compiled_blocks_with_text_keys_that_are_kept(pixart_pipeline: PixArtSigmaPipeline) -> None:
+    """One kind of block, whose first gets hidden states with other strides at full steps."""
+    with tokenprune.apply(pixart_pipeline, POLICY):
+        eager = draw_pixart(pixart_pipeline, 0)
+    blocks = pixart_pipeline.transformer.transformer_blocks
+    with compiled(blocks, fullgraph=True) as counter, tokenprune.apply(pixart_pipeline, POLICY):
+        torch.testing.assert_close(draw_pixart(pixart_pipeline, 0), eager)
+        assert counter.blocks() == 2 + 1
+        draw_pixart(pixart_pipeline, 1)
+        assert counter.blocks() == 2 + 1
 
 
 def test_blocks_that_drew_compiled_before(sd3_pipeline: StableDiffusion3Pipeline) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 import tokenprune
 from tokenprune.api import Handle
 from tokenprune.plans import Plan
+from tokenprune.registry import find_adapter, transformer_of
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,7 @@ class Configuration:
         steps: steps of the sampler; None is the number that the bench is run with.
         source: whose method it is; empty for the plain model.
         attach: puts a method of another package on the pipeline, for as long as its context lasts.
+        compiled: whether every block of the transformer is compiled.
     """
 
     name: str
@@ -29,12 +33,32 @@ class Configuration:
     steps: int | None = None
     source: str = ""
     attach: Callable[[Any], AbstractContextManager[None]] | None = None
+    compiled: bool = False
 
-    def on(self, pipe: Any) -> AbstractContextManager[Handle | None]:
+    @contextmanager
+    def on(self, pipe: Any) -> Iterator[Handle | None]:
         """The pipeline drawing this way for as long as the context lasts; gives the handle of a plan of ours."""
-        if self.plan is not None:
-            return tokenprune.apply(pipe, self.plan)
-        return nullcontext() if self.attach is None else self.attach(pipe)
+        with ExitStack() as stack:
+            if self.compiled:
+                stack.enter_context(compiled_blocks(pipe))
+            if self.attach is not None:
+                stack.enter_context(self.attach(pipe))
+            yield None if self.plan is None else stack.enter_context(tokenprune.apply(pipe, self.plan))
+
+
+@contextmanager
+def compiled_blocks(pipe: Any) -> Iterator[None]:
+    """Every block of the transformer compiled by itself, as docs/speed.md recommends, for as long as it lasts."""
+    model = transformer_of(pipe)
+    blocks = [model.get_submodule(site.path) for site in find_adapter(model)(model).block_sites]
+    for block in blocks:
+        block.compile(fullgraph=True)
+    try:
+        yield
+    finally:
+        for block in blocks:
+            block._compiled_call_impl = None
+        torch.compiler.reset()
 
 
 def plain(steps: int) -> Configuration:

@@ -138,6 +138,10 @@ class RandomPipeline:
     def set_progress_bar_config(self, **options: Any) -> None:
         """Pipelines of diffusers have one; this has no bar."""
 
+    @property
+    def _execution_device(self) -> torch.device:
+        return torch.device(self._to["device"])
+
     def _conditioned(self, batch: int) -> dict[str, Any]:
         torch.manual_seed(1)
         conditions = self._conditions(batch)

@@ -56,6 +56,14 @@ class Measured(_Row):
     ideal_speedup: NonNegativeFloat | None = None
     cache_bytes: NonNegativeInt | None = None
     scene_score: NonNegativeFloat | None = None
+    lpips_mean: float | None = None
+    lpips_ci95: NonNegativeFloat | None = None
+    clip_score_mean: float | None = None
+    clip_score_ci95: NonNegativeFloat | None = None
+    clip_iqa_mean: float | None = None
+    clip_iqa_ci95: NonNegativeFloat | None = None
+    pick_score_mean: float | None = None
+    pick_score_ci95: NonNegativeFloat | None = None
     attributes: dict[str, float] | None = None
     seconds_per_image: NonNegativeFloat | None = None
     seconds_per_image_spread: NonNegativeFloat | None = None

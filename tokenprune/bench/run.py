@@ -21,6 +21,9 @@ from tokenprune.bench.timing import time_pairs
 Score = Callable[[Pictures], dict[str, Any]]
 """Quality of pictures without a reference: figures by name."""
 
+Metrics = Callable[[Pictures, Pictures, Sequence[str]], dict[str, float]]
+"""Metrics of pictures, with the plain model's of the same seeds and the prompts: figures by name."""
+
 LONGEST_ERROR = 300
 """Characters of an error that a result file keeps."""
 
@@ -48,6 +51,7 @@ def run(
     repeats: int = 0,
     timing_batch: int = 1,
     renew: Callable[[], Any] | None = None,
+    quality: Metrics | None = None,
 ) -> Results:
     """Measure what `out` does not hold yet; each configuration is saved when it is done.
 
@@ -65,10 +69,11 @@ def run(
         repeats: pairs of generations that time each configuration; 0 times nothing.
         timing_batch: pictures of a timed generation, at most the task's prompts.
         renew: makes a fresh pipeline, to go on with after a failure and after a method of another package.
+        quality: metrics that look at the plain model's pictures or at the prompts.
 
     Raises:
         ResultFileError: `out` is another run's, or cannot be read.
-        Exception: the plain model fails, or the score does.
+        Exception: the plain model fails, or the score or a metric does.
     """
     main = is_main()
     timing_batch = min(timing_batch, len(task.prompts))
@@ -112,6 +117,8 @@ def run(
             stale = True
         else:
             row |= {} if score is None else on_main(partial(score, drawn.pictures))
+            if quality is not None:
+                row |= on_main(partial(quality, drawn.pictures, dense.pictures, task.prompts))
         results.put(row)
         if main:
             results.save(out)
@@ -136,7 +143,8 @@ def describe(task: Task, repeats: int, timing_batch: int) -> dict[str, Any]:
 
 def is_plain(configuration: Configuration, steps: int) -> bool:
     """Whether a configuration is the plain model at that number of steps."""
-    return configuration.plan is None and configuration.attach is None and configuration.steps in (None, steps)
+    others = configuration.plan or configuration.attach or configuration.compiled
+    return not others and configuration.steps in (None, steps)
 
 
 def figures_of(drawn: Drawn, reference: Pictures) -> dict[str, Any]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from math import floor
 from typing import Any
 
-from optuna.trial import BaseTrial
+from optuna.trial import BaseTrial, FixedTrial
 
 from tokenprune.bench.suites import after_warmup, refreshes, warm_refreshes
 from tokenprune.plans import Plan
@@ -25,6 +25,10 @@ from tokenprune.reuse import Hold
 from tokenprune.schedule import BudgetSchedule, ListSchedule, RefreshSchedule, Schedule, Step
 from tokenprune.taylor import Taylor
 
+TOLERANCE = 1e-6
+FINENESS = 500
+"""Parts of the budget in which the share of the tokens is sought that it allows."""
+
 Settings = Mapping[str, Any]
 Range = Callable[[BaseTrial, str, int], Any]
 """Suggests the value of a named setting, for a number of steps that are full at most."""
@@ -32,12 +36,12 @@ Range = Callable[[BaseTrial, str, int], Any]
 
 def between(low: float, high: float, log: bool = False) -> Range:
     """A number from low to high."""
-    return lambda trial, name, most: trial.suggest_float(name, low, high, log=log)
+    return lambda trial, name, _most: trial.suggest_float(name, low, high, log=log)
 
 
 def whole(low: int, high: int) -> Range:
     """A whole number from low to high."""
-    return lambda trial, name, most: trial.suggest_int(name, low, high)
+    return lambda trial, name, _most: trial.suggest_int(name, low, high)
 
 
 def full_steps(low: int) -> Range:
@@ -47,7 +51,7 @@ def full_steps(low: int) -> Range:
 
 def one_of(*values: Any) -> Range:
     """One of some values."""
-    return lambda trial, name, most: trial.suggest_categorical(name, values)
+    return lambda trial, name, _most: trial.suggest_categorical(name, values)
 
 
 @dataclass(frozen=True)
@@ -100,10 +104,10 @@ SCHEDULES: dict[str, Choice] = {
         lambda share, steps, **settings: BudgetSchedule(share, steps=steps, **settings),
         {"warmup": between(0.0, 0.4), "least_warmup": whole(1, 6), "every": one_of(None, 2, 3, 4, 5, 6)},
     ),
-    "warm-up": Choice(after_warmup, {"warmup_steps": full_steps(1)}),
-    "refreshing": Choice(
-        _refreshing, {"every": whole(2, 8), "warmup_steps": full_steps(1), "last_full": whole(0, 2)}
+    "warm-up": Choice(
+        lambda share, steps, warmup_steps: after_warmup(share, steps, warmup_steps), {"warmup_steps": full_steps(1)}
     ),
+    "refreshing": Choice(_refreshing, {"every": whole(2, 8), "warmup_steps": full_steps(1), "last_full": whole(0, 2)}),
     "ramp": Choice(
         _ramp, {"every": one_of(None, 2, 3, 4, 5, 6), "warmup_steps": full_steps(1), "tilt": between(-1.0, 1.0)}
     ),
@@ -119,9 +123,7 @@ POLICIES: dict[str, Choice] = {
     "CAT, published constants": Choice(CATPolicy.published),
     "noise and staleness": Choice(NoiseStalenessPolicy, {"exploit_share": between(0.0, 1.0)}),
     "consecutive rows": Choice(SequentialPolicy),
-    "RAS": Choice(
-        RegionAdaptivePolicy, {"metric": one_of("std", "norm"), "starvation": between(0.05, 2.0, log=True)}
-    ),
+    "RAS": Choice(RegionAdaptivePolicy, {"metric": one_of("std", "norm"), "starvation": between(0.05, 2.0, log=True)}),
     "ToCa": Choice(TocaPolicy, {"frequency": between(0.05, 2.0, log=True)}),
     "AT-EDM": Choice(AttentionRankPolicy, {"staleness": between(0.0, 2.0)}),
 }
@@ -136,32 +138,42 @@ PARTS = {"schedule": SCHEDULES, "policy": POLICIES, "reuse": FORECASTS}
 
 OURS = "tokenprune.plan"
 
+
+def _usual(kind: str, name: str, **given: Any) -> dict[str, Any]:
+    """Parameters of a policy or forecast with its default settings, but for those given."""
+    choice = PARTS[kind][name]
+    usual = choice.make()
+    return {kind: name, **{f"{name}.{key}": given.get(key, getattr(usual, key)) for key in choice.ranges}}
+
+
+def _warm(steps: int, policy: str, reuse: Settings) -> dict[str, Any]:
+    return {"schedule": "warm-up", "warm-up.warmup_steps": steps, **_usual("policy", policy), **reuse}
+
+
+def _cached(warmup_steps: int, reuse: Settings) -> dict[str, Any]:
+    return {"schedule": "step cache", "step cache.warmup_steps": warmup_steps, **reuse}
+
+
+_HOLD, _LINEAR, _KEYS = _usual("reuse", "hold"), _usual("reuse", "linear"), _usual("reuse", "linear", keys=True)
+
 PRESETS: dict[str, dict[str, Any]] = {
     OURS: {
-        **{"schedule": "budget", "budget.warmup": 0.18, "budget.least_warmup": 4, "budget.every": 3},
-        **{"policy": "error-controlled", "reuse": "linear", "linear.damped": True, "linear.keys": True},
+        "schedule": "budget",
+        "budget.warmup": 0.18,
+        "budget.least_warmup": 4,
+        "budget.every": 3,
+        **_usual("policy", "error-controlled"),
+        **_KEYS,
     },
-    "error-controlled, linear, keys too, 4 full steps": {
-        **{"schedule": "warm-up", "warm-up.warmup_steps": 4},
-        **{"policy": "error-controlled", "reuse": "linear", "linear.damped": True, "linear.keys": True},
-    },
-    "CAT, 8 full steps": {"schedule": "warm-up", "warm-up.warmup_steps": 8, "policy": "CAT", "reuse": "hold"},
-    "CAT, 4 full steps": {"schedule": "warm-up", "warm-up.warmup_steps": 4, "policy": "CAT", "reuse": "hold"},
-    "CAT, published constants, 4 full steps": {
-        **{"schedule": "warm-up", "warm-up.warmup_steps": 4},
-        **{"policy": "CAT, published constants", "reuse": "hold"},
-    },
-    "full steps evenly, hold": {"schedule": "step cache", "step cache.warmup_steps": 0, "reuse": "hold"},
-    "full steps evenly, linear": {
-        **{"schedule": "step cache", "step cache.warmup_steps": 0},
-        **{"reuse": "linear", "linear.damped": True, "linear.keys": False},
-    },
-    "full steps after 4, linear": {
-        **{"schedule": "step cache", "step cache.warmup_steps": 4},
-        **{"reuse": "linear", "linear.damped": True, "linear.keys": False},
-    },
+    "error-controlled, linear, keys too, 4 full steps": _warm(4, "error-controlled", _KEYS),
+    "CAT, 8 full steps": _warm(8, "CAT", _HOLD),
+    "CAT, 4 full steps": _warm(4, "CAT", _HOLD),
+    "CAT, published constants, 4 full steps": _warm(4, "CAT, published constants", _HOLD),
+    "full steps evenly, hold": _cached(0, _HOLD),
+    "full steps evenly, linear": _cached(0, _LINEAR),
+    "full steps after 4, linear": _cached(4, _LINEAR),
 }
-"""Points of the space that are always tried, by their names in the suites; policies with their default settings."""
+"""Points of the space that are always tried, by their names in the suites."""
 
 
 @dataclass(frozen=True)
@@ -182,9 +194,7 @@ class Costs:
 
     def share(self, schedule: Schedule) -> float:
         """Cost of a generation with the schedule."""
-        of_each = (
-            f if f in (0, 1) else self.base + self.slope * f for f in fractions(schedule, self.steps)
-        )
+        of_each = (f if f in (0, 1) else self.base + self.slope * f for f in fractions(schedule, self.steps))
         return sum(of_each) / self.steps
 
 
@@ -202,9 +212,6 @@ class Space:
         costs: what is counted.
     """
 
-    TOLERANCE = 1e-6
-    FINENESS = 500
-
     budget: float
     costs: Costs
 
@@ -213,24 +220,19 @@ class Space:
 
         None where its schedule exceeds the budget whatever the share.
         """
-        name, choice, settings = self._suggest(trial, "schedule")
+        choice, settings = self._suggest(trial, "schedule")
         schedule = self._within(choice.make, settings)
         if schedule is None:
             return None
-        policy = SequentialPolicy()
-        if choice.selects:
-            policy = self._part(trial, "policy")
+        policy = self._part(trial, "policy") if choice.selects else SequentialPolicy()
         return Plan(policy, schedule, self._part(trial, "reuse"))
 
     def presets(self) -> dict[str, dict[str, Any]]:
-        """Parameters of the presets that the budget allows, all of them given."""
-        from optuna.trial import FixedTrial
-
+        """Parameters of the presets that the budget allows."""
         found = {}
-        for name, given in PRESETS.items():
-            params = _complete(given)
-            most = [value for key, value in params.items() if key.endswith("warmup_steps")]
-            if max(most, default=0) <= self._most_full and self.plan(FixedTrial(params)) is not None:
+        for name, params in PRESETS.items():
+            full = max(value for key, value in {"": 0, **params}.items() if not key or key.endswith("warmup_steps"))
+            if full <= self._most_full and self.plan(FixedTrial(params)) is not None:
                 found[name] = params
         return found
 
@@ -239,21 +241,21 @@ class Space:
         """Full steps at the start after which the budget leaves something."""
         return max(0, -floor(-self.budget * self.costs.steps + 1e-9) - 1)
 
-    def _suggest(self, trial: BaseTrial, kind: str) -> tuple[str, Choice, dict[str, Any]]:
+    def _suggest(self, trial: BaseTrial, kind: str) -> tuple[Choice, dict[str, Any]]:
         name = trial.suggest_categorical(kind, list(PARTS[kind]))
         choice = PARTS[kind][name]
         settings = {key: range_(trial, f"{name}.{key}", self._most_full) for key, range_ in choice.ranges.items()}
-        return name, choice, settings
+        return choice, settings
 
     def _part(self, trial: BaseTrial, kind: str) -> Any:
-        _, choice, settings = self._suggest(trial, kind)
+        choice, settings = self._suggest(trial, kind)
         return choice.make(**settings)
 
     def _within(self, make: Callable[..., Schedule | None], settings: Settings) -> Schedule | None:
         """The schedule with the largest share of the tokens whose cost is the budget at most."""
-        for part in range(self.FINENESS, 0, -1):
-            share = self.budget * part / self.FINENESS
+        for part in range(FINENESS, 0, -1):
+            share = self.budget * part / FINENESS
             schedule = make(share=share, steps=self.costs.steps, **settings)
-            if schedule is not None and self.costs.share(schedule) <= self.budget + self.TOLERANCE:
+            if schedule is not None and self.costs.share(schedule) <= self.budget + TOLERANCE:
                 return schedule
         return None

@@ -15,6 +15,8 @@ from tokenprune.errors import ConfigurationError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DEVICES = ("cpu", "cuda")
+RANDOM = "random:"
+"""What names of models with random weights begin with."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Subject:
         guided: whether it takes a guidance scale.
         arguments: further arguments of its call.
         settings: how it was loaded, for the result file.
+        learnt: whether its pictures show anything.
     """
 
     name: str
@@ -38,6 +41,7 @@ class Subject:
     guided: bool
     arguments: Mapping[str, Any]
     settings: Mapping[str, str]
+    learnt: bool = True
 
 
 def find_subject(
@@ -50,7 +54,8 @@ def find_subject(
     """The pipeline of that name; its weights are read when it is loaded.
 
     Args:
-        model: an embedded pipeline's name, else the directory or the hub name of a diffusers pipeline.
+        model: an embedded pipeline's name; `random:NAME`, or `random:NAME,layers=L`, for a model at its published size
+            with random weights; else the directory or the hub name of a diffusers pipeline.
         dtype: float32, bfloat16 or float16.
         device: cpu or cuda; None is cuda where there is one.
         variant: of the weights' files, such as "fp16".
@@ -66,7 +71,8 @@ def find_subject(
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigurationError("device: expected cpu, as torch sees no CUDA device here, got 'cuda'")
     settings = {"dtype": dtype, "device": device, **({"variant": variant} if variant else {})}
-    return (_embedded if model in embedded_names() else _diffusers)(model, settings, dict(arguments or {}))
+    kind = _embedded if model in embedded_names() else _random if model.startswith(RANDOM) else _diffusers
+    return kind(model, settings, dict(arguments or {}))
 
 
 def read_arguments(texts: Sequence[str]) -> dict[str, Any]:
@@ -109,10 +115,28 @@ def _embedded(model: str, settings: dict[str, str], arguments: dict[str, Any]) -
     return Subject(model, load, embedded.steps, embedded.guidance_scale, True, passed, settings)
 
 
+def _random(model: str, settings: dict[str, str], arguments: dict[str, Any]) -> Subject:
+    from tokenprune.bench.random_weights import SHAPES, RandomPipeline
+
+    name, _, rest = model.removeprefix(RANDOM).partition(",")
+    options = read_arguments([rest] if rest else [])
+    layers = options.get("layers")
+    if name not in SHAPES or set(options) - {"layers"} or not (layers is None or (type(layers) is int and layers > 0)):
+        expected = f"{RANDOM} and one of {', '.join(SHAPES)}, for fewer blocks with ',layers=2'"
+        raise ConfigurationError(f"model: expected {expected}, got {model!r}")
+    defaults = _check_call(model, RandomPipeline, arguments)
+
+    def load() -> Any:
+        return RandomPipeline(name, layers, settings["device"], DTYPES[settings["dtype"]])
+
+    steps, guidance_scale = defaults["num_inference_steps"], defaults["guidance_scale"]
+    return Subject(model, load, steps, guidance_scale, True, arguments, settings, learnt=False)
+
+
 def _diffusers(model: str, settings: dict[str, str], arguments: dict[str, Any]) -> Subject:
     import diffusers
 
-    expected = f"{', '.join(embedded_names())}, or the directory or hub name of a diffusers pipeline"
+    expected = f"{', '.join(embedded_names())}, {RANDOM}..., or the directory or hub name of a diffusers pipeline"
     try:
         described: dict[str, Any] = diffusers.DiffusionPipeline.load_config(model)
     except (OSError, ValueError) as error:

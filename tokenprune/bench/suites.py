@@ -245,7 +245,16 @@ def paper(budget: float, steps: int) -> list[Configuration]:
     ]
 
 
-SHORT = ("sensitivity", "rivals", "presets")
+def speed(budget: float, steps: int) -> list[Configuration]:
+    """CAT Pruning with its own settings and the recommended plan, each as it is and with compiled blocks."""
+    cat = Plan(CATPolicy(PAPER_ALPHA), WarmupSchedule(PAPER_ALPHA, PAPER_WARMUP))
+    plans = {"plain": None, "CAT": cat, f"tokenprune.plan, {budget}": best_plan(budget)}
+    eager = [Configuration(name, plan) for name, plan in plans.items() if plan is not None]
+    fewer = plain(max(1, round(budget * steps)))
+    return [fewer, *eager, *(Configuration(f"{name}, compiled", plan, compiled=True) for name, plan in plans.items())]
+
+
+SHORT = ("sensitivity", "rivals", "presets", "speed")
 """Suites without the usual numbers of plain steps."""
 
 WITHOUT_BUDGET = ("sensitivity", "presets", "paper")
@@ -262,6 +271,7 @@ SUITES: dict[str, Callable[[float, int], Sequence[Configuration]]] = {
     "rivals": rivals,
     "peers": peers,
     "plane": plane,
+    "speed": speed,
 }
 
 

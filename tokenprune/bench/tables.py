@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tokenprune.bench.quality import METRICS, ci95_field, mean_field
 from tokenprune.bench.results import Results
 
 Row = dict[str, Any]
@@ -24,6 +25,12 @@ def with_spread(name: str, show: str, unit: float = 1.0) -> Callable[[Row], str]
     """The same with the figure's interquartile range in brackets."""
     value, spread = figure(name, show, unit), figure(f"{name}_spread", show, unit)
     return lambda row: NONE if value(row) == NONE else f"{value(row)} ({spread(row)})"
+
+
+def with_interval(mean: str, ci95: str, show: str) -> Callable[[Row], str]:
+    """A cell: a mean and half the width of its 95 % interval."""
+    value, half = figure(mean, show), figure(ci95, show)
+    return lambda row: NONE if value(row) == NONE else f"{value(row)} ± {half(row)}"
 
 
 COLUMNS: Mapping[str, Callable[[Row], str]] = {
@@ -72,7 +79,7 @@ def source_line(results: Results) -> str:
 
 def cells(results: Results, by_psnr: bool = True) -> Cells:
     """The table of quality: by PSNR, or in the rows' own order with a column for each attribute of the score."""
-    columns = dict(COLUMNS)
+    columns = {**COLUMNS, **_metrics(results)}
     if not by_psnr:
         del columns["source"]
         for name in next((row["attributes"] for row in results.rows if "attributes" in row), {}):
@@ -122,6 +129,12 @@ def renew(document: Path, name: str, table: str) -> None:
         raise ValueError(f"{document}: expected the lines {start.strip()!r} and {end.strip()!r}")
     before, rest = text.split(start)
     document.write_text(before + start + table + end + rest.split(end)[1])
+
+
+def _metrics(results: Results) -> dict[str, Callable[[Row], str]]:
+    """A column for each metric that some row has."""
+    named = {name: metric for name, metric in METRICS.items() if any(mean_field(name) in row for row in results.rows)}
+    return {each.title: with_interval(mean_field(name), ci95_field(name), each.show) for name, each in named.items()}
 
 
 def _fill(columns: Mapping[str, Callable[[Row], str]], results: Results, by_psnr: bool) -> Cells:

@@ -46,12 +46,12 @@ class Timing:
     Attributes:
         pairs: (plain, configuration).
         batch: pictures of a generation.
-        peak_memory_bytes: see `peak_memory`; of a generation that is not timed.
+        peak_memory_bytes: see `peak_memory`; of a generation that is not timed; None where it cannot be told.
     """
 
     pairs: tuple[tuple[Timed, Timed], ...]
     batch: int
-    peak_memory_bytes: int
+    peak_memory_bytes: int | None
 
     def row(self, ideal_speedup: float) -> dict[str, Any]:
         """The figures of a result file; docs/benchmarking.md says what they mean."""
@@ -100,9 +100,7 @@ def time_pairs(pipe: Any, configuration: Configuration, task: Task, repeats: int
             return Timed(taken.seconds, taken.steps, None if handle is None else handle.report())
 
     generate(pipe, task.steps, task, places)
-    with peak_memory(pipe._execution_device) as peak, configuration.on(pipe):
-        peak.restart()  # what putting it on took at times, such as a calibration, does not count
-        generate(pipe, steps, task, places)
+    peak_bytes = watch_memory(pipe, configuration, lambda: generate(pipe, steps, task, places))
     pairs = []
     for pair in range(repeats):
         if pair % 2 == 0:
@@ -111,7 +109,18 @@ def time_pairs(pipe: Any, configuration: Configuration, task: Task, repeats: int
         else:
             first = own()
             pairs.append((plain(), first))
-    return Timing(tuple(pairs), batch, peak.nbytes)
+    return Timing(tuple(pairs), batch, peak_bytes)
+
+
+def watch_memory(pipe: Any, configuration: Configuration, draw: Callable[[], Any]) -> int | None:
+    """Peak memory of one generation in bytes; None for compiled code that does not run on CUDA."""
+    device: torch.device = pipe._execution_device
+    if configuration.compiled and device.type != "cuda":
+        return None
+    with peak_memory(device) as peak, configuration.on(pipe):
+        peak.restart()  # what putting it on took at times, such as a calibration, does not count
+        draw()
+    return peak.nbytes
 
 
 def timed(pipe: Any, draw: Callable[[], Any]) -> Timed:

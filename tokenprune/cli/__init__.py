@@ -15,6 +15,7 @@ def main() -> None:
     from tokenprune.cli.figures import figures
     from tokenprune.cli.inspect import inspect
     from tokenprune.cli.macs import macs
+    from tokenprune.cli.tune import tune
 
     app = typer.Typer(
         help="Token pruning for diffusion transformers.", no_args_is_help=True, pretty_exceptions_enable=False
@@ -24,4 +25,5 @@ def main() -> None:
     app.command()(figures)
     app.command()(macs)
     app.command()(inspect)
+    app.command()(tune)
     app()

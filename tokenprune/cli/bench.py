@@ -55,6 +55,10 @@ def bench(
         float | None, typer.Option(help="Classifier-free guidance; else the model's own.")
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Pictures drawn at a time.")] = 8,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(help="lpips, clip-score=MODEL, clip-iqa=MODEL or pick-score=MODEL; may be repeated."),
+    ] = None,
     repeats: Annotated[
         int, typer.Option(min=0, help="Pairs of generations that time each configuration; 0: no timing.")
     ] = 3,
@@ -67,6 +71,7 @@ def bench(
     """Measure configurations against the plain model: what they compute, how near its pictures they come, how good."""
     from tokenprune.bench.measure import Task
     from tokenprune.bench.processes import is_main
+    from tokenprune.bench.quality import find_quality
     from tokenprune.bench.results import ResultFileError
     from tokenprune.bench.run import run
     from tokenprune.bench.subjects import find_subject, read_arguments
@@ -93,13 +98,15 @@ def bench(
             "steps": steps,
             "guidance-scale": scale,
             "batch": batch,
+            "metric": metric,
             "repeats": repeats,
             "timing-batch": timing_batch if repeats else None,
             "argument": argument,
         }
-        settings = {**_settings(told, subject.arguments, chosen, ways), **subject.settings}
         path = out or Path("out") / _file_name(told)
         _check_outputs(path, plot, into)
+        quality = find_quality(metric or (), subject.settings["device"])
+        settings = {**_settings(told, subject.arguments, chosen, ways), **subject.settings, **quality.settings}
         task = Task(chosen.texts, steps, scale, batch, subject.arguments)
         pipe = subject.load()
         with Progress(transient=True, disable=not main) as progress:
@@ -110,7 +117,8 @@ def bench(
                 task,
                 path,
                 settings,
-                score=chosen.score,
+                score=chosen.score if subject.learnt else None,
+                quality=quality.figures,
                 begin=lambda way: progress.update(bar, advance=1, description=way.name),
                 repeats=repeats,
                 timing_batch=timing_batch,
@@ -208,6 +216,8 @@ def _write(results: Results, path: Path, markdown: Path | None, plot: Path | Non
         _show("overheads", *tables.cost_cells(results, by_psnr, tables.OVERHEADS))
     for line in tables.failures(results):
         print(line)
+    for name, reason in settings.get("metrics_left_out", {}).items():
+        print(f"{name} left out: {reason}")
     print(f"results: {path}")
 
 

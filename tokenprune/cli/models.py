@@ -10,6 +10,7 @@ import os
 import re
 import socket
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -259,7 +260,8 @@ def _hub_config(name: str) -> dict[str, Any]:
 
     online = _hub_answers()
     for folder in ("transformer", None):
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*local_dir_use_symlinks", UserWarning)  # an argument of diffusers' own
             return dict(Config.load_config(name, subfolder=folder, local_files_only=not online))
     where = "on the hub" if online else "among downloaded models, and the hub does not answer"
     raise ConfigurationError(f"{name}: no such directory, and no config of a transformer {where}")

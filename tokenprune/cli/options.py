@@ -26,3 +26,15 @@ PlanFile: TypeAlias = Annotated[Path | None, typer.Option("--plan", help="A plan
 Budget: TypeAlias = Annotated[
     str | None, typer.Option(help="Share of the plain model's token computations, or quality, balanced or fast.")
 ]
+
+Pipeline: TypeAlias = Annotated[
+    str, typer.Option(help="shapes-sd3, shapes-pixart, or a directory or hub name of a diffusers pipeline.")
+]
+Dtype: TypeAlias = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
+Device: TypeAlias = Annotated[str | None, typer.Option(help="cpu or cuda; else cuda where there is one.")]
+Variant: TypeAlias = Annotated[str | None, typer.Option(help="Variant of the weights' files, such as fp16.")]
+CallArgument: TypeAlias = Annotated[
+    list[str] | None, typer.Option(help="name=value for the pipeline's call; may be repeated.", show_default=False)
+]
+Steps: TypeAlias = Annotated[int | None, typer.Option(min=2, help="Steps of the sampler; else the model's own.")]
+GuidanceScale: TypeAlias = Annotated[float | None, typer.Option(help="Classifier-free guidance; else the model's own.")]

@@ -1,0 +1,210 @@
+"""`tokenprune tune`: the plan for a share of the cost, searched on a few prompts for a model of the user's own."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_args
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from tokenprune.cli import options
+from tokenprune.data_files import one_line
+from tokenprune.embedded.quiet import quiet
+from tokenprune.errors import ConfigurationError, TokenPruneError
+
+if TYPE_CHECKING:
+    from optuna import Study
+
+    from tokenprune.bench.held_out import Row
+    from tokenprune.bench.measure import Task
+    from tokenprune.bench.prompts import Prompts
+
+TUNING_CAPTIONS, HELD_OUT_CAPTIONS = 6, 16
+SUFFIXES = (".yaml", ".yml", ".json")
+
+
+def tune(
+    budget: Annotated[float, typer.Option(help="Share of the plain model's cost, between 0 and 1.")] = 0.5,
+    cost: Annotated[str, typer.Option(help="What the budget counts: tokens (computed) or macs.")] = "tokens",
+    prompts: Annotated[Path | None, typer.Option(help="Text file of prompts, one a line.")] = None,
+    held_out_prompts: Annotated[
+        Path | None, typer.Option(help="Text file of prompts to report on; else the last part of --prompts.")
+    ] = None,
+    tune_on: Annotated[
+        int | None, typer.Option(min=1, help="Prompts to tune on; else 6 captions, or what a file has left.")
+    ] = None,
+    hold_out: Annotated[
+        int | None, typer.Option(min=1, help="Prompts to report on; else 16 captions, or half of the file.")
+    ] = None,
+    model: options.Pipeline = "shapes-sd3",
+    dtype: options.Dtype = "float32",
+    device: options.Device = None,
+    variant: options.Variant = None,
+    argument: options.CallArgument = None,
+    steps: options.Steps = None,
+    guidance_scale: options.GuidanceScale = None,
+    batch: Annotated[int, typer.Option(min=1, help="Pictures drawn at a time; poor plans stop between.")] = 2,
+    trials: Annotated[int, typer.Option(min=0, help="Plans to try beside the presets.")] = 30,
+    timeout: Annotated[float | None, typer.Option(min=0, help="Seconds after which no further plan is tried.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the search.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="Plan file (.yaml or .json); its journal, beside it, is taken up again.")
+    ] = None,
+) -> None:
+    """Search schedule, policy and forecast for a budget, on a few prompts; report on others and write a plan file."""
+    from tokenprune.bench.measure import Task
+    from tokenprune.bench.subjects import find_subject, read_arguments
+    from tokenprune.bench.tune import open_study
+
+    quiet()
+    try:
+        _check(budget, cost)
+        subject = find_subject(model, dtype, device, variant, read_arguments(argument or ()))
+        if guidance_scale is not None and not subject.guided:
+            raise ConfigurationError(f"guidance-scale: expected none, as {model} takes no guidance_scale")
+        tuning, held_out = _prompts(model, prompts, held_out_prompts, tune_on, hold_out)
+        path = out or Path("out") / f"{model.strip('/').replace('/', '-')}-{budget}-plan.yaml"
+        if path.suffix not in SUFFIXES:
+            raise ConfigurationError(f"out: expected a file that ends in {', '.join(SUFFIXES)}, got {path}")
+        scale = subject.guidance_scale if guidance_scale is None else guidance_scale
+        task = Task(tuning.texts, steps or subject.steps, scale, batch, subject.arguments)
+        settings: dict[str, Any] = {
+            "model": model,
+            "budget": budget,
+            "cost": cost,
+            "steps": task.steps,
+            "guidance_scale": scale,
+            "arguments": json.loads(json.dumps(dict(subject.arguments), default=str)),
+            "batch": batch,
+            "seed": seed,
+            "tuning_prompts": _described(tuning),
+            **subject.settings,
+        }
+        study = open_study(path.with_name(f"{path.name}.journal"), settings)
+        told = {
+            "model": model,
+            "dtype": dtype,
+            "device": device,
+            "variant": variant,
+            "argument": argument,
+            "budget": budget,
+            "cost": cost,
+            "prompts": prompts,
+            "held-out-prompts": held_out_prompts,
+            "tune-on": len(tuning.texts),
+            "hold-out": len(held_out.texts),
+            "steps": task.steps,
+            "guidance-scale": scale,
+            "batch": batch,
+            "trials": trials,
+            "timeout": timeout,
+            "seed": seed,
+            "out": path,
+        }
+        settings |= {"held_out_prompts": _described(held_out), "command": _command(told)}
+        _run(subject.load(), study, task, replace(task, prompts=held_out.texts), told, settings)
+    except TokenPruneError as error:
+        typer.echo(f"tokenprune tune: {one_line(error)}", err=True)
+        raise typer.Exit(2) from error
+
+
+def _run(
+    pipe: Any, study: Study, task: Task, held_out: Task, told: Mapping[str, Any], settings: Mapping[str, Any]
+) -> None:
+    """Search, compare, write and show."""
+    from tokenprune.bench.held_out import compare, judge, notes
+    from tokenprune.bench.space import Space
+    from tokenprune.bench.tune import probe, search
+    from tokenprune.plan_files import save_plan
+
+    with Progress(transient=True) as progress:
+        bar = progress.add_task("what a step costs", total=None)
+        space = Space(told["budget"], probe(pipe, task, told["cost"]))
+        progress.update(bar, total=len(space.presets()) + told["trials"])
+
+        def begin(name: str, done: int, best: float | None) -> None:
+            so_far = "" if best is None else f" (best so far {best:.2f} dB)"
+            progress.update(bar, completed=done, description=name + so_far)
+
+        found = search(pipe, task, space, study, told["trials"], told["seed"], told["timeout"], begin)
+        rows = compare(
+            pipe, found, task, held_out, lambda name: progress.update(bar, description=f"held-out prompts: {name}")
+        )
+    verdict = judge(found, rows)
+    save_plan(found.best.plan, told["out"], notes(found, rows, verdict, settings))
+    _show(rows, f"{told['model']}, {told['budget']} of the {told['cost']}, {task.steps} steps", task, held_out)
+    for name, error in found.failed.items():
+        print(f"failed: {name}: {error}")
+    print(f"{len(found.presets)} presets and {found.trials} other plans tried, {found.stopped} of them stopped early.")
+    print(f"The tuned plan is {found.best.name}: {found.best.plan}")
+    print(verdict.text)
+    print(f"plan: {told['out']}")
+
+
+def _check(budget: float, cost: str) -> None:
+    from tokenprune.bench.tune import Cost
+
+    if cost not in get_args(Cost):
+        raise ConfigurationError(f"cost: expected one of {', '.join(get_args(Cost))}, got {cost!r}")
+    if not 0 < budget < 1:
+        raise ConfigurationError(f"budget: expected a share of the plain model's {cost} in (0, 1), got {budget}")
+
+
+def _prompts(
+    model: str, file: Path | None, held_out_file: Path | None, tune_on: int | None, hold_out: int | None
+) -> tuple[Prompts, Prompts]:
+    """The prompts to tune on and those to report on: of captions, of two files, or of the two ends of one."""
+    from tokenprune.bench.prompts import captions, from_file
+    from tokenprune.bench.subjects import embedded_names
+
+    if file is None:
+        if held_out_file is not None or model not in embedded_names():
+            raise ConfigurationError(f"prompts: expected a text file of prompts for {model}, got none")
+        return captions("tuning", tune_on or TUNING_CAPTIONS), captions("held-out", hold_out or HELD_OUT_CAPTIONS)
+    tuning = from_file(file)
+    if held_out_file is not None:
+        tuning, held_out = from_file(file, tune_on), from_file(held_out_file, hold_out)
+    else:
+        count = len(tuning.texts)
+        last = hold_out or (count // 2 if tune_on is None else count - tune_on)
+        first = tune_on or count - last
+        if min(first, last) < 1 or first + last > count:
+            wanted = f"{tune_on or 'some'} to tune on and {hold_out or 'some'} to report on"
+            raise ConfigurationError(f"{file}: expected prompts to split, {wanted}, got {count}")
+        held_out = replace(tuning, texts=tuning.texts[count - last :], source=f"last {tuning.source}")
+        tuning = replace(tuning, texts=tuning.texts[:first], source=f"first {tuning.source}")
+    if both := sorted(set(tuning.texts) & set(held_out.texts)):
+        raise ConfigurationError(f"held-out prompts: expected none that is tuned on, got {both[0]!r}")
+    return tuning, held_out
+
+
+def _described(prompts: Prompts) -> dict[str, Any]:
+    return {"source": prompts.source, "count": len(prompts.texts), "digest": prompts.digest}
+
+
+def _command(told: Mapping[str, Any]) -> str:
+    given = [(name, each) for name, value in told.items() for each in (value if isinstance(value, list) else [value])]
+    return " ".join(
+        ["tokenprune tune", *(f"--{name} {shlex.quote(str(value))}" for name, value in given if value is not None)]
+    )
+
+
+def _show(rows: list[Row], title: str, task: Task, held_out: Task) -> None:
+    from tokenprune.bench.measure import mean_and_ci95
+
+    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1))
+    sets = {"tuning": task, "held-out": held_out}
+    for place, name in enumerate(("", "tokens", "MACs", *(f"{n}, {len(t.prompts)} prompts" for n, t in sets.items()))):
+        table.add_column(name, justify="right" if place else "left")
+    for row in rows:
+        psnr = ("{:.2f} ± {:.2f} dB".format(*mean_and_ci95(values)) for values in (row.tuning, row.held_out))
+        table.add_row(row.name, f"{row.tokens_ratio:.3f}", f"{row.mac_ratio:.3f}", *psnr)
+    Console().print(table)
