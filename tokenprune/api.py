@@ -143,6 +143,7 @@ def apply(
     guidance: Guidance | None = None,
     guidance_scale: float | None = None,
     trace: bool = False,
+    cache_dtype: torch.dtype | None = None,
     discover: bool = True,
 ) -> Handle:
     """Prune the tokens of a diffusion transformer from its next generation on.
@@ -163,6 +164,8 @@ def apply(
             comparing the halves of the latents. Pass "none" for images that share their initial noise.
         guidance_scale: None shows policies the conditional prediction; a number shows them the guided one.
         trace: record what happens to every token at every step, for `Handle.trace`; costs memory, see `Trace`.
+        cache_dtype: what keys and values are kept in, such as torch.float8_e4m3fn in place of the model type: less
+            memory, some error, see docs/speed.md. None is the model's own.
         discover: whether to find the map of a model that no adapter serves by watching it at its first call; that call
             raises UnknownModelError, and takes the hook off, where this fails. See docs/discovery.md.
 
@@ -171,7 +174,7 @@ def apply(
         ModuleMapError: the module map names modules that the model lacks.
         AlreadyPrunedError: the model carries another handle's hooks.
         CacheConflictError: the model carries a cache of diffusers that leaves out work.
-        TypeError: the policy, schedule, reuse or trace is of another type.
+        TypeError: the policy, schedule, reuse or trace is of another type, or keys cannot be kept in the `cache_dtype`.
     """
     if isinstance(policy, Plan):
         if schedule is not None or reuse is not None:
@@ -189,9 +192,10 @@ def apply(
     model = transformer_of(target)
     refuse_caches(model)
     numbers, keeping = schedule or policy.schedule(), reuse or Hold()
+    _check_cache_dtype(cache_dtype, keeping)
 
     def make(module_map: ModuleMap) -> MaskedModule:
-        return MaskedModule(model, module_map, policy, numbers, keeping, guidance, guidance_scale, trace)
+        return MaskedModule(model, module_map, policy, numbers, keeping, guidance, guidance_scale, trace, cache_dtype)
 
     source: MaskedModule | PendingModule
     try:
@@ -206,6 +210,17 @@ def apply(
     forget_graphs(called)
     source.install()
     return Handle(source, called)
+
+
+def _check_cache_dtype(dtype: torch.dtype | None, reuse: Reuse) -> None:
+    """Raise unless what keeps keys and values under a rule can keep them in this type."""
+    least = reuse.start_keys().least_bytes
+    if dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype.itemsize >= least):
+        return
+    raise TypeError(
+        f"apply: cache_dtype: expected a floating type of at least {8 * least} bits for {reuse!r}, such as "
+        f"{'torch.float8_e4m3fn' if least == 1 else 'torch.bfloat16'}, got {dtype!r}"
+    )
 
 
 _EXAMPLES = {"policy": "CATPolicy(alpha=0.3)", "schedule": "WarmupSchedule(0.3, 8)", "reuse": "Hold()", "trace": "True"}

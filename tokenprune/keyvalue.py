@@ -23,6 +23,14 @@ def store(kept: Tensor | None, fresh: Tensor) -> Tensor:
     return kept.copy_(fresh)
 
 
+def narrow(fresh: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """A tensor in another floating type, cut off where that ends; None leaves it as it is."""
+    if dtype is None or dtype == fresh.dtype:
+        return fresh
+    range_ = torch.finfo(dtype)
+    return (fresh.clamp(range_.min, range_.max) if range_.max < torch.finfo(fresh.dtype).max else fresh).to(dtype)
+
+
 def is_writable(kept: Tensor | None) -> bool:
     """Whether a tensor can be written now; what inference mode made cannot be outside of it."""
     return kept is None or torch.is_inference_mode_enabled() or not kept.is_inference()
@@ -38,20 +46,25 @@ class KeyValueBuffer:
         key: the keys [B, L, H, D]; None before the first record.
         value: the values [B, L, H, D].
         clock: the timestep of the call under way, a tensor [] that the engine renews in place.
+        dtype: what keys and values are kept in; None keeps them as they come.
     """
+
+    least_bytes = 1
+    """Bytes that a kept number takes at least."""
 
     def __init__(self) -> None:
         self.key: Tensor | None = None
         self.value: Tensor | None = None
         self.clock: Tensor | None = None
+        self.dtype: torch.dtype | None = None
 
     def restart(self) -> None:
         """A new generation begins: what is in the memory belongs to another one."""
 
     def record(self, key: Tensor, value: Tensor) -> None:
         """Store all rows of key and value [B, H, L, D]; memory is reused while shapes stay."""
-        self.key = store(self.key, key.transpose(1, 2))
-        self.value = store(self.value, value.transpose(1, 2))
+        self.key = store(self.key, narrow(key.transpose(1, 2), self.dtype))
+        self.value = store(self.value, narrow(value.transpose(1, 2), self.dtype))
 
     def update(self, rows: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Overwrite rows with fresh ones and return the whole key and value [B, H, L, D].
@@ -61,10 +74,13 @@ class KeyValueBuffer:
             key: fresh keys [B, H, l, D].
             value: fresh values [B, H, l, D].
         """
-        kept_key, kept_value = self.kept
-        for buffer, fresh in ((kept_key, key), (kept_value, value)):
-            buffer.flatten(0, 1).index_copy_(0, rows, fresh.transpose(1, 2).flatten(0, 1).to(buffer.dtype))
-        return kept_key.transpose(1, 2), kept_value.transpose(1, 2)
+        whole = []
+        for kept, given in zip(self.kept, (key, value), strict=True):
+            fresh = narrow(given.transpose(1, 2).flatten(0, 1), kept.dtype)
+            bits = torch.uint8 if kept.dtype.itemsize == 1 else kept.dtype  # torch cannot index floats of 8 bits
+            kept.view(bits).flatten(0, 1).index_copy_(0, rows, fresh.view(bits))
+            whole.append(kept.transpose(1, 2).to(given.dtype))
+        return whole[0], whole[1]
 
     @property
     def kept(self) -> tuple[Tensor, Tensor]:
@@ -106,6 +122,8 @@ class LinearBuffer(KeyValueBuffer):
         halves: how many parts of the batch guidance combines, 1 or 2.
     """
 
+    least_bytes = 2
+
     def __init__(self, halves: int = 1) -> None:
         super().__init__()
         self._halves = halves
@@ -136,8 +154,9 @@ class LinearBuffer(KeyValueBuffer):
                 f"both with Taylor(keys=False)"
             )
         fresh, known = (key.transpose(1, 2), value.transpose(1, 2)), self._forecast
-        if known is None or (known.shape[1:], known.dtype, known.device) != (fresh[0].shape, key.dtype, key.device):
-            self._begin(torch.stack(fresh))
+        fits = (fresh[0].shape, self.dtype or key.dtype, key.device)
+        if known is None or (known.shape[1:], known.dtype, known.device) != fits:
+            self._begin(narrow(torch.stack(fresh), self.dtype))
             return
         for new, old in zip(fresh, known.unbind(), strict=True):
             torch.sub(new, old, out=old)
@@ -158,7 +177,7 @@ class LinearBuffer(KeyValueBuffer):
         self._move_on(self._forecast)
         forecasts, changes, gone = (part.flatten(1, 2) for part in (self._forecast, self._change, self._gone))
         spans, times = self._span.flatten(), self._time.flatten()
-        fresh = torch.stack((key.transpose(1, 2), value.transpose(1, 2))).to(forecasts.dtype)
+        fresh = narrow(torch.stack((key.transpose(1, 2), value.transpose(1, 2))), forecasts.dtype)
         known, change = (part.index_select(1, rows).view_as(fresh) for part in (forecasts, changes))
         off, shape = torch.sub(fresh, known, out=known), fresh.shape[1:3]
         gap, span = (self._now - times[rows]).view(shape), spans[rows].view(shape)
@@ -168,7 +187,8 @@ class LinearBuffer(KeyValueBuffer):
         gone.index_fill_(1, rows, 0.0)
         spans.index_copy_(0, rows, span.flatten())
         times.index_copy_(0, rows, self._now.expand(rows.shape))
-        return self._forecast[0].transpose(1, 2), self._forecast[1].transpose(1, 2)
+        whole = self._forecast.transpose(2, 3).to(key.dtype)
+        return whole[0], whole[1]
 
     def _begin(self, fresh: Tensor) -> None:
         self._forecast = fresh

@@ -23,6 +23,7 @@ from tokenprune.exits import Exit
 from tokenprune.generation import Generation
 from tokenprune.grid import num_tokens
 from tokenprune.hooks import ATTRIBUTES, MASKED, after_exit, after_model, before_model, forward_or_skip, named_calls
+from tokenprune.keyvalue import is_writable
 from tokenprune.modulemap import Guidance, ModuleMap
 from tokenprune.others import COPYING, Places, reduce_plainly, refuse_caches
 from tokenprune.policy import SelectionPolicy
@@ -59,6 +60,7 @@ class MaskedModule:
         guidance: None compares the halves of a batch at the start of each generation to find batched guidance.
         guidance_scale: None shows policies the conditional prediction; a number shows them the guided one.
         trace: whether to record what happens to every token at every step.
+        cache_dtype: what keys and values are kept in; None keeps them in the model's type.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class MaskedModule:
         guidance: Guidance | None,
         guidance_scale: float | None,
         trace: bool = False,
+        cache_dtype: torch.dtype | None = None,
     ) -> None:
         module_map.check(model)
         self.model = model
@@ -81,6 +84,7 @@ class MaskedModule:
         self.guidance = guidance
         self.guidance_scale = guidance_scale
         self.tracing = trace
+        self.cache_dtype = cache_dtype
         self.signature = inspect.signature(model.forward)
         self.exit = Exit(module_map.exit_site)
         self.blocks: dict[str, BlockState] = {}
@@ -259,7 +263,9 @@ class MaskedModule:
         branch = self._begin_branch(moment, args, kwargs)
         known = branch.prediction is not None
         self.moment, self.branch = moment, branch
-        self.clock = torch.full((), moment.time, device=latents.device)
+        if self.clock.device != latents.device or not is_writable(self.clock):
+            self.clock = torch.zeros((), device=latents.device)
+        self.clock.fill_(moment.time)
         self.skipping = known and generation.skipping
         self.selection = self._for_batch(generation.selection, len(latents)) if known else None
         self._prepare(branch, bound.arguments, len(latents))
@@ -452,6 +458,7 @@ class MaskedModule:
         for state in states:
             if state.path not in branch.buffers:
                 branch.buffers[state.path] = self.reuse.start_keys(branch.guidance)
+                branch.buffers[state.path].dtype = self.cache_dtype
         if self.selection is not None:
             joint = [
                 branch.buffers[state.path].length

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -112,3 +113,10 @@ def test_a_pipeline_without_guidance_takes_no_scale(tmp_path: Path) -> None:
         json.dumps({"_class_name": "Flux2KleinKVPipeline", "transformer": ["diffusers", "Model"]})
     )
     refused(run("--model", str(tmp_path), "--guidance-scale", "3"), "guidance-scale: expected none")
+
+
+def test_without_optuna_a_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("tokenprune.bench.tune", "tokenprune.bench.space"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    refused(run(), "to search, install 'optuna' (the extra 'tune')")

@@ -135,3 +135,25 @@ def test_pruned_steps_of_every_model(
     make_condition: Any,
 ) -> None:
     check_pruned_steps(model, NoisePolicy(0.3, 3), guidance, predict, make_latents((0,), (4, 6)), make_condition)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_pruned_steps_on_cuda(
+    sd3: nn.Module,
+    policy: SelectionPolicy,
+    predict: Callable[..., Tensor],
+    make_latents: Callable[..., Tensor],
+    make_condition: Any,
+) -> None:
+    """The same under torch's own watch, which raises where the host waits."""
+    model = sd3.cuda()
+    table, latents = torch.linspace(1000, 20, 7, device="cuda"), make_latents((0,), (4, 6)).cuda().repeat(2, 1, 1, 1)
+    given = make_condition((0, 0), 5)
+    condition = type(given)(given.text.cuda(), given.pooled.cuda(), given.mask.cuda())
+    try:
+        with tokenprune.apply(model, policy), torch.no_grad():
+            for i, time in enumerate(table):
+                torch.cuda.set_sync_debug_mode("error" if i >= 3 else "default")
+                predict(model, latents, time.expand(2), condition)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

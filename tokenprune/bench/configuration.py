@@ -26,6 +26,7 @@ class Configuration:
         source: whose method it is; empty for the plain model.
         attach: puts a method of another package on the pipeline, for as long as its context lasts.
         compiled: whether every block of the transformer is compiled.
+        cache_dtype: what a plan of ours keeps keys and values in; None is the model's own type.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Configuration:
     source: str = ""
     attach: Callable[[Any], AbstractContextManager[None]] | None = None
     compiled: bool = False
+    cache_dtype: torch.dtype | None = None
 
     @contextmanager
     def on(self, pipe: Any) -> Iterator[Handle | None]:
@@ -43,7 +45,10 @@ class Configuration:
                 stack.enter_context(compiled_blocks(pipe))
             if self.attach is not None:
                 stack.enter_context(self.attach(pipe))
-            yield None if self.plan is None else stack.enter_context(tokenprune.apply(pipe, self.plan))
+            handle = None
+            if self.plan is not None:
+                handle = stack.enter_context(tokenprune.apply(pipe, self.plan, cache_dtype=self.cache_dtype))
+            yield handle
 
 
 @contextmanager

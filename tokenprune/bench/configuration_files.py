@@ -59,7 +59,8 @@ def read_configurations(path: Path, steps: int) -> list[Configuration]:
 def digest(configurations: Sequence[Configuration]) -> str:
     """The same for the same configurations, whatever their file's layout and comments."""
     told = [
-        [way.name, way.steps, way.source, way.compiled, way.plan and mapping_of(way.plan)] for way in configurations
+        [way.name, way.steps, way.source, way.compiled, str(way.cache_dtype), way.plan and mapping_of(way.plan)]
+        for way in configurations
     ]
     return sha256(json.dumps(told).encode()).hexdigest()[:16]
 

@@ -19,6 +19,9 @@ Row = dict[str, Any]
 EQUAL = 99.0
 """PSNR (dB) of pictures that are the plain model's to the last bit."""
 
+HEIGHT, LINE = 390.0, 10.0
+"""Points that a panel is high, about, and that a line of its small text takes."""
+
 INK, LIGHT = "#22262b", "#8a8f98"
 
 
@@ -144,24 +147,29 @@ def _draw(axis: Any, panel: Panel, rows: list[Row]) -> None:
     reference = panel.plain(rows)
     if reference is not None:
         axis.axvline(reference, color=INK, linestyle=":", linewidth=1.2, label="plain model, all steps")
-    _name(axis, panel, points, best)
-    axis.set_xlabel(panel.label, fontsize=9)
+        axis.set_xlabel(panel.label, fontsize=9)
     axis.set_xlim(left=0)
     axis.margins(y=0.08)
+    _name(axis, points, best, panel.field)
     axis.grid(color=LIGHT, alpha=0.2, linewidth=0.5)
     axis.tick_params(labelsize=8, labelleft=True)
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def _name(axis: Any, panel: Panel, points: list[Row], best: list[Row]) -> None:
-    """Write the names of the front's points to their left, and the plain model's steps to their lower right."""
+def _name(axis: Any, points: list[Row], best: list[Row], field: str) -> None:
+    """Write the names of the front's points to their left, a line apart, and the plain model's steps to their right."""
+    near = {"textcoords": "offset points", "fontsize": 7.5, "color": INK}
     for row in points:
-        at = (row[panel.field], row["psnr_mean"])
-        near = {"textcoords": "offset points", "fontsize": 7.5, "color": INK}
         if kind_of(row) is PLAIN:
-            axis.annotate(f"{row['steps']} steps", at, (6, -4), va="top", **near)
-        elif row in best:
-            axis.annotate(row["name"], at, (-8, 1), ha="right", va="center", **near)
+            axis.annotate(f"{row['steps']} steps", (row[field], row["psnr_mean"]), (6, -4), va="top", **near)
+    low, high = axis.get_ylim()
+    taken = 0.0
+    for row in best:
+        if kind_of(row) is not PLAIN:
+            height = (row["psnr_mean"] - low) / (high - low) * HEIGHT
+            taken = max(taken + LINE, height)
+            at = (row[field], row["psnr_mean"])
+            axis.annotate(row["name"], at, (-8, taken - height + 1), ha="right", va="center", **near)
 
 
 def _title(settings: Mapping[str, Any]) -> str:

@@ -252,10 +252,10 @@ class Space:
         return choice.make(**settings)
 
     def _within(self, make: Callable[..., Schedule | None], settings: Settings) -> Schedule | None:
-        """The schedule with the largest share of the tokens whose cost is the budget at most."""
+        """The schedule with the largest share of the tokens whose cost is the budget at most; less never helps a None."""
         for part in range(FINENESS, 0, -1):
             share = self.budget * part / FINENESS
             schedule = make(share=share, steps=self.costs.steps, **settings)
-            if schedule is not None and self.costs.share(schedule) <= self.budget + TOLERANCE:
+            if schedule is None or self.costs.share(schedule) <= self.budget + TOLERANCE:
                 return schedule
         return None

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import torch
+
 from tokenprune.bench.configuration import Configuration, plain
 from tokenprune.bench.peers.table import configurations as other_packages
 from tokenprune.cluster_correction import ClusterCorrection
@@ -254,7 +256,22 @@ def speed(budget: float, steps: int) -> list[Configuration]:
     return [fewer, *eager, *(Configuration(f"{name}, compiled", plan, compiled=True) for name, plan in plans.items())]
 
 
-SHORT = ("sensitivity", "rivals", "presets", "speed")
+STORAGE = (None, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
+"""Types to keep keys and values in; None is the model's own."""
+
+
+def storage(budget: float, steps: int) -> list[Configuration]:
+    """Keys and values in smaller types, as far as they can be held or forecast in them."""
+    plans = {"CAT": Plan(CATPolicy(), after_warmup(budget, steps, WARMUPS[-1])), "tokenprune.plan": best_plan(budget)}
+    return [
+        Configuration(f"{name}, {'own type' if dtype is None else str(dtype)}", plan, cache_dtype=dtype)
+        for name, plan in plans.items()
+        for dtype in STORAGE
+        if dtype is None or dtype.itemsize >= plan.reuse.start_keys().least_bytes
+    ]
+
+
+SHORT = ("sensitivity", "rivals", "presets", "speed", "storage")
 """Suites without the usual numbers of plain steps."""
 
 WITHOUT_BUDGET = ("sensitivity", "presets", "paper")
@@ -272,6 +289,7 @@ SUITES: dict[str, Callable[[float, int], Sequence[Configuration]]] = {
     "peers": peers,
     "plane": plane,
     "speed": speed,
+    "storage": storage,
 }
 
 

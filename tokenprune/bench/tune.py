@@ -166,17 +166,17 @@ def search(
     started = time.monotonic()
     begin = begin or (lambda *_: None)
     study.pruner = optuna.pruners.MedianPruner(n_startup_trials=FEWEST)
-    known = {trial.user_attrs.get("preset") for trial in study.trials if trial.state in (*ENDED, TrialState.WAITING)}
-    for name, params in space.presets().items():
-        if name not in known:
-            study.enqueue_trial(params, user_attrs={"preset": name})
+    presets = space.presets()
     dense = draw_all(pipe, task.steps, task)
     for _ in range(MOST_OVER * (trials + 1) + len(study.trials)):
         ended = study.get_trials(deepcopy=False, states=ENDED)
-        waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        known = {trial.user_attrs.get("preset") for trial in ended}
+        missing = next((name for name in presets if name not in known), None)
         enough = sum(_is_own(trial) for trial in ended) >= trials
         late = timeout is not None and time.monotonic() - started >= timeout
-        if not waiting and (enough or late):
+        if missing is not None and not study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+            study.enqueue_trial(presets[missing], user_attrs={"preset": missing})
+        elif missing is None and (enough or late):
             break
         study.sampler = optuna.samplers.TPESampler(seed=seed + len(ended), multivariate=False)
         trial = study.ask()

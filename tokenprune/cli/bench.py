@@ -16,6 +16,7 @@ from rich.table import Table
 
 from tokenprune.bench.configuration import Configuration
 from tokenprune.bench.suites import SUITES, WITHOUT_BUDGET, make
+from tokenprune.cli import options
 from tokenprune.data_files import one_line
 from tokenprune.embedded.quiet import quiet
 from tokenprune.errors import ConfigurationError, TokenPruneError
@@ -32,17 +33,13 @@ def bench(
         str | None, typer.Option(help=f"{', '.join(SUITES)}; plane where no --config is given.", show_default=False)
     ] = None,
     config: Annotated[Path | None, typer.Option(help="TOML, YAML or JSON file of configurations of your own.")] = None,
-    model: Annotated[
-        str, typer.Option(help="shapes-sd3, shapes-pixart, or a directory or hub name of a diffusers pipeline.")
-    ] = "shapes-sd3",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
-    device: Annotated[str | None, typer.Option(help="cpu or cuda; else cuda where there is one.")] = None,
-    variant: Annotated[str | None, typer.Option(help="Variant of the weights' files, such as fp16.")] = None,
-    argument: Annotated[
-        list[str] | None, typer.Option(help="name=value for the pipeline's call; may be repeated.", show_default=False)
-    ] = None,
+    model: options.Pipeline = "shapes-sd3",
+    dtype: options.Dtype = "float32",
+    device: options.Device = None,
+    variant: options.Variant = None,
+    argument: options.CallArgument = None,
     budget: Annotated[float, typer.Option(help="Share of the plain model's token computations, for suites.")] = 0.5,
-    steps: Annotated[int | None, typer.Option(min=2, help="Steps of the sampler; else the model's own.")] = None,
+    steps: options.Steps = None,
     prompts: Annotated[
         int | None, typer.Option(min=1, help="How many, from the first; else 64, or all of a file.", show_default=False)
     ] = None,
@@ -51,9 +48,7 @@ def bench(
     prompts_from: Annotated[
         str | None, typer.Option(help="Data set of prompts: parti-prompts, coco or dataset:PATH_OR_NAME#COLUMN.")
     ] = None,
-    guidance_scale: Annotated[
-        float | None, typer.Option(help="Classifier-free guidance; else the model's own.")
-    ] = None,
+    guidance_scale: options.GuidanceScale = None,
     batch: Annotated[int, typer.Option(min=1, help="Pictures drawn at a time.")] = 8,
     metric: Annotated[
         list[str] | None,

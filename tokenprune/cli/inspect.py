@@ -183,8 +183,8 @@ def _of_sizes(rehearsal: Rehearsal, called: Called, dtype: str, tokens: int | No
     of_other = tokens is not None and tokens != rehearsal.tokens
     return {
         "MACs": f"{ratio:.1%} of the plain model's {dense / 1e12:.4g} T: {1 / ratio:.2f}x allowed",
-        "keys, values": f"{_size(keys / images / halves)} for each image of {tokens or rehearsal.tokens} tokens, {dtype}"
-        f"{both}{batch}",
+        "keys, values": f"{_size(keys / images / halves)} for each image of {tokens or rehearsal.tokens} tokens, "
+        f"{dtype}{both}{batch}",
         **({} if of_other else {"all caches": f"{_size(rehearsal.cache_bytes)} with this plan's forecasts"}),
     }
 

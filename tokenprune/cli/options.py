@@ -26,7 +26,6 @@ PlanFile: TypeAlias = Annotated[Path | None, typer.Option("--plan", help="A plan
 Budget: TypeAlias = Annotated[
     str | None, typer.Option(help="Share of the plain model's token computations, or quality, balanced or fast.")
 ]
-
 Pipeline: TypeAlias = Annotated[
     str, typer.Option(help="shapes-sd3, shapes-pixart, or a directory or hub name of a diffusers pipeline.")
 ]

@@ -60,13 +60,13 @@ def tune(
     ] = None,
 ) -> None:
     """Search schedule, policy and forecast for a budget, on a few prompts; report on others and write a plan file."""
-    from tokenprune.bench.measure import Task
-    from tokenprune.bench.subjects import find_subject, read_arguments
-    from tokenprune.bench.tune import open_study
-
     quiet()
     try:
         _check(budget, cost)
+        from tokenprune.bench.measure import Task
+        from tokenprune.bench.subjects import find_subject, read_arguments
+        from tokenprune.bench.tune import open_study
+
         subject = find_subject(model, dtype, device, variant, read_arguments(argument or ()))
         if guidance_scale is not None and not subject.guided:
             raise ConfigurationError(f"guidance-scale: expected none, as {model} takes no guidance_scale")
@@ -150,8 +150,10 @@ def _run(
 
 
 def _check(budget: float, cost: str) -> None:
-    from tokenprune.bench.tune import Cost
-
+    try:
+        from tokenprune.bench.tune import Cost
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(f"to search, install {error.name!r} (the extra 'tune')") from error
     if cost not in get_args(Cost):
         raise ConfigurationError(f"cost: expected one of {', '.join(get_args(Cost))}, got {cost!r}")
     if not 0 < budget < 1:

@@ -1,0 +1,141 @@
+"""The Pareto plot: which rows are on the front, which points are drawn, and what is said of the rest."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matplotlib.image import imread
+
+from tokenprune.bench.pareto import HEIGHT, KINDS, LINE, PLAIN, figure, front, kind_of, plot
+from tokenprune.bench.results import Results, load
+
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
+
+
+def row(name: str, source: str, macs: float, psnr: float, seconds: float | None = None) -> dict[str, Any]:
+    timed = {} if seconds is None else {"seconds_per_image": seconds, "plain_seconds_per_image": 2.0}
+    plan = None if name.startswith("plain") else "Plan()"
+    figures = {"total_mac_ratio": macs, "psnr_mean": psnr, "psnr_ci95": 1.5, "steps": 28, "plan": plan}
+    return {"name": name, "source": source, **figures, **timed}
+
+
+SETTINGS = {
+    "command": "tokenprune bench --suite own",
+    "model": "shapes-sd3",
+    "prompts": 64,
+    "steps": 28,
+    "guidance_scale": 7.0,
+    "machine": "a machine",
+    "date": "2026-01-01",
+}
+ROWS = [
+    row("plain, 28 steps", "", 1.0, 99.0, 2.0),
+    row("plain, 14 steps", "", 0.5, 37.0, 1.0),
+    row("plain, 7 steps", "", 0.25, 30.0, 0.5),
+    row("ours", "ours", 0.5, 55.0, 1.2),
+    row("theirs", "cache-dit, x: defaults", 0.6, 50.0, 1.1),
+    row("never skips", "diffusers, x: defaults", 1.0, 99.0, 2.1),
+    {"name": "broken", "source": "diffusers, x: defaults", "steps": 28, "error": "TypeError: no"},
+]
+
+
+def texts(axis: Any) -> list[str]:
+    return [text.get_text() for text in axis.texts]
+
+
+def test_the_front_has_the_rows_that_nothing_cheaper_beats() -> None:
+    points = [
+        row("a", "", 0.5, 40.0),
+        row("beaten at its own cost", "", 0.5, 39.0),
+        row("b", "", 0.6, 41.0),
+        row("dearer and no nearer", "", 0.7, 41.0),
+        row("c", "", 0.2, 10.0),
+    ]
+    assert [each["name"] for each in front(points, "total_mac_ratio")] == ["c", "a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "label"),
+    [
+        ("plain, 14 steps", "", "plain model, fewer steps"),
+        ("a plan of a user's file", "", "others"),
+        ("tokenprune.plan", "ours", "ours"),
+        ("AT-EDM x age", "ours, after arXiv 2405.05252", "ours"),
+        ("noise", "arXiv 2502.00433, Fig. 4", "CAT and its ablations"),
+        ("evenly", "step cache after arXiv 2503.06923", "step caches"),
+        ("RAS", "re-implementation of arXiv 2502.10389", "re-implementations"),
+        ("MagCache", "diffusers, arXiv 2506.09045: defaults", "other packages"),
+        ("DBCache", "cache-dit, github.com/vipshop/cache-dit: Fn=1", "other packages"),
+        ("random", "baseline", "others"),
+    ],
+)
+def test_the_source_tells_the_kind(name: str, source: str, label: str) -> None:
+    assert kind_of(row(name, source, 0.5, 40.0)).label == label
+
+
+def test_kinds_differ_in_colour_and_in_shape() -> None:
+    assert len({kind.colour for kind in KINDS}) == len({kind.marker for kind in KINDS}) == len(KINDS)
+
+
+def test_both_costs_are_drawn_where_they_were_measured() -> None:
+    drawn = figure(Results(SETTINGS, ROWS))
+    seconds, macs = drawn.axes
+    assert drawn.get_suptitle() == "shapes-sd3: 64 prompts, 28 steps, guidance 7.0"
+    for axis, unit, costs, plain in (
+        (seconds, "seconds", [0.5, 1.0, 1.2, 1.1], 2.0),
+        (macs, "share of the plain model's", [0.25, 0.5, 0.5, 0.6], 1.0),
+    ):
+        assert unit in axis.get_xlabel()
+        points = {container.get_label(): container for container in axis.containers}
+        assert [*points] == [PLAIN.label, "ours", "other packages"]
+        assert [x for each in points.values() for x in each.lines[0].get_xdata()] == costs
+        assert points[PLAIN.label].lines[0].get_linestyle() == "-"
+        assert points["ours"].lines[0].get_linestyle() == "None"
+        ((low, high),) = ([end[1] for end in line] for line in points["ours"].lines[2][0].get_segments())
+        assert (low, high) == (53.5, 56.5)
+        (reference,) = [line for line in axis.lines if line.get_label() == "plain model, all steps"]
+        assert list(reference.get_xdata()) == [plain, plain]
+    assert "(dB" in seconds.get_ylabel()
+    # the front by operations holds ours alone besides the plain model; by seconds the other package, too
+    assert sorted(texts(macs)) == sorted(["28 steps", "28 steps", "ours"])
+    assert sorted(texts(seconds)) == sorted(["28 steps", "28 steps", "ours", "theirs"])
+
+
+def test_what_is_not_drawn_is_named_below_with_the_source() -> None:
+    note = " ".join(figure(Results(SETTINGS, ROWS)).get_supxlabel().split())
+    assert note.startswith("tokenprune bench --suite own. a machine, 2026-01-01.")
+    assert "equal to the plain model, not drawn: never skips" in note
+    assert note.endswith("failed, not drawn: broken")
+    assert "plain, 28 steps" not in note
+    assert "not drawn" not in figure(Results(SETTINGS, ROWS[:4])).get_supxlabel()
+
+
+def test_names_on_the_front_keep_a_line_apart() -> None:
+    near = [row(f"near {i}", "ours", 0.5 + i / 100, 50 + i / 100) for i in range(4)]
+    ends = [row("low", "ours", 0.2, 30.0), row("high", "ours", 0.9, 80.0)]
+    (axis,) = figure(Results(SETTINGS, [*ends, *near])).axes
+    low, high = axis.get_ylim()
+    assert texts(axis) == ["low", "near 0", "near 1", "near 2", "near 3", "high"]
+    heights = [(text.xy[1] - low) / (high - low) * HEIGHT + text.get_position()[1] for text in axis.texts]
+    assert min(after - before for before, after in pairwise(heights)) > LINE - 0.01
+
+
+@pytest.mark.parametrize("rows", [[], ROWS[-1:], ROWS[:1]])
+def test_without_anything_to_draw_the_plot_is_empty(rows: list[dict[str, Any]], tmp_path: Path) -> None:
+    plot(Results(SETTINGS, rows), tmp_path / "empty.png")
+    assert (tmp_path / "empty.png").stat().st_size > 0
+
+
+def test_committed_results_without_timing_give_one_panel(tmp_path: Path) -> None:
+    results = load(RESULTS / "shapes-sd3-plane-0.5.json")
+    (axis,) = figure(results).axes
+    drawn = sum(len(container.lines[0].get_xdata()) for container in axis.containers)
+    assert drawn == len(results.rows) - 1 == 46
+    assert "tokenprune.plan" in texts(axis)
+    assert len(texts(axis)) < 15
+    plot(results, tmp_path / "p.png")
+    height, width, _ = imread(tmp_path / "p.png").shape
+    assert width > height > 500
