@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tokenprune.bench.render import tables
+from tokenprune.bench.render import PAGE, page, tables
 from tokenprune.bench.results import ResultFileError, Results, load, resume
 from tokenprune.bench.tables import CLOCK, OVERHEADS, cells, cost_cells, failures, markdown, marks, renew
 
@@ -221,10 +221,12 @@ TABLES = tables(DOCS / "results")
 @pytest.mark.parametrize("name", TABLES)
 def test_the_tables_in_docs_are_those_of_the_committed_results(name: str) -> None:
     start, end = marks(name)
-    shown = [text for text in (page.read_text() for page in DOCS.glob("*.md")) if start in text]
-    assert shown, f"no page shows {name}"
-    for text in shown:
+    for text in (text for text in (document.read_text() for document in DOCS.glob("*.md")) if start in text):
         assert text.split(start)[1].split(end)[0] == TABLES[name]
+
+
+def test_the_page_of_results_is_that_of_the_committed_files() -> None:
+    assert (DOCS / PAGE).read_text() == page(DOCS / "results")
 
 
 def test_there_are_committed_results_of_both_models() -> None:

@@ -90,6 +90,7 @@ def buffers(model: nn.Module) -> list[Tensor]:
 )
 @pytest.mark.parametrize("first", ["offload", "apply"])
 @pytest.mark.parametrize("way", OFFLOADS)
+@pytest.mark.filterwarnings("ignore:The following device_map keys do not match any submodules:UserWarning")
 def test_offloaded_and_pruned(
     request: pytest.FixtureRequest,
     name: str,

@@ -252,7 +252,7 @@ class Space:
         return choice.make(**settings)
 
     def _within(self, make: Callable[..., Schedule | None], settings: Settings) -> Schedule | None:
-        """The schedule with the largest share of the tokens whose cost is the budget at most; less never helps a None."""
+        """The schedule with the largest share of the tokens that the budget allows."""
         for part in range(FINENESS, 0, -1):
             share = self.budget * part / FINENESS
             schedule = make(share=share, steps=self.costs.steps, **settings)
