@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from tokenprune.compiled import forget_graphs
-from tokenprune.discovery import PendingModule, may_be_discovered
 from tokenprune.errors import TraceError, UnknownModelError
 from tokenprune.macs import count_steps
 from tokenprune.masked import MaskedModule
@@ -24,6 +23,9 @@ from tokenprune.reuse import Hold, Reuse
 from tokenprune.run import BranchKey
 from tokenprune.schedule import Schedule
 from tokenprune.trace import Trace
+
+if TYPE_CHECKING:
+    from tokenprune.discovery import PendingModule
 
 
 class Handle:
@@ -50,7 +52,7 @@ class Handle:
     @property
     def _masked(self) -> MaskedModule | None:
         """What prunes the model; None while its map is not found yet."""
-        return self._source.masked if isinstance(self._source, PendingModule) else self._source
+        return self._source.masked
 
     @property
     def map(self) -> ModuleMap | None:
@@ -60,7 +62,7 @@ class Handle:
     def report(self) -> Report:
         """What the latest generation computed, and what that cost; of a model without adapter, how that was met."""
         masked = self._masked
-        notes = self._source.notes if isinstance(self._source, PendingModule) else ()
+        notes = self._source.notes
         if masked is None:
             return Report((), 0, 0.0, 0.0, 0, 0, Macs(0, 0), Macs(0, 0), 0, (), None, notes)
         costs = self._count_operations(masked)
@@ -201,6 +203,8 @@ def apply(
     try:
         found = adapter or find_adapter(model)
     except UnknownModelError:
+        from tokenprune.discovery import PendingModule, may_be_discovered  # takes as long to import as all the rest
+
         if not discover or not may_be_discovered(model):
             raise
         source = PendingModule(model, make)

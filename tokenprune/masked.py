@@ -114,6 +114,14 @@ class MaskedModule:
         self.numbered: Tensor | None = None
         self.reset()
 
+    notes: tuple[str, ...] = ()
+    """How the map was found, where that is worth telling."""
+
+    @property
+    def masked(self) -> MaskedModule:
+        """What prunes the model: this; a model without adapter has it only from its first call on."""
+        return self
+
     # Hooks on and off ------------------------------------------------------------------------------------------
 
     def install(self) -> None:

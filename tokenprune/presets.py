@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from tokenprune.discovery import may_be_discovered
 from tokenprune.errors import UnknownModelError
 from tokenprune.plans import Plan
 from tokenprune.policies import ErrorControlledPolicy
@@ -38,6 +37,8 @@ def plan(target: Any, budget: float | str = "balanced") -> Plan:
     try:
         find_adapter(model)
     except UnknownModelError:
+        from tokenprune.discovery import may_be_discovered
+
         if not may_be_discovered(model):
             raise
     return best_plan(share_of(budget))
