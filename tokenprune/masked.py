@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import threading
 from collections.abc import Mapping
@@ -11,21 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map, tree_structure
-from torch.utils.hooks import RemovableHandle
 
-from tokenprune import attention, blocks, constants
+from tokenprune import attention, constants
 from tokenprune.attention import AttentionState
 from tokenprune.blocks import BlockState, ExpandState, Rows, gather
 from tokenprune.cache import BranchCache, KeptOutput
 from tokenprune.constants import ConstantState
-from tokenprune.errors import AlreadyPrunedError, UnsupportedCallError
+from tokenprune.errors import UnsupportedCallError
 from tokenprune.exits import Exit
+from tokenprune.fittings import Fittings
 from tokenprune.generation import Generation
 from tokenprune.grid import num_tokens
-from tokenprune.hooks import ATTRIBUTES, MASKED, after_exit, after_model, before_model, forward_or_skip, named_calls
 from tokenprune.keyvalue import is_writable
 from tokenprune.modulemap import Guidance, ModuleMap
-from tokenprune.others import COPYING, Places, reduce_plainly, refuse_caches
+from tokenprune.others import refuse_caches
 from tokenprune.policy import SelectionPolicy
 from tokenprune.report import CallRecord, Stopwatch
 from tokenprune.reuse import Reuse
@@ -35,17 +33,6 @@ from tokenprune.selection import Selection
 from tokenprune.skip import OutputMap
 from tokenprune.trace import Recorder
 from tokenprune.turns import Turns
-
-PART_HOOKS: tuple[Any, ...] = (
-    blocks.before_block,
-    blocks.after_expanded,
-    attention.enter_attention,
-    attention.leave_attention,
-    constants.before_constant,
-    constants.after_constant,
-    after_exit,
-)
-"""Hooks of the model's parts."""
 
 
 class MaskedModule:
@@ -98,11 +85,7 @@ class MaskedModule:
         self.called: dict[int, str] = {}
         self.generations = 0
         self.peak_bytes = 0
-        self._handles: list[RemovableHandle] = []
-        self._parts: list[RemovableHandle] = []
-        self._held: list[tuple[nn.Module, str]] = []
-        self._replaced: dict[str, Any] = {}
-        self._standing_in: dict[str, Any] = {}
+        self.fittings = Fittings(self)
         self._set_aside: list[tuple[nn.Module, Any]] = []
         self.examples: dict[BranchKey, tuple[tuple[Any, ...], dict[str, Any]]] = {}
         self.generation = self._new_generation(0)
@@ -130,80 +113,22 @@ class MaskedModule:
         Raises:
             AlreadyPrunedError: the model carries hooks of another handle.
         """
-        if MASKED in self.model.__dict__:
-            raise AlreadyPrunedError(
-                f"{type(self.model).__name__}: already pruned by another handle; call its remove() first"
-            )
-        self.model.__dict__[MASKED] = self
-        begin, end = torch.compiler.disable(before_model), torch.compiler.disable(after_model)
-        self._handles.append(self.model.register_forward_pre_hook(begin, with_kwargs=True))
-        self._handles.append(self.model.register_forward_hook(end, with_kwargs=True, always_call=True))
-        self._install_parts()
-        self._stand_in(COPYING, functools.partial(reduce_plainly, self.model, ATTRIBUTES, self._replaced))
-        self._stand_in_forward()
-        if hasattr(self.model, "cache_context"):
-            names: Any = self.model.cache_context
-            self._stand_in("cache_context", functools.partial(named_calls, self, names))
-
-    def _install_parts(self) -> None:
-        """Register the hooks of the model's parts on the modules that stand there now."""
-        for site in self.map.block_sites:
-            self.blocks[site.path] = BlockState(site, self.model.get_submodule(site.path))
-            module = self._holding(site.path, blocks.ATTRIBUTE, self.blocks[site.path])
-            self._parts.append(module.register_forward_pre_hook(blocks.before_block, with_kwargs=True))
-        for state in self.attentions:
-            module = self._holding(state.site.path, attention.ATTRIBUTE, state)
-            self._parts.append(module.register_forward_pre_hook(attention.enter_attention))
-            self._parts.append(module.register_forward_hook(attention.leave_attention))
-        for constant in self.constants:
-            module = self._holding(constant.path, constants.ATTRIBUTE, constant)
-            self._parts.append(module.register_forward_pre_hook(constants.before_constant))
-            self._parts.append(module.register_forward_hook(constants.after_constant))
-        if self.exit.site.expand is not None:
-            module = self._holding(self.exit.site.expand, blocks.EXPANDED, self.expand)
-            self._parts.append(module.register_forward_hook(blocks.after_expanded))
-        module = self._holding(self.exit.site.path, MASKED, self)
-        self._parts.append(module.register_forward_hook(torch.compiler.disable(after_exit)))
-        self._places = Places(self.model, self.map.paths)
-
-    def _remove_parts(self) -> None:
-        for handle in self._parts:
-            handle.remove()
-        for module, attribute in self._held:
-            module.__dict__.pop(attribute, None)
-        for module in self.model.modules():  # what takes a module's place may have been given its hooks
-            for hooks in (module._forward_pre_hooks, module._forward_hooks):
-                for number in [number for number, hook in hooks.items() if inspect.unwrap(hook) in PART_HOOKS]:
-                    del hooks[number]
-        self._parts.clear()
-        self._held.clear()
-
-    def _follow_replaced(self) -> None:
-        """Move the hooks to modules that took the place of others (wrapped, unwrapped or quantised layers)."""
-        self._remove_parts()
-        try:
-            self.map.check(self.model)
-        finally:
-            self.reset()
-        self._install_parts()
+        self.fittings.put_on()
 
     def remove(self) -> None:
         """Take all hooks off and free the caches; the model is as it was."""
         self.unwind()
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        self._remove_parts()
-        self.model.__dict__.pop(MASKED, None)
-        for name, own in self._replaced.items():
-            if self.model.__dict__.get(name) is not self._standing_in[name]:
-                continue  # somebody wrapped or replaced it since
-            del self.model.__dict__[name]
-            if own is not None:
-                self.model.__dict__[name] = own
-        self._replaced.clear()
-        self._standing_in.clear()
+        self.fittings.take_off()
         self.reset()
+
+    def _follow_displaced(self) -> None:
+        """Move the hooks to the modules that took the place of others."""
+        self.fittings.take_off_parts()
+        try:
+            self.map.check(self.model)
+        finally:
+            self.reset()
+        self.fittings.put_on_parts()
 
     def reset(self) -> None:
         """Free the caches; the next call starts a generation."""
@@ -225,25 +150,6 @@ class MaskedModule:
         self._end_eager()
         attention.leave_modes(self.attentions)
 
-    def _stand_in(self, name: str, value: Any) -> None:
-        """Give the model a method of its own, until `remove`."""
-        self._replaced[name] = self.model.__dict__.get(name)
-        self._standing_in[name] = self.model.__dict__[name] = value
-
-    def _stand_in_forward(self) -> None:
-        """Put ours before the model's forward where steps may be skipped, unless it is still under others' wrappers."""
-        forward: Any = self.model.forward
-        ours = self._standing_in.get("forward")
-        if not self.schedule.skips or (ours and inspect.unwrap(forward, stop=lambda found: found is ours) is ours):
-            return
-        self._stand_in("forward", functools.wraps(forward)(functools.partial(forward_or_skip, self, forward)))
-
-    def _holding(self, path: str, attribute: str, state: object) -> nn.Module:
-        module = self.model.get_submodule(path)
-        module.__dict__[attribute] = state
-        self._held.append((module, attribute))
-        return module
-
     # One call of the model -------------------------------------------------------------------------------------
 
     def begin_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -256,8 +162,8 @@ class MaskedModule:
                 f"{type(self.model).__name__}: pruning keeps keys and values from earlier steps and cannot give "
                 f"gradients; call the model under torch.no_grad() or remove() the handle to train"
             )
-        if self._places.changed:
-            self._follow_replaced()
+        if self.fittings.displaced:
+            self._follow_displaced()
         bound = self.signature.bind(*args, **kwargs)
         bound.apply_defaults()
         latents = self._latents(bound.arguments)
@@ -399,7 +305,7 @@ class MaskedModule:
     def _begin_generation(self, moment: Moment, latents: Tensor, arguments: Mapping[str, Any]) -> None:
         """Start anew; key and value buffers stay, for their memory, while the latents keep their shape."""
         refuse_caches(self.model)
-        self._stand_in_forward()
+        self.fittings.stand_in_forward()
         last = self.generation.branches
         self.examples = {}
         self.generation = self._new_generation(self._count_images(latents))

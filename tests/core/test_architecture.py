@@ -36,7 +36,7 @@ LAYERS = (
     {"run", "blocks", "turns"},
     {"attention", "constants"},
     {"hooks"},
-    {"report", "exits"},
+    {"report", "exits", "fittings"},
     {"trace"},
     {"generation"},
     {"masked", "testing"},
