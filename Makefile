@@ -8,8 +8,8 @@ READY := $(VENV)/.ready
 demo: $(READY)  ## draw a picture dense and pruned with the embedded model
 	$(VENV)/bin/tokenprune demo
 
-test: lint  ## everything that must pass before a change goes in
-	$(VENV)/bin/pytest
+test: lint  ## everything that must pass before a change goes in; one process for each core
+	OMP_NUM_THREADS=1 $(VENV)/bin/pytest --numprocesses auto --dist worksteal
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

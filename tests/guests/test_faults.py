@@ -47,7 +47,7 @@ def live_bytes() -> int:
     gc.collect()
     storages = {}
     for found in gc.get_objects():
-        if issubclass(type(found), Tensor) and found.device.type == "cpu":
+        if type(found) in (Tensor, nn.Parameter) and found.device.type == "cpu":
             storage = found.untyped_storage()
             storages[storage.data_ptr()] = storage.nbytes()
     return sum(storages.values())
