@@ -181,7 +181,7 @@ class LinearBuffer(KeyValueBuffer):
         known, change = (part.index_select(1, rows).view_as(fresh) for part in (forecasts, changes))
         off, shape = torch.sub(fresh, known, out=known), fresh.shape[1:3]
         gap, span = (self._now - times[rows]).view(shape), spans[rows].view(shape)
-        kept, taken, span = self._learn(off, change, gone.index_select(1, rows).view(-1, *shape), span, gap)
+        kept, taken, span = self._learn(off, change, gone.index_select(1, rows).view(2, *shape), span, gap)
         changes.index_copy_(1, rows, change.mul_(kept).addcmul_(off, taken).flatten(1, 2))
         forecasts.index_copy_(1, rows, fresh.flatten(1, 2))
         gone.index_fill_(1, rows, 0.0)

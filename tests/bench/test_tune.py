@@ -256,6 +256,8 @@ def test_the_verdict_is_that_of_the_held_out_prompts(
 
 def test_a_preset_that_is_the_best_is_called_one() -> None:
     tried = Tried(OURS, PLAN, [40.0], 0.5, 0.5)
-    verdict = judge(Found(0.5, tried, [tried], 0, 0, {}, np.zeros(0, np.uint8)), [Row(TUNED, 0.5, 0.5, [40.0], [39.0])])
+    verdict = judge(
+        Found(0.5, tried, [replace(tried)], 0, 0, {}, np.zeros(0, np.uint8)), [Row(TUNED, 0.5, 0.5, [40.0], [39.0])]
+    )
     assert verdict.rival is None
     assert verdict.text.startswith("No plan was better than the preset 'tokenprune.plan'")

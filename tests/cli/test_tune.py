@@ -47,23 +47,23 @@ def prompts(tmp_path: Path) -> Path:
 def test_a_model_of_ones_own_gets_a_plan_file_that_applies(tmp_path: Path, prompts: Path) -> None:
     out = tmp_path / "new" / "plan.yaml"
     given = ("--model", DIRECTORY, "--device", "cpu", "--argument", "max_sequence_length=1", "--prompts", str(prompts))
-    options = (*given, "--budget", "0.6", "--steps", "5", "--trials", "2", "--batch", "1", "--out", str(out))
+    options = (*given, "--budget", "0.6", "--steps", "4", "--trials", "1", "--out", str(out))
     result = run(*options)
     assert result.exit_code == 0, result.output
     notes = yaml.safe_load(out.read_text())["notes"]
-    assert (notes["model"], notes["budget"], notes["steps"]) == (DIRECTORY, 0.6, 5)
+    assert (notes["model"], notes["budget"], notes["steps"]) == (DIRECTORY, 0.6, 4)
     assert (notes["tuning_prompts"]["count"], notes["held_out_prompts"]["count"]) == (2, 2)
     assert notes["tuning_prompts"]["digest"] != notes["held_out_prompts"]["digest"]
     assert notes["command"].startswith("tokenprune tune --model ")
     assert notes["verdict"] in " ".join(result.output.split())
     assert {"versions", "date", "psnr_tuning", "psnr_held_out", "tokens_ratio"} <= set(notes)
-    assert "plain, 3 steps" in notes["others"]
-    assert "plain, 3 steps" in result.output
+    assert "plain, 2 steps" in notes["others"]
+    assert "plain, 2 steps" in result.output
     assert notes["tokens_ratio"] <= 0.6
 
     pipe: Any = load_shapes_sd3()
     with tokenprune.apply(pipe, tokenprune.load_plan(out)) as handle:
-        pipe(PROMPTS[2], num_inference_steps=5, max_sequence_length=1, output_type="latent")
+        pipe(PROMPTS[2], num_inference_steps=4, max_sequence_length=1, output_type="latent")
         assert handle.report().tokens_ratio == pytest.approx(notes["tokens_ratio"], abs=1e-4)
 
     before = tokenprune.load_plan(out)

@@ -26,7 +26,9 @@ from tokenprune import CATPolicy, Observation, Plan, RefreshSchedule, ScorePolic
 
 PLANS: dict[str, Plan] = {
     "cat": Plan(CATPolicy(0.3, 2, num_clusters=5)),
-    "skipping": Plan(CATPolicy(0.3, 2, num_clusters=5), RefreshSchedule(every=3, alpha=0.0, warmup_steps=2), Taylor()),
+    "skipping": Plan(
+        CATPolicy(0.3, 2, num_clusters=5), RefreshSchedule(every=3, alpha=0.0, warmup_steps=2), Taylor(keys=True)
+    ),
     "forecasts": Plan(CATPolicy(0.3, 2, num_clusters=5), reuse=Taylor(keys=True)),
 }
 CALLS = 6

@@ -78,7 +78,9 @@ def make() -> nn.Module:
 
 def live_bytes() -> int:
     gc.collect()
-    tensors = [found for found in gc.get_objects() if type(found) in (Tensor, nn.Parameter) and found.device.type == "cpu"]
+    tensors = [
+        found for found in gc.get_objects() if type(found) in (Tensor, nn.Parameter) and found.device.type == "cpu"
+    ]
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 

@@ -92,7 +92,7 @@ def compare(
     dense = draw_all(pipe, held_out.steps, held_out)
     rows = []
     for tried in contenders(found):
-        name = TUNED if tried is found.best else tried.name
+        name = TUNED if tried.name == found.best.name else tried.name
         begin(name)
         drawn = draw(pipe, Configuration(name, tried.plan), held_out)
         psnr = fidelity(drawn.pictures, dense)["psnr"]
@@ -112,7 +112,7 @@ def _plain(pipe: Any, fewer: Configuration, sets: tuple[tuple[Task, Pictures], t
 def judge(found: Found, rows: list[Row]) -> Verdict:
     """The tuned plan against the best preset, on the held-out prompts of the rows."""
     by_name = {row.name: row for row in rows}
-    rivals = [tried for tried in contenders(found) if tried is not found.best]
+    rivals = [tried for tried in contenders(found) if tried.name != found.best.name]
     if found.best.name in {preset.name for preset in found.presets}:
         text = f"No plan was better than the preset {found.best.name!r} on the tuning prompts: that is the tuned plan."
         return Verdict(None, 0.0, 0.0, text)
