@@ -87,7 +87,7 @@ def macs(
             schedule = WarmupSchedule(fraction or 0, warmup or 0)
         except ValueError as error:
             raise ConfigurationError(str(error)) from error
-        rows = [row for name, build in MODELS.items() for row in _count(name, *build(), schedule, steps)]
+        rows = [row for name, shape in MODELS.items() for row in _count(name, *_build(shape), schedule, steps)]
     if as_json:
         print(json.dumps([asdict(row) for row in rows], indent=2))
     else:
@@ -162,56 +162,16 @@ def _figure(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def _sd3_medium() -> tuple[nn.Module, Arguments]:
-    from diffusers import SD3Transformer2DModel
+def _build(name: str) -> tuple[nn.Module, Arguments]:
+    """A model of the paper on the meta device, and the arguments of a call with both halves of guidance, 1024x1024."""
+    from tokenprune.bench.random_weights import SHAPES
 
     with torch.device("meta"):
-        model = SD3Transformer2DModel(
-            sample_size=128,
-            patch_size=2,
-            in_channels=16,
-            num_layers=24,
-            attention_head_dim=64,
-            num_attention_heads=24,
-            joint_attention_dim=4096,
-            caption_projection_dim=1536,
-            pooled_projection_dim=2048,
-            out_channels=16,
-            pos_embed_max_size=192,
-        )
-        arguments: dict[str, Any] = {
-            "hidden_states": torch.empty(2, 16, 128, 128),
-            "encoder_hidden_states": torch.empty(2, 333, 4096),
-            "pooled_projections": torch.empty(2, 2048),
-            "timestep": torch.empty(2),
-        }
+        model: Any = SHAPES[name].build()
+        latents = torch.empty(2, model.config.in_channels, 128, 128)
+        arguments = {"hidden_states": latents, "timestep": torch.empty(2), **SHAPES[name].conditions(2)}
     return model, ((), arguments)
 
 
-def _pixart_sigma() -> tuple[nn.Module, Arguments]:
-    from diffusers import PixArtTransformer2DModel
-
-    with torch.device("meta"):
-        model = PixArtTransformer2DModel(
-            sample_size=128,
-            num_layers=28,
-            attention_head_dim=72,
-            num_attention_heads=16,
-            in_channels=4,
-            out_channels=8,
-            patch_size=2,
-            caption_channels=4096,
-            cross_attention_dim=1152,
-            use_additional_conditions=False,
-        )
-        arguments: dict[str, Any] = {
-            "hidden_states": torch.empty(2, 4, 128, 128),
-            "encoder_hidden_states": torch.empty(2, 300, 4096),
-            "encoder_attention_mask": torch.empty(2, 300),
-            "timestep": torch.empty(2),
-            "added_cond_kwargs": {"resolution": None, "aspect_ratio": None},
-        }
-    return model, ((), arguments)
-
-
-MODELS = {"SD3-medium": _sd3_medium, "PixArt-Sigma": _pixart_sigma}
+MODELS = {"SD3-medium": "sd3-medium", "PixArt-Sigma": "pixart-sigma"}
+"""The paper's models, and what the package calls them."""

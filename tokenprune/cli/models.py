@@ -24,6 +24,7 @@ import typer
 from torch import nn
 
 from tokenprune.bench.rehearsal import Call
+from tokenprune.bench.subjects import RANDOM
 from tokenprune.errors import ConfigurationError, TokenPruneError
 from tokenprune.modulemap import ModuleMap
 from tokenprune.plans import Plan
@@ -97,8 +98,8 @@ def load(target: str) -> Loaded:
     """The model that the user means.
 
     Args:
-        target: directory of a diffusers pipeline or transformer, name of an embedded pipeline, module.path:factory,
-            name of a transformer class of diffusers, or owner/name on the hub.
+        target: directory of a diffusers pipeline or transformer, name of an embedded pipeline, random:sd3-medium and
+            the like, module.path:factory, name of a transformer class of diffusers, or owner/name on the hub.
 
     Raises:
         ConfigurationError: there is no such model, or it cannot be built.
@@ -109,6 +110,8 @@ def load(target: str) -> Loaded:
         return _from_directory(Path(target))
     if target in TEXT:
         return _from_directory(Path(str(files("tokenprune.embedded") / "weights" / target)), TEXT[target])
+    if target.startswith(RANDOM):
+        return Loaded(_of_published_size(target))
     if ":" in target:
         return _from_factory(target)
     if hasattr(diffusers, target):
@@ -224,6 +227,17 @@ def _from_directory(folder: Path, text: int | None = None) -> Loaded:
     if not config.is_file():
         raise ConfigurationError(f"{folder}: expected a diffusers model, found no config.json")
     return Loaded(_build(str(config), _read(config)), scale=scale, text=text)
+
+
+def _of_published_size(target: str) -> nn.Module:
+    """A model that `tokenprune bench` knows at its published size, on the meta device."""
+    from tokenprune.bench.random_weights import SHAPES
+
+    name = target.removeprefix(RANDOM)
+    if name not in SHAPES:
+        raise ConfigurationError(f"{target}: expected one of {', '.join(RANDOM + shape for shape in SHAPES)}")
+    with torch.device("meta"):
+        return SHAPES[name].build()
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from typing import Annotated, TypeAlias
 import typer
 
 MODEL = (
-    "Directory of a diffusers pipeline or transformer, shapes-sd3 or shapes-pixart, a class of diffusers such as "
+    "Directory of a diffusers pipeline or transformer, shapes-sd3 or shapes-pixart, random:sd3-medium or "
+    "random:pixart-sigma (at their published sizes), a class of diffusers such as "
     "FluxTransformer2DModel (with its default config), owner/name on the hub, or module.path:factory, a function that "
     "gives a model or (model, arguments of a call by name)."
 )
