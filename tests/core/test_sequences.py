@@ -187,5 +187,5 @@ def test_the_exit_reads_and_writes_images(layout: Any, frames: int, turned: bool
 def test_one_state_for_each_image() -> None:
     state = AttentionState(AttentionSite("attn", "image-text", per_image=True))
     assert [own.path for own in state.of_batch(2)] == ["attn#0", "attn#1"]
-    assert state.serving(1) is state.of_batch(2)[1]
-    assert state.serving(2) is None
+    assert state.serving(1, 9) is state.of_batch(2)[1]
+    assert state.serving(2, 9) is None

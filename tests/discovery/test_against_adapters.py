@@ -28,10 +28,11 @@ ADAPTERS: dict[str, Any] = {
 
 
 def essence(found: ModuleMap, inputs: dict[str, Any]) -> dict[str, Any]:
-    """What two maps of one model must share to prune alike."""
+    """What two maps of one model must share to prune alike, without an IP-Adapter's second attention."""
+    attentions = [replace(site, second=None) for site in found.attentions]
     return {
         "blocks": [site.path for site in found.block_sites],
-        "attentions": sorted(found.attentions, key=lambda site: site.path),
+        "attentions": sorted(attentions, key=lambda site: site.path),
         "exit": found.exit_site,
         "grid": found.grid(inputs),
         "references": found.references(inputs) if found.references else (0, 0),
