@@ -18,7 +18,7 @@ AT_EDM = "AT-EDM's choice"
 
 @pytest.mark.parametrize("steps", STEPS)
 @pytest.mark.parametrize("budget", [0.35, 0.5, 0.8])
-@pytest.mark.parametrize("name", sorted(set(SUITES) - {*WITHOUT_BUDGET, "peers"}))
+@pytest.mark.parametrize("name", sorted(set(SUITES) - {*WITHOUT_BUDGET, "peers", "speed"}))
 def test_plans_compute_the_budget(name: str, budget: float, steps: int) -> None:
     pruned = [configuration for configuration in make(name, budget, steps) if configuration.plan is not None]
     assert pruned or budget * steps <= 4  # no room for the four full steps of the shortest warm-up

@@ -262,13 +262,16 @@ STORAGE = (None, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
 
 def storage(budget: float, steps: int) -> list[Configuration]:
     """Keys and values in smaller types, as far as they can be held or forecast in them."""
-    plans = {"CAT": Plan(CATPolicy(), after_warmup(budget, steps, WARMUPS[-1])), "tokenprune.plan": best_plan(budget)}
-    return [
+    schedule, plans = after_warmup(budget, steps, WARMUPS[-1]), {"tokenprune.plan": best_plan(budget)}
+    if schedule is not None:
+        plans["CAT"] = Plan(CATPolicy(), schedule)
+    ways = [
         Configuration(f"{name}, {'own type' if dtype is None else str(dtype)}", plan, cache_dtype=dtype)
         for name, plan in plans.items()
         for dtype in STORAGE
         if dtype is None or dtype.itemsize >= plan.reuse.start_keys().least_bytes
     ]
+    return [plain(max(1, round(budget * steps))), *ways]
 
 
 SHORT = ("sensitivity", "rivals", "presets", "speed", "storage")
