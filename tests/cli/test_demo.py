@@ -64,10 +64,12 @@ def test_the_panel_is_a_picture(outcome: dict[str, Any]) -> None:
 
 
 def test_a_prompt_outside_the_captions_has_no_score(tmp_path: Path) -> None:
-    arguments = ("--steps", "4", "--warmup-steps", "2", "--repeats", "1", "--out", str(tmp_path / "panel.png"))
+    panel = tmp_path / ("long" * 30) / "panel.png"
+    arguments = ("--steps", "4", "--warmup-steps", "2", "--repeats", "1", "--out", str(panel))
     result = run("demo", "something red", *arguments)
     assert result.returncode == 0, result.stderr
-    assert "panel.png" in result.stdout
+    assert f"panel: {panel}\n" in result.stdout  # whole, however narrow the terminal
+    assert panel.is_file()
 
 
 @pytest.mark.parametrize(

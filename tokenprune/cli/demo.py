@@ -128,12 +128,11 @@ def demo(
     if as_json:
         print(json.dumps(_as_json(outcomes, out, settings), indent=2))
     else:
-        console = Console()
-        console.print(_table(model, outcomes))
+        Console().print(_table(model, outcomes))
         for name, outcome in outcomes.items():
             if outcome.report is not None:
-                console.print(f"{name}: {outcome.report}", highlight=False)
-        console.print(f"panel: {out}", highlight=False)
+                print(f"{name}: {outcome.report}")
+        print(f"panel: {out}")
 
 
 def _run(ways: dict[str, Way], draw: Callable[[str, Way], Drawn], prompt: str, repeats: int) -> dict[str, Outcome]:

@@ -67,7 +67,7 @@ def figures(
     known = {"model": model, **asdict(settings), "threads": torch.get_num_threads(), "torch": torch.__version__}
     (out / NUMBERS).write_text(json.dumps({"settings": known, "figures": numbers}, indent=2) + "\n")
     console.print(table)
-    console.print(f"written to {out}, with the numbers in {NUMBERS}", highlight=False)
+    print(f"written to {out}, with the numbers in {NUMBERS}")
 
 
 def _check(option: str, values: Iterable[str], known: Iterable[str]) -> None:
