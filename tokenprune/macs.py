@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
+from tokenprune.counts import CountSchedule
 from tokenprune.hooks import bare
 from tokenprune.masked import MaskedModule
 from tokenprune.modulemap import ModuleMap
@@ -21,23 +22,9 @@ from tokenprune.policies.sequential import SequentialPolicy
 from tokenprune.report import Macs
 from tokenprune.reuse import Hold
 from tokenprune.run import OneGeneration
-from tokenprune.schedule import Schedule, Step
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of a model's forward."""
-
-
-class _FullThenPruned(Schedule):
-    """One full step, then given numbers of tokens."""
-
-    def __init__(self, counts: Sequence[int]) -> None:
-        self._counts = counts
-
-    def fraction(self, step: Step) -> float:
-        raise NotImplementedError("counts are given directly")
-
-    def count(self, step: Step, num_tokens: int) -> int:
-        return num_tokens if step.index == 0 else self._counts[step.index - 1]
 
 
 class _NoModules:
@@ -188,7 +175,7 @@ def count_steps(
         arguments: what to call it with, tensors on the meta device unless the map says that the model reads values.
         counts: numbers of tokens n, at least 1 each.
     """
-    policy, schedule = SequentialPolicy(), _FullThenPruned(counts)
+    policy, schedule = SequentialPolicy(), CountSchedule([None, *counts])
     with bare(model):
         masked = MaskedModule(model, module_map, policy, schedule, Hold(), guidance="none", guidance_scale=None)
         masked.run = OneGeneration(module_map.time_rises)

@@ -11,45 +11,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+from small import make_sd3
 
 from tokenprune import ConfigurationError
 from tokenprune.bench.measure import Task, draw_all
 from tokenprune.bench.subjects import find_subject, read_arguments
 from tokenprune.embedded.load import EMBEDDED
-from tokenprune.embedded.training.text import WIDTH, build_encoder, build_tokenizer
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a tiny SD3 pipeline with random weights."""
-    torch.manual_seed(0)
-    tokenizer = build_tokenizer()
-    pipe = StableDiffusion3Pipeline(
-        transformer=SD3Transformer2DModel(
-            sample_size=8,
-            patch_size=2,
-            in_channels=4,
-            out_channels=4,
-            num_layers=1,
-            attention_head_dim=8,
-            num_attention_heads=4,
-            joint_attention_dim=2 * WIDTH,
-            caption_projection_dim=32,
-            pooled_projection_dim=2 * WIDTH,
-            pos_embed_max_size=8,
-        ),
-        scheduler=FlowMatchEulerDiscreteScheduler(),
-        vae=AutoencoderKL(block_out_channels=(8,), latent_channels=4, norm_num_groups=4, shift_factor=0.0),
-        text_encoder=build_encoder(tokenizer).eval(),
-        tokenizer=tokenizer,
-        text_encoder_2=build_encoder(tokenizer).eval(),
-        tokenizer_2=tokenizer,
-        text_encoder_3=None,
-        tokenizer_3=None,
-    )
     folder = tmp_path_factory.mktemp("tiny")
-    pipe.save_pretrained(folder)
+    make_sd3().save_pretrained(folder)
     return folder
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import typer
 from click.testing import Result
+from refusals import refused
 from typer.testing import CliRunner
 
 from tokenprune import CATPolicy, Plan, save_plan
@@ -28,15 +29,6 @@ DIRECTORY = str(files("tokenprune.embedded") / "weights" / "shapes-sd3")
 
 def run(*arguments: str) -> Result:
     return CliRunner().invoke(APP, arguments)
-
-
-def refused(result: Result, message: str) -> None:
-    """The command ended with code 2 and one line that says this."""
-    assert result.exit_code == 2, result.output
-    assert isinstance(result.exception, SystemExit)
-    assert message in result.stderr
-    assert result.stderr.startswith("tokenprune bench: ")
-    assert result.stderr.count("\n") == 1
 
 
 def settings(path: Path) -> dict[str, Any]:
@@ -126,9 +118,9 @@ def test_a_directory_is_measured_with_configurations_and_prompts_of_ones_own(tmp
     assert f"2 prompts of {texts}" in " ".join(str(content["settings"][name]) for name in ("prompts", "prompts_source"))
     assert run(*options).exit_code == 0  # taken up again
     texts.write_text("a red circle\na green star\n")
-    refused(run(*options), "own.json: was measured with another prompts_digest")
+    refused("bench", run(*options), "own.json: was measured with another prompts_digest")
     save_plan(Plan(CATPolicy(alpha=0.4, warmup_steps=2)), tmp_path / "plan.json")
-    refused(run(*options), "own.json: was measured with another configurations, prompts_digest")
+    refused("bench", run(*options), "own.json: was measured with another configurations, prompts_digest")
 
 
 @pytest.mark.parametrize(
@@ -159,26 +151,26 @@ def test_bad_settings_exit_with_code_2(
     arguments: tuple[str, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    refused(run(*arguments), message)
+    refused("bench", run(*arguments), message)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_prompt_file_without_prompts_exits_with_code_2(tmp_path: Path) -> None:
     empty = tmp_path / "empty.txt"
     empty.write_text("# nothing yet\n")
-    refused(run(*SMALL[:2], "--prompts-file", str(empty)), "empty.txt: expected some, got none")
+    refused("bench", run(*SMALL[:2], "--prompts-file", str(empty)), "empty.txt: expected some, got none")
 
 
 def test_a_pipeline_without_guidance_takes_no_scale(tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text(
         json.dumps({"_class_name": "Flux2KleinKVPipeline", "transformer": ["diffusers", "Model"]})
     )
-    refused(run("--model", str(tmp_path), "--guidance-scale", "3"), "guidance-scale: expected none")
+    refused("bench", run("--model", str(tmp_path), "--guidance-scale", "3"), "guidance-scale: expected none")
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"settings": {}, "rows": [{"name": "x"}]}'])
 def test_a_corrupted_file_exits_with_code_2(content: str, tmp_path: Path) -> None:
     broken = tmp_path / "broken.json"
     broken.write_text(content)
-    refused(run(*SMALL, "--out", str(broken)), "broken.json")
+    refused("bench", run(*SMALL, "--out", str(broken)), "broken.json")
     assert broken.read_text() == content

@@ -12,6 +12,7 @@ import pytest
 import typer
 import yaml
 from click.testing import Result
+from refusals import refused
 from typer.testing import CliRunner
 
 import tokenprune
@@ -26,15 +27,6 @@ PROMPTS = ("a red circle", "a blue star", "a green cross", "a white ring")
 
 def run(*arguments: str) -> Result:
     return CliRunner().invoke(APP, arguments)
-
-
-def refused(result: Result, message: str) -> None:
-    """The command ended with code 2 and one line that says this."""
-    assert result.exit_code == 2, result.output
-    assert isinstance(result.exception, SystemExit)
-    assert message in result.stderr
-    assert result.stderr.startswith("tokenprune tune: ")
-    assert result.stderr.count("\n") == 1
 
 
 @pytest.fixture
@@ -72,7 +64,7 @@ def test_a_model_of_ones_own_gets_a_plan_file_that_applies(tmp_path: Path, promp
     assert run(*options).exit_code == 0  # taken up again: nothing left to try
     assert tokenprune.load_plan(out) == before
     assert (tmp_path / "new" / "plan.yaml.journal").read_text().count('"params"') == journal.count('"params"')
-    refused(run(*options, "--seed", "1"), "plan.yaml.journal: was tuned with another seed")
+    refused("tune", run(*options, "--seed", "1"), "plan.yaml.journal: was tuned with another seed")
 
 
 @pytest.mark.parametrize(
@@ -104,7 +96,7 @@ def test_bad_settings_exit_with_code_2(
     (tmp_path / "empty.txt").write_text("# nothing yet\n")
     (tmp_path / "one.txt").write_text("a red circle\n")
     before = sorted(tmp_path.iterdir())
-    refused(run(*arguments), message)
+    refused("tune", run(*arguments), message)
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -112,11 +104,11 @@ def test_a_pipeline_without_guidance_takes_no_scale(tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text(
         json.dumps({"_class_name": "Flux2KleinKVPipeline", "transformer": ["diffusers", "Model"]})
     )
-    refused(run("--model", str(tmp_path), "--guidance-scale", "3"), "guidance-scale: expected none")
+    refused("tune", run("--model", str(tmp_path), "--guidance-scale", "3"), "guidance-scale: expected none")
 
 
 def test_without_optuna_a_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("tokenprune.bench.tune", "tokenprune.bench.space"):
         monkeypatch.delitem(sys.modules, module, raising=False)
     monkeypatch.setitem(sys.modules, "optuna", None)
-    refused(run(), "to search, install 'optuna' (the extra 'tune')")
+    refused("tune", run(), "to search, install 'optuna' (the extra 'tune')")

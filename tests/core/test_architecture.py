@@ -22,6 +22,7 @@ LAYERS = (
     {"selection", "modulemap", "others", "keyvalue"},
     {
         "schedule",
+        "counts",
         "reuse",
         "taylor",
         "damping",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._pytree import tree_map
 
+from tokenprune.counts import CountSchedule
 from tokenprune.errors import ConfigurationError
 from tokenprune.grid import TokenGrid, num_tokens
 from tokenprune.hooks import bare
@@ -148,7 +149,7 @@ def rehearse(
                 call_on_meta(model, ((), arguments), dtype)
 
     with bare(model):
-        masked = MaskedModule(model, module_map, SequentialPolicy(), _Given(order), plan.reuse, halves, None)
+        masked = MaskedModule(model, module_map, SequentialPolicy(), CountSchedule(order), plan.reuse, halves, None)
         masked.run = _Rehearsed(call.times, len(order))
         masked.install()
         for step, count in enumerate(order):
@@ -171,19 +172,6 @@ def rehearse(
             keys=tuple((buffer.length, sum(tensor.nbytes for tensor in buffer.kept)) for buffer in keys),
             cache_bytes=masked.peak_bytes,
         )
-
-
-class _Given(Schedule):
-    """Numbers of tokens as given."""
-
-    def __init__(self, counts: Sequence[int]) -> None:
-        self._counts = counts
-
-    def fraction(self, step: Step) -> float:
-        raise NotImplementedError("counts are given directly")
-
-    def count(self, step: Step, num_tokens: int) -> int:
-        return self._counts[step.index]
 
 
 class _Rehearsed(OneGeneration):

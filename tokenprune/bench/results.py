@@ -18,11 +18,13 @@ from pydantic import (
     ValidationError,
 )
 
+from tokenprune.errors import TokenPruneError
+
 VOLATILE = ("date", "machine")
 """Settings that may differ between the parts of a run that times nothing; the date may in any."""
 
 
-class ResultFileError(ValueError):
+class ResultFileError(TokenPruneError, ValueError):
     """A result file that cannot be read, or that another run wrote."""
 
 

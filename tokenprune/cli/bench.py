@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,9 +16,9 @@ from rich.table import Table
 from tokenprune.bench.configuration import Configuration
 from tokenprune.bench.suites import SUITES, WITHOUT_BUDGET, make
 from tokenprune.cli import options
-from tokenprune.data_files import one_line
+from tokenprune.cli.refusals import refusing
 from tokenprune.embedded.quiet import quiet
-from tokenprune.errors import ConfigurationError, TokenPruneError
+from tokenprune.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from tokenprune.bench.prompts import Prompts
@@ -67,13 +66,12 @@ def bench(
     from tokenprune.bench.measure import Task
     from tokenprune.bench.processes import is_main
     from tokenprune.bench.quality import find_quality
-    from tokenprune.bench.results import ResultFileError
     from tokenprune.bench.run import run
     from tokenprune.bench.subjects import find_subject, read_arguments
 
     quiet()
     main = is_main()  # also tells each process its device
-    try:
+    with refusing("bench"):
         subject = find_subject(model, dtype, device, variant, read_arguments(argument or ()))
         steps = steps or (SENSITIVITY_STEPS if suite == "sensitivity" else subject.steps)
         ways = _configurations(suite, config, budget, steps)
@@ -121,9 +119,6 @@ def bench(
             )
         if main:
             _write(results, path, markdown, plot, into)
-    except (TokenPruneError, ResultFileError) as error:
-        typer.echo(f"tokenprune bench: {one_line(error)}", err=True)
-        raise typer.Exit(2) from error
 
 
 def _configurations(suite: str | None, config: Path | None, budget: float, steps: int) -> list[Configuration]:
@@ -156,8 +151,6 @@ def _settings(
     """Everything that the rows depend on, but what the task and the subject say themselves."""
     from tokenprune.bench.configuration_files import digest
 
-    options = [(name, each) for name, value in told.items() for each in (value if isinstance(value, list) else [value])]
-    command = [f"--{name} {shlex.quote(str(value))}" for name, value in options if value is not None]
     return {
         **{name: str(told[name]) for name in ("model", "suite", "config", "split") if name in told},
         **({} if told["budget"] is None else {"budget": told["budget"]}),
@@ -165,7 +158,7 @@ def _settings(
         "prompts_source": prompts.source,
         "prompts_digest": prompts.digest,
         "arguments": json.loads(json.dumps(dict(arguments), default=str)),
-        "command": f"tokenprune bench {' '.join(command)}",
+        "command": options.command_line("bench", told),
     }
 
 

@@ -23,9 +23,9 @@ from tokenprune.cli.models import (
     call_of,
     load,
     notes_of,
-    one_line,
     plan_of,
 )
+from tokenprune.cli.refusals import refusing
 from tokenprune.discovery import discover
 from tokenprune.discovery.code import source_of
 from tokenprune.errors import ConfigurationError, UnknownModelError
@@ -66,7 +66,7 @@ def inspect(
 
     Needs no weights: models are built from their configs on torch's meta device.
     """
-    with one_line("inspect"):
+    with refusing("inspect"):
         if dtype not in DTYPES:
             raise ConfigurationError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
         at_least(steps=steps, tokens=tokens, height=height, width=width, size=size, frames=frames, batch=batch)
@@ -99,10 +99,9 @@ def inspect(
     table.add_column(overflow="fold")
     for row in rows.items():
         table.add_row(*row)
-    console = Console(highlight=False)
-    console.print(table)
+    Console(highlight=False).print(table)
     for note in notes:
-        console.print(f"note: {note}", markup=False)
+        print(f"note: {note}")
 
 
 def find_map(loaded: Loaded) -> _Found:

@@ -15,7 +15,8 @@ from torch import nn
 
 from tokenprune.cli import options
 from tokenprune.cli.model_macs import report
-from tokenprune.cli.models import Wanted, at_least, load, one_line, plan_of
+from tokenprune.cli.models import Wanted, at_least, load, plan_of
+from tokenprune.cli.refusals import refusing
 from tokenprune.errors import ConfigurationError
 from tokenprune.macs import Arguments, count_steps
 from tokenprune.registry import find_adapter
@@ -68,7 +69,7 @@ def macs(
     The paper's are SD3-medium and PixArt-Sigma (1024x1024, guidance). A model is pruned as the plan or the budget says,
     else by CAT Pruning with alpha and warmup-steps. Runs on the meta device: no weights, no arithmetic.
     """
-    with one_line("macs"):
+    with refusing("macs"):
         at_least(steps=min(steps), depth=depth, height=height, width=width, size=size, frames=frames)
         cat = alpha is not None or warmup_steps is not None or (plan is None and budget is None)
         fraction = PAPER_ALPHA if alpha is None and cat else alpha

@@ -84,11 +84,11 @@ def report(loaded: Loaded, wanted: Wanted, plan: Plan, steps: Sequence[int], dep
     console = Console(highlight=False)
     console.print(_totals(name, called, runs, generations))
     for run in runs:
-        console.print(f"tokens of {len(run.counts)} steps: {runs_of(run.counts)}")
+        print(f"tokens of {len(run.counts)} steps: {runs_of(run.counts)}")
     if depth:
         console.print(_tree(layers, some, runs[0].tokens))
     for note in [*notes_of(loaded.model, found.map), *found.notes]:
-        console.print(f"note: {note}", markup=False)
+        print(f"note: {note}")
 
 
 def _generation(run: Rehearsal) -> Generation:

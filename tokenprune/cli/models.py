@@ -11,7 +11,7 @@ import re
 import socket
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -20,12 +20,11 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 import torch
-import typer
 from torch import nn
 
 from tokenprune.bench.rehearsal import Call
 from tokenprune.bench.subjects import RANDOM
-from tokenprune.errors import ConfigurationError, TokenPruneError
+from tokenprune.errors import ConfigurationError
 from tokenprune.modulemap import ModuleMap
 from tokenprune.plans import Plan
 from tokenprune.policies import CATPolicy
@@ -82,16 +81,6 @@ class Called:
     size: str
     text: int | None
     guidance: str
-
-
-@contextlib.contextmanager
-def one_line(command: str) -> Iterator[None]:
-    """End the command with exit code 2 and one line on stderr where the package refuses what it was given."""
-    try:
-        yield
-    except TokenPruneError as error:
-        typer.echo(f"tokenprune {command}: {' '.join(str(error).split())}", err=True)
-        raise typer.Exit(2) from error
 
 
 def load(target: str) -> Loaded:

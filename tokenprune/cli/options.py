@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import typer
 
@@ -38,3 +40,10 @@ CallArgument: TypeAlias = Annotated[
 ]
 Steps: TypeAlias = Annotated[int | None, typer.Option(min=2, help="Steps of the sampler; else the model's own.")]
 GuidanceScale: TypeAlias = Annotated[float | None, typer.Option(help="Classifier-free guidance; else the model's own.")]
+
+
+def command_line(command: str, told: Mapping[str, Any]) -> str:
+    """The command with these options, as one would type it; those without a value are left out, lists are repeated."""
+    given = [(name, each) for name, value in told.items() for each in (value if isinstance(value, list) else [value])]
+    settings = (f"--{name} {shlex.quote(str(value))}" for name, value in given if value is not None)
+    return " ".join([f"tokenprune {command}", *settings])

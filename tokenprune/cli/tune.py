@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +15,9 @@ from rich.progress import Progress
 from rich.table import Table
 
 from tokenprune.cli import options
-from tokenprune.data_files import one_line
+from tokenprune.cli.refusals import refusing
 from tokenprune.embedded.quiet import quiet
-from tokenprune.errors import ConfigurationError, TokenPruneError
+from tokenprune.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -61,7 +60,7 @@ def tune(
 ) -> None:
     """Search schedule, policy and forecast for a budget, on a few prompts; report on others and write a plan file."""
     quiet()
-    try:
+    with refusing("tune"):
         _check(budget, cost)
         from tokenprune.bench.measure import Task
         from tokenprune.bench.subjects import find_subject, read_arguments
@@ -109,11 +108,8 @@ def tune(
             "seed": seed,
             "out": path,
         }
-        settings |= {"held_out_prompts": _described(held_out), "command": _command(told)}
+        settings |= {"held_out_prompts": _described(held_out), "command": options.command_line("tune", told)}
         _run(subject.load(), study, task, replace(task, prompts=held_out.texts), told, settings)
-    except TokenPruneError as error:
-        typer.echo(f"tokenprune tune: {one_line(error)}", err=True)
-        raise typer.Exit(2) from error
 
 
 def _run(
@@ -190,13 +186,6 @@ def _prompts(
 
 def _described(prompts: Prompts) -> dict[str, Any]:
     return {"source": prompts.source, "count": len(prompts.texts), "digest": prompts.digest}
-
-
-def _command(told: Mapping[str, Any]) -> str:
-    given = [(name, each) for name, value in told.items() for each in (value if isinstance(value, list) else [value])]
-    return " ".join(
-        ["tokenprune tune", *(f"--{name} {shlex.quote(str(value))}" for name, value in given if value is not None)]
-    )
 
 
 def _show(rows: list[Row], title: str, task: Task, held_out: Task) -> None:

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from tokenprune.counts import CountSchedule
 from tokenprune.keyvalue import KeyValueBuffer
 from tokenprune.masked import MaskedModule
 from tokenprune.modulemap import Guidance, ModuleMap
 from tokenprune.policy import Memory, Observation, SelectionPolicy
 from tokenprune.reuse import Reuse, ReuseState
 from tokenprune.run import OneGeneration
-from tokenprune.schedule import Schedule, Step
 from tokenprune.selection import Selection
 
 Inputs = Mapping[str, Any]
@@ -47,7 +47,7 @@ def play(
         corrupted: attention modules, by path, whose pruned steps get other keys and values than the kept ones.
     """
     policy = _Drawn(seed, images)
-    masked = MaskedModule(model, module_map, policy, _Counts(counts), _Poisoned(), "none", None)
+    masked = MaskedModule(model, module_map, policy, CountSchedule(counts), _Poisoned(), "none", None)
     masked.run = OneGeneration(module_map.time_rises)
     masked.install()
     try:
@@ -88,19 +88,6 @@ class _Drawn(SelectionPolicy):
             generator = torch.Generator().manual_seed(self._seed + 100 * seen.step + image)
             scores.append(torch.rand(seen.prediction.shape[1], generator=generator))
         return Selection.top(torch.stack(scores).to(seen.prediction.device), seen.count)
-
-
-class _Counts(Schedule):
-    """So many tokens at each step."""
-
-    def __init__(self, counts: Sequence[int]) -> None:
-        self._counts = counts
-
-    def fraction(self, step: Step) -> float:
-        raise NotImplementedError("counts are given directly")
-
-    def count(self, step: Step, num_tokens: int) -> int:
-        return self._counts[step.index]
 
 
 class _Poisoned(Reuse):
