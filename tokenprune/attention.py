@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from tokenprune.blocks import Rows
 from tokenprune.errors import AttentionError
-from tokenprune.keyvalue import KeyValueBuffer
+from tokenprune.keyvalue import FreshKeys, KeyValueBuffer, Span
 from tokenprune.modulemap import AttentionSite
 from tokenprune.selection import Selection
 
@@ -37,8 +37,9 @@ class AttentionState:
         path: what its keys and values are kept under: the module's name, of one image `name#place`.
         pruned: whether the coming call computes only some of the image tokens.
         fresh: at a pruned call, which of the keys it computes: selected image tokens and all text tokens.
-        rows: the places of those in the flattened buffer [B * (n + T)].
+        rows: the places of those in the buffer.
         num_tokens: N of the coming call.
+        ragged: whether image tokens begin at another place in each sequence.
         scale: the last full call's, where the site keeps it.
         images: states of single images, where the site attends to each in a call of its own.
         second: the state of the module's second attention call, where that may see image keys.
@@ -55,7 +56,7 @@ class AttentionState:
         self.path = site.path if image is None else f"{site.path}#{image}"
         self.pruned = False
         self.fresh: Selection | None = None
-        self.rows: Tensor | None = None
+        self.rows: FreshKeys | None = None
         self.scale: float | None = None
         self.images: list[AttentionState] = []
         self.second: AttentionState | None = None
@@ -64,20 +65,23 @@ class AttentionState:
             self.second.path = site.path + SECOND
         self.apart = False
         self.num_tokens = 0
+        self.ragged = False
         self.buffer = KeyValueBuffer()
         self.mode: AttentionMode | None = None
         self.weigh: Callable[[Tensor, Tensor, float], Tensor] | None = None
         self.weights: Tensor | None = None
 
+    def first(self, length: int) -> int:
+        """Where image tokens begin among so many queries or keys; the last place where they do, if it differs."""
+        return length - self.num_tokens if self.site.layout == "text-image" else 0
+
+    def span(self, length: int) -> Span:
+        """Where image tokens lie among so many queries or keys; anywhere, if it differs."""
+        return (0, length) if self.ragged else (self.first(length), self.num_tokens)
+
     def of_images(self, sequence: Tensor) -> Tensor:
         """The image tokens' rows [B, H, N, D] of a full sequence of queries or keys."""
-        first = sequence.shape[2] - self.num_tokens if self.site.layout == "text-image" else 0
-        return sequence[:, :, first : first + self.num_tokens]
-
-    def first_image(self, fresh: Selection) -> Tensor:
-        """Where the first image token is among the fresh keys [B, 1]."""
-        first = fresh.num_tokens - self.num_tokens if self.site.layout == "text-image" else 0
-        return torch.full_like(fresh.index[:, :1], first)
+        return sequence.narrow(2, self.first(sequence.shape[2]), self.num_tokens)
 
     def of_batch(self, batch: int) -> list[AttentionState]:
         """The states that serve the coming call: this one, or one for each image."""
@@ -156,7 +160,7 @@ def attend(
         _check_full(state, key)
         if state.buffer.clock is not None and state.buffer.clock.device != key.device:
             state.buffer.clock = state.buffer.clock.to(key.device)
-        state.buffer.record(key, value)
+        state.buffer.record(key, value, state.span(key.shape[2]))
         if state.site.keeps_scale:
             state.scale = options.get("scale")
         if state.weigh is not None:
@@ -165,7 +169,7 @@ def attend(
             state.weights = state.weigh(images, state.of_images(key), scale)
     else:
         fresh = state.fresh
-        if fresh is None or state.rows is None or key.shape[0] * key.shape[2] != state.rows.shape[0]:
+        if fresh is None or state.rows is None or key.shape[0] * key.shape[2] != state.rows.rows.shape[0]:
             raise AttentionError(
                 f"{state.path}: expected fresh keys for the selected and text tokens, got {list(key.shape)} "
                 f"[B, H, n + T, D]; the text changed its length, or the layer was skipped, or an image prompt came or "
@@ -204,7 +208,7 @@ def _fit_mask(state: AttentionState, fresh: Selection, mask: Tensor, queries: in
         mask = torch.take_along_dim(mask, fresh.index[:, None, :, None], dim=-2)
     if mask.shape[-1] == computed != length:
         places = torch.arange(computed, device=mask.device).expand_as(fresh.index)
-        image = state.first_image(fresh).clamp(max=computed - 1)
+        image = torch.full_like(fresh.index[:, :1], min(state.first(length), computed - 1))
         columns = image.expand(-1, length).scatter(1, fresh.index, places)
         mask = torch.take_along_dim(mask, columns[:, None, None, :], dim=-1)
     if mask.shape[-1] not in (1, length) or mask.shape[-2] not in (1, queries):
@@ -221,6 +225,7 @@ def prepare(
     rows: Rows | None,
     tokens: int,
     clock: Tensor,
+    ragged: bool = False,
 ) -> None:
     """Tell all attention modules what the coming call computes.
 
@@ -230,8 +235,9 @@ def prepare(
         rows: at a pruned call, which rows are computed; None at a full one.
         tokens: N, all image tokens.
         clock: the timestep, a tensor [].
+        ragged: whether image tokens begin at another place in each joint sequence.
     """
-    found: dict[tuple[str, int, int | None, torch.device], tuple[Selection, Tensor]] = {}
+    found: dict[tuple[str, int, int | None, torch.device], tuple[Selection, FreshKeys]] = {}
     clocks: dict[torch.device, Tensor] = {clock.device: clock}
     for state in states:
         layout = state.site.layout
@@ -241,6 +247,7 @@ def prepare(
             clocks[device] = clock.to(device)
         state.buffer.clock = clocks[device]
         state.num_tokens = tokens
+        state.ragged = ragged and layout != "image"
         state.weights = state.fresh = state.rows = None
         state.pruned = rows is not None
         length = state.buffer.length
@@ -248,7 +255,7 @@ def prepare(
             key = (layout, length, state.image, device)
             if key not in found:
                 fresh = rows.sequence(layout, length, state.image).to(device)
-                found[key] = fresh, fresh.rows(length)
+                found[key] = fresh, FreshKeys.of(fresh, state.span(length))
             state.fresh, state.rows = found[key]
 
 

@@ -386,7 +386,7 @@ class MaskedModule:
         self.expand.rows = rows
         for block in self.blocks.values():
             block.rows = rows
-        attention.prepare(states, branch.buffers, rows, self._tokens, self.clock)
+        attention.prepare(states, branch.buffers, rows, self._tokens, self.clock, starts is not None)
 
     def _gather_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if self.exit.rows is None:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from tokenprune.damping import Damping
-from tokenprune.keyvalue import KeyValueBuffer, LinearBuffer
+from tokenprune.keyvalue import KeyValueBuffer
+from tokenprune.linear_keys import LinearBuffer
 from tokenprune.modulemap import Guidance
 from tokenprune.reuse import Reuse, ReuseState
 from tokenprune.selection import Selection

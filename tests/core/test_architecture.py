@@ -19,7 +19,7 @@ CORE_LIBRARIES = {"torch", "einops", "tokenprune"}
 LAZY = {"policies": {"torch_geometric"}, "data_files": {"yaml"}}
 LAYERS = (
     {"errors", "grid", "data_files", "compiled"},
-    {"selection", "modulemap", "others", "keyvalue"},
+    {"selection", "modulemap", "others", "keyvalue", "linear_keys"},
     {
         "schedule",
         "counts",

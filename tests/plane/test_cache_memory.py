@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import tokenprune
-from tokenprune import CATPolicy, Hold, Plan, Reuse, Taylor
+from tokenprune import CATPolicy, Hold, Plan, Reuse, Selection, Taylor
+from tokenprune.keyvalue import FreshKeys
 from tokenprune.presets import best_plan
 
 POLICY = CATPolicy(0.3, 3, num_clusters=5)
@@ -76,8 +77,9 @@ def test_numbers_beyond_a_type_are_cut_off() -> None:
     buffer = Hold().start_keys()
     buffer.dtype = torch.float8_e4m3fn
     key = torch.full((1, 1, 2, 16), 1e6)
-    buffer.record(key, -key)
-    made_key, made_value = buffer.update(torch.tensor([1]), key[:, :, :1], -key[:, :, :1])
+    buffer.record(key, -key, (0, 2))
+    second = FreshKeys.of(Selection(torch.tensor([[1]]), 2), (0, 2))
+    made_key, made_value = buffer.update(second, key[:, :, :1], -key[:, :, :1])
     assert made_key.dtype == torch.float32
     assert (made_key == 448).all()
     assert (made_value == -448).all()

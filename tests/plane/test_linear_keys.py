@@ -12,11 +12,14 @@ from torch import Tensor, nn
 import tokenprune
 from tokenprune import CATPolicy, RandomPolicy, RefreshSchedule, SequentialPolicy
 from tokenprune.errors import AttentionError
-from tokenprune.keyvalue import KeyValueBuffer, LinearBuffer
+from tokenprune.keyvalue import FreshKeys, KeyValueBuffer, Span
+from tokenprune.linear_keys import LinearBuffer
+from tokenprune.selection import Selection
 from tokenprune.taylor import Taylor
 
 IMAGES, HEADS, LENGTH, DIM = 2, 3, 6, 4
 TIMES = (950.0, 900.0, 840.0, 760.0, 700.0, 610.0)
+ALL = (0, LENGTH)
 
 
 def draw(seed: int) -> Tensor:
@@ -34,14 +37,14 @@ def at(buffer: KeyValueBuffer, time: float) -> KeyValueBuffer:
     return buffer
 
 
-def places(columns: list[int]) -> Tensor:
-    return torch.tensor([row * LENGTH + column for row in range(IMAGES) for column in columns])
+def places(columns: list[int], span: Span = ALL) -> FreshKeys:
+    return FreshKeys.of(Selection(torch.tensor([columns] * IMAGES), LENGTH), span)
 
 
 def started() -> LinearBuffer:
     buffer = LinearBuffer()
     for time in TIMES[:3]:
-        at(buffer, time).record(*line(time))
+        at(buffer, time).record(*line(time), ALL)
     return buffer
 
 
@@ -62,6 +65,28 @@ def test_fresh_rows_are_returned_as_they_came() -> None:
     assert torch.equal(made_value[:, :, [1, 4]], value[:, :, [1, 4]])
 
 
+@pytest.mark.parametrize("first", [0, 2], ids=["image-text", "text-image"])
+def test_text_keys_have_no_part_in_the_forecasts(first: int) -> None:
+    """They are computed at every step: joint sequences forecast their image tokens as sequences without text do."""
+    joint, alone = LinearBuffer(), LinearBuffer()
+    span, images = (first, 4), slice(first, first + 4)
+    for time in TIMES[:4]:
+        whole = [number + (time % 3) * draw(5) for number in line(time)]
+        at(joint, time).record(*whole, span)
+        at(alone, time).record(*(number[:, :, images] for number in whole), (0, 4))
+    for step, chosen in enumerate(([0, 2], [1, 2]), start=4):
+        given = [number.sqrt() for number in map(torch.abs, line(TIMES[step]))]
+        columns = sorted({*range(LENGTH)} - {*range(first, first + 4)} | {first + token for token in chosen})
+        fresh = [number[:, :, columns] for number in given]
+        made = at(joint, TIMES[step]).update(places(columns, span), *fresh)
+        own = FreshKeys.of(Selection(torch.tensor([chosen] * IMAGES), 4), (0, 4))
+        expected = at(alone, TIMES[step]).update(own, *(number[:, :, images][:, :, chosen] for number in given))
+        for mine, other, number in zip(made, expected, given, strict=True):
+            assert torch.equal(mine[:, :, images], other)
+            assert torch.equal(mine[:, :, columns], number[:, :, columns])
+    assert alone.nbytes < joint.nbytes == alone.nbytes + 2 * IMAGES * HEADS * 2 * DIM * 4
+
+
 def test_an_image_that_jumps_to_and_fro_comes_to_be_held() -> None:
     """A forecast that was of no use is damped away, image by image: the other goes on along its lines."""
     buffer, truth = LinearBuffer(), {time: line(time) for time in TIMES}
@@ -69,7 +94,7 @@ def test_an_image_that_jumps_to_and_fro_comes_to_be_held() -> None:
         for number in truth[time]:
             number[0] = (-1.0) ** place * 5
     for time in TIMES[:5]:
-        at(buffer, time).record(*truth[time])
+        at(buffer, time).record(*truth[time], ALL)
     key, value = truth[TIMES[5]]
     made, _ = at(buffer, TIMES[5]).update(places([5]), key[:, :, [5]], value[:, :, [5]])
     assert torch.equal(made[0, :, :5], truth[TIMES[4]][0][0, :, :5])
@@ -82,7 +107,7 @@ def test_the_halves_of_guidance_share_their_damping() -> None:
         for time in TIMES[:4]:
             key, value = line(time)
             key[0] = (1000 - time) ** 0.5 * draw(9)[0]  # slows down
-            at(buffer, time).record(key, value)
+            at(buffer, time).record(key, value, ALL)
     fresh = [number[:, :, [2]] for number in line(TIMES[4])]
     first, second = (at(buffer, TIMES[4]).update(places([2]), *fresh)[0] for buffer in (alone, shared))
     assert not torch.equal(first, second)
@@ -92,13 +117,13 @@ def test_the_halves_of_guidance_share_their_damping() -> None:
 
 def test_values_of_another_shape_are_refused() -> None:
     with pytest.raises(AttentionError, match=r"expected values of the same shape .*Taylor\(keys=False\)"):
-        at(LinearBuffer(), TIMES[0]).record(draw(0), draw(1)[..., :2])
+        at(LinearBuffer(), TIMES[0]).record(draw(0), draw(1)[..., :2], ALL)
 
 
 def test_a_repeated_timestep_leaves_the_slopes() -> None:
     """Second-order samplers come back to a timestep."""
     buffer = started()
-    at(buffer, TIMES[2]).record(*line(TIMES[2]))
+    at(buffer, TIMES[2]).record(*line(TIMES[2]), ALL)
     key, value = line(TIMES[3])
     made, _ = at(buffer, TIMES[3]).update(places([0]), key[:, :, [0]], value[:, :, [0]])
     torch.testing.assert_close(made, key, atol=1e-4, rtol=1e-4)
@@ -108,7 +133,7 @@ def test_a_line_is_followed_only_once_it_was_seen_to_go_on() -> None:
     """After two values there is a slope, after three it is known whether that was of any use."""
     buffer = LinearBuffer()
     for time in TIMES[:2]:
-        at(buffer, time).record(*line(time))
+        at(buffer, time).record(*line(time), ALL)
     key, value = line(TIMES[2])
     made, _ = at(buffer, TIMES[2]).update(places([0]), key[:, :, [0]], value[:, :, [0]])
     assert torch.equal(made[:, :, 1:], line(TIMES[1])[0][:, :, 1:])
@@ -118,7 +143,7 @@ def test_a_new_generation_forgets_the_lines_and_keeps_the_memory() -> None:
     buffer = started()
     kept = buffer.key
     buffer.restart()
-    at(buffer, TIMES[0]).record(*line(TIMES[0], seed=70))
+    at(buffer, TIMES[0]).record(*line(TIMES[0], seed=70), ALL)
     assert buffer.key is kept
     key, value = line(TIMES[1], seed=70)
     made, _ = at(buffer, TIMES[1]).update(places([2]), key[:, :, [2]], value[:, :, [2]])
@@ -128,12 +153,12 @@ def test_a_new_generation_forgets_the_lines_and_keeps_the_memory() -> None:
 
 def test_the_memory_is_that_of_two_pairs_and_some_numbers_for_each_row() -> None:
     buffer, plain = LinearBuffer(), KeyValueBuffer()
-    at(buffer, TIMES[0]).record(*line(TIMES[0]))
-    plain.record(*line(TIMES[0]))
+    at(buffer, TIMES[0]).record(*line(TIMES[0]), ALL)
+    plain.record(*line(TIMES[0]), ALL)
     assert buffer.nbytes == 2 * plain.nbytes + (4 * IMAGES * LENGTH + 2 * 2 * IMAGES) * 4
     before = buffer.nbytes
     for time in TIMES[1:]:
-        at(buffer, time).record(*line(time))
+        at(buffer, time).record(*line(time), ALL)
     assert buffer.nbytes == before
 
 

@@ -18,7 +18,8 @@ from tokenprune import blocks, masked
 from tokenprune.bench.random_weights import RandomPipeline
 from tokenprune.bench.subjects import DTYPES
 from tokenprune.generation import Generation
-from tokenprune.keyvalue import KeyValueBuffer, LinearBuffer
+from tokenprune.keyvalue import KeyValueBuffer
+from tokenprune.linear_keys import LinearBuffer
 from tokenprune.plans import Plan
 from tokenprune.policies import CATPolicy
 from tokenprune.presets import best_plan

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from tokenprune.counts import CountSchedule
-from tokenprune.keyvalue import KeyValueBuffer
+from tokenprune.keyvalue import FreshKeys, KeyValueBuffer
 from tokenprune.masked import MaskedModule
 from tokenprune.modulemap import Guidance, ModuleMap
 from tokenprune.policy import Memory, Observation, SelectionPolicy
@@ -125,8 +125,8 @@ class _CorruptibleBuffer(KeyValueBuffer):
 
     corrupted = False
 
-    def update(self, rows: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    def update(self, fresh: FreshKeys, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         if self.corrupted:
             for kept in self.kept:
                 kept.copy_(3 * kept.roll(1, dims=-1) + 1)
-        return super().update(rows, key, value)
+        return super().update(fresh, key, value)
