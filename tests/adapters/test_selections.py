@@ -10,10 +10,10 @@ import pytest
 import torch
 from tiny import ALL, B, ids
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 import tokenprune
-from tokenprune import Memory, NoisePolicy, Observation, Selection, SelectionPolicy
+from tokenprune import Memory, NoisePolicy, Observation, Selection, SelectionPolicy, Taylor
 from tokenprune.testing.policy import _no_waiting
 from tokenprune_adapters.common import grid_of_ids
 
@@ -195,3 +195,19 @@ def test_pruned_steps_do_not_wait_for_the_device(name: str) -> None:
             with _no_waiting() if step > 1 else nullcontext():
                 model(**{**inputs, found.time: time.expand(B)})
         assert [call.tokens for record in handle._masked.generation.records for call in record.calls][-1] < 24
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_keys_are_forecast_in_every_layout(name: str) -> None:
+    """Before their third value keys are held: pruned steps find all rows in the places where other rules have them."""
+    outputs = {}
+    for keys in (False, True):
+        tiny = TINY[name]
+        model = tiny.make()
+        with tokenprune.apply(model, Watching(), reuse=Taylor(keys=keys)) as handle:
+            found = handle._masked.map
+            outputs[keys] = generate(model, tiny.inputs(), found.time, found.latents, found.time_rises)
+    for step, (held, forecast) in enumerate(zip(outputs[False], outputs[True], strict=True)):
+        for one, other in zip(tree_leaves(held), tree_leaves(forecast), strict=True):
+            assert other.isfinite().all()
+            assert step == 3 or torch.equal(one, other)
