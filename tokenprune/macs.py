@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
+from tokenprune.calls import Given
 from tokenprune.counts import CountSchedule
 from tokenprune.hooks import bare
 from tokenprune.masked import MaskedModule
@@ -22,9 +23,6 @@ from tokenprune.policies.sequential import SequentialPolicy
 from tokenprune.report import Macs
 from tokenprune.reuse import Hold
 from tokenprune.run import OneGeneration
-
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]
-"""Positional and keyword arguments of a model's forward."""
 
 
 class _NoModules:
@@ -112,7 +110,7 @@ def counting_calls(model: nn.Module) -> Iterator[Calls]:
             after.remove()
 
 
-def count_call(model: nn.Module, arguments: Arguments, on_meta: bool = True) -> Macs:
+def count_call(model: nn.Module, arguments: Given, on_meta: bool = True) -> Macs:
     """Operations of one call of the model as it stands, hooks included.
 
     Args:
@@ -130,7 +128,7 @@ def count_call(model: nn.Module, arguments: Arguments, on_meta: bool = True) -> 
     return counted.macs
 
 
-def call_on_meta(model: nn.Module, arguments: Arguments, dtype: torch.dtype | None = None) -> None:
+def call_on_meta(model: nn.Module, arguments: Given, dtype: torch.dtype | None = None) -> None:
     """Call the model with meta tensors in the place of its parameters and buffers.
 
     Args:
@@ -165,7 +163,7 @@ def _plain_linears(model: nn.Module) -> None:
 
 
 def count_steps(
-    model: nn.Module, module_map: ModuleMap, arguments: Arguments, counts: Sequence[int]
+    model: nn.Module, module_map: ModuleMap, arguments: Given, counts: Sequence[int]
 ) -> tuple[Macs, dict[int, Macs]]:
     """Operations of a full call, and of calls that compute n image tokens of each image, for every n in `counts`.
 

@@ -13,8 +13,10 @@ from torch.utils._pytree import tree_map, tree_structure
 
 from tokenprune import attention, constants
 from tokenprune.attention import AttentionState
-from tokenprune.blocks import BlockState, ExpandState, Rows, gather
+from tokenprune.blocks import BlockState, ExpandState, Rows
 from tokenprune.cache import BranchCache, KeptOutput
+from tokenprune.calls import Call, Given
+from tokenprune.compiled import SetAside
 from tokenprune.constants import ConstantState
 from tokenprune.errors import UnsupportedCallError
 from tokenprune.exits import Exit
@@ -86,8 +88,8 @@ class MaskedModule:
         self.generations = 0
         self.peak_bytes = 0
         self.fittings = Fittings(self)
-        self._set_aside: list[tuple[nn.Module, Any]] = []
-        self.examples: dict[BranchKey, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+        self.aside = SetAside()
+        self.examples: dict[BranchKey, Given] = {}
         self.generation = self._new_generation(0)
         self.moment: Moment | None = None
         self.clock = torch.zeros(())
@@ -147,12 +149,12 @@ class MaskedModule:
 
     def unwind(self) -> None:
         """Leave whatever an exception or an interrupt left behind: attention modes, forced eager execution."""
-        self._end_eager()
+        self.aside.take_back()
         attention.leave_modes(self.attentions)
 
     # One call of the model -------------------------------------------------------------------------------------
 
-    def begin_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def begin_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Given:
         """Decide what this call computes; returns the model's arguments, per-token ones gathered."""
         if self.turns.enter():  # an interrupt that torch's hooks do not see stopped the last call
             self.abandon()
@@ -164,17 +166,15 @@ class MaskedModule:
             )
         if self.fittings.displaced:
             self._follow_displaced()
-        bound = self.signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        latents = self._latents(bound.arguments)
-        time, name = self._argument(bound.arguments, self.map.time), self.called.get(threading.get_ident(), "")
-        self.run, moment = self.turns.advance(self.run, time, latents, name)
+        call = self._call(args, kwargs)
+        latents, name = call.latents, self.called.get(threading.get_ident(), "")
+        self.run, moment = self.turns.advance(self.run, call.time, latents, name)
         if moment.first_of_generation:
-            self._begin_generation(moment, latents, bound.arguments)
+            self._begin_generation(moment, latents, call.arguments)
         generation, grid = self.generation, self.generation.grid
         if moment.first_of_step:
             generation.begin_step(moment, grid, self.schedule, self.policy)
-        branch = self._begin_branch(moment, args, kwargs)
+        branch = self._begin_branch(moment, call)
         known = branch.prediction is not None
         self.moment, self.branch = moment, branch
         if self.clock.device != latents.device or not is_writable(self.clock):
@@ -182,21 +182,15 @@ class MaskedModule:
         self.clock.fill_(moment.time)
         self.skipping = known and generation.skipping
         self.selection = self._for_batch(generation.selection, len(latents)) if known else None
-        self._prepare(branch, bound.arguments, len(latents))
-        text = bound.arguments.get(self.map.text) if self.map.text else None
-        constants.prepare(self.constants, branch, text, pruned=self.selection is not None)
-        if (
-            not known
-            and self._compiled
-            and any(
-                buffer.length == 0 for path, buffer in branch.buffers.items() if not path.endswith(attention.SECOND)
-            )
-        ):
+        self._prepare(branch, call, len(latents))
+        constants.prepare(self.constants, branch, call.text, pruned=self.selection is not None)
+        made = [not buffer.length for path, buffer in branch.buffers.items() if not path.endswith(attention.SECOND)]
+        if not known and any(made):
             # Compiled blocks must never see the buffers being made: that would be another graph for each layer.
-            self._run_eagerly()
+            self.aside.put(map(self.model.get_submodule, self.blocks))
         tokens = 0 if self.skipping else self.selection.count if self.selection else num_tokens(grid)
         generation.records[-1].calls.append(CallRecord(moment.branch, tokens, Stopwatch(latents.device)))
-        return self._gather_inputs(args, kwargs)
+        return call.gathered(self.exit.rows)
 
     def complete(self, output: Tensor) -> Tensor:
         """Take in what the exit module gave: of N tokens at a full call, unchanged; of n, completed, otherwise."""
@@ -249,7 +243,7 @@ class MaskedModule:
         self.generation.end_call()
         if self.schedule.skips and self.selection is None and not self.skipping:
             self._map_output(args, kwargs, output)
-        self._end_eager()
+        self.aside.take_back()
         self._end_call()
         self.turns.leave()
 
@@ -267,40 +261,8 @@ class MaskedModule:
         self.moment, self.branch, self.selection, self.numbered = None, None, None, None
         self.skipping = False
 
-    @property
-    def _compiled(self) -> bool:
-        return any(self.model.get_submodule(path)._compiled_call_impl is not None for path in self.blocks)
-
-    def _run_eagerly(self) -> None:
-        """Set compiled code of blocks aside until the call ends; torch's own switch would reach other threads, too."""
-        for module in (part for path in self.blocks for part in self.model.get_submodule(path).modules()):
-            if module._compiled_call_impl is not None:
-                self._set_aside.append((module, module._compiled_call_impl))
-                module._compiled_call_impl = None
-
-    def _end_eager(self) -> None:
-        while self._set_aside:
-            module, compiled = self._set_aside.pop()
-            module._compiled_call_impl = compiled
-
-    def _argument(self, arguments: Mapping[str, Any], name: str) -> Any:
-        value = arguments.get(name)
-        if value is None:
-            raise UnsupportedCallError(f"{type(self.model).__name__}: expected the argument {name!r}, got none")
-        return value
-
-    def _latents(self, arguments: Mapping[str, Any]) -> Tensor:
-        """The noisy latents; a list of images of one size is taken for their batch."""
-        latents = self._argument(arguments, self.map.latents)
-        if isinstance(latents, Tensor):
-            return latents
-        if not all(isinstance(image, Tensor) and image.shape == latents[0].shape for image in latents):
-            came = [list(i.shape) if isinstance(i, Tensor) else type(i).__name__ for i in latents]
-            raise UnsupportedCallError(
-                f"{type(self.model).__name__}: expected one tensor for each image, all of one size, in "
-                f"{self.map.latents!r}, got {came}; call the model for each size"
-            )
-        return torch.stack(list(latents))
+    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        return Call(type(self.model).__name__, self.map, self.signature, args, kwargs)
 
     def _begin_generation(self, moment: Moment, latents: Tensor, arguments: Mapping[str, Any]) -> None:
         """Start anew; key and value buffers stay, for their memory, while the latents keep their shape."""
@@ -333,7 +295,7 @@ class MaskedModule:
         guided = halves_agree(latents) if self.guidance is None else self.guidance != "none"
         return len(latents) // 2 if guided else len(latents)
 
-    def _begin_branch(self, moment: Moment, args: tuple[Any, ...], kwargs: dict[str, Any]) -> BranchCache:
+    def _begin_branch(self, moment: Moment, call: Call) -> BranchCache:
         branches: dict[BranchKey, BranchCache] = self.generation.branches
         if moment.branch not in branches:
             guidance = self.generation.guidance_of(moment.branch.shape[0])
@@ -342,8 +304,7 @@ class MaskedModule:
         branch = branches[moment.branch]
         branch.step = moment.step
         if moment.branch not in self.examples:
-            example = (args, kwargs)
-            self.examples[moment.branch] = example if self.map.reads_values else tree_map(_on_meta, example)
+            self.examples[moment.branch] = call.given if self.map.reads_values else tree_map(_on_meta, call.given)
         return branch
 
     def _for_batch(self, selection: Selection | None, batch: int) -> Selection | None:
@@ -361,10 +322,10 @@ class MaskedModule:
         """N of this generation, reference tokens included."""
         return num_tokens(self.generation.grid) + sum(self.generation.references)
 
-    def _prepare(self, branch: BranchCache, arguments: Mapping[str, Any], batch: int) -> None:
+    def _prepare(self, branch: BranchCache, call: Call, batch: int) -> None:
         """Tell all hooks what the coming call computes."""
-        starts = self.map.text_lengths(arguments) if self.map.text_lengths else None
-        frames = self.map.frames(arguments) if self.map.frames else 1
+        starts = self.map.text_lengths(call.arguments) if self.map.text_lengths else None
+        frames = self.map.frames(call.arguments) if self.map.frames else 1
         rows = None
         if starts is not None and self.selection is not None:
             starts = starts.to(self.selection.index.device)
@@ -388,17 +349,6 @@ class MaskedModule:
             block.rows = rows
         attention.prepare(states, branch.buffers, rows, self._tokens, self.clock, starts is not None)
 
-    def _gather_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        if self.exit.rows is None:
-            return args, kwargs
-        bound = self.signature.bind(*args, **kwargs)
-        present = [given for given in self.map.inputs if bound.arguments.get(given.name) is not None]
-        if not present:
-            return args, kwargs
-        for given in present:
-            bound.arguments[given.name] = gather(self.exit.rows, given, bound.arguments[given.name])
-        return bound.args, bound.kwargs
-
     def _map_output(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Find out how the model lays out its tokens, by runs on no image tokens at all."""
         if self.branch is None or self.branch.prediction is None:
@@ -415,10 +365,9 @@ class MaskedModule:
 
         nothing = torch.empty(len(tokens), 0, dtype=torch.int64, device=tokens.device)
         self.selection = Selection(nothing, tokens.shape[1])
-        bound = self.signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        self._prepare(branch, bound.arguments, len(tokens))
-        gathered = self._gather_inputs(args, kwargs)
+        call = self._call(args, kwargs)
+        self._prepare(branch, call, len(tokens))
+        gathered = call.gathered(self.exit.rows)
         self.output_maps[key] = branch.output_map = OutputMap(tokens, output, rearrange)
 
 

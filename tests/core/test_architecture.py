@@ -35,7 +35,7 @@ LAYERS = (
         "plans",
     },
     {"run", "blocks", "turns"},
-    {"attention", "constants"},
+    {"attention", "constants", "calls"},
     {"hooks"},
     {"report", "exits", "fittings"},
     {"trace"},

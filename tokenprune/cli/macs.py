@@ -13,12 +13,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from tokenprune.calls import Given
 from tokenprune.cli import options
 from tokenprune.cli.model_macs import report
 from tokenprune.cli.models import Wanted, at_least, load, plan_of
 from tokenprune.cli.refusals import refusing
 from tokenprune.errors import ConfigurationError
-from tokenprune.macs import Arguments, count_steps
+from tokenprune.macs import count_steps
 from tokenprune.registry import find_adapter
 from tokenprune.schedule import Step, WarmupSchedule
 
@@ -95,7 +96,7 @@ def macs(
         Console().print(_table(rows, schedule))
 
 
-def _count(name: str, model: nn.Module, arguments: Arguments, schedule: WarmupSchedule, steps: list[int]) -> list[Row]:
+def _count(name: str, model: nn.Module, arguments: Given, schedule: WarmupSchedule, steps: list[int]) -> list[Row]:
     module_map = find_adapter(model)(model)
     tokens = torch.Size(module_map.grid(arguments[1])).numel()
     pruned_tokens = schedule.count(Step(schedule.warmup_steps, 0.0, 0.0, None), tokens)
@@ -163,7 +164,7 @@ def _figure(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def _build(name: str) -> tuple[nn.Module, Arguments]:
+def _build(name: str) -> tuple[nn.Module, Given]:
     """A model of the paper on the meta device, and the arguments of a call with both halves of guidance, 1024x1024."""
     from tokenprune.bench.random_weights import SHAPES
 
