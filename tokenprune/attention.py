@@ -255,7 +255,7 @@ def prepare(
             key = (layout, length, state.image, device)
             if key not in found:
                 fresh = rows.sequence(layout, length, state.image).to(device)
-                found[key] = fresh, FreshKeys.of(fresh, state.span(length))
+                found[key] = fresh, FreshKeys.of(fresh, state.span(length), rows.shelf.part(key))
             state.fresh, state.rows = found[key]
 
 

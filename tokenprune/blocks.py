@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from tokenprune.in_place import Shelf
 from tokenprune.modulemap import BlockSite, ExitSite, Layout, TokenArgument
 from tokenprune.selection import Selection
 
@@ -26,18 +27,28 @@ class Rows:
         text: T, how many text tokens go with the image tokens in a joint sequence.
         starts: where each image begins in its joint sequence [B], if that differs.
         frames: how many sequences of the batch belong to each image.
+        shelf: where the indices are kept from step to step.
 
     Attributes:
         images: as above.
+        image: the same for every sequence of image tokens, frames of an image one by one.
         by_layout: the computed rows of sequences of each layout.
+        shelf: as above.
     """
 
     def __init__(
-        self, images: Selection, layouts: Iterable[Layout], text: int = 0, starts: Tensor | None = None, frames: int = 1
+        self,
+        images: Selection,
+        layouts: Iterable[Layout],
+        text: int = 0,
+        starts: Tensor | None = None,
+        frames: int = 1,
+        shelf: Shelf | None = None,
     ) -> None:
-        self.images = images
-        repeated = images.index.repeat_interleave(frames, 0) if frames > 1 else images.index
-        self.image = Selection(repeated, images.num_tokens)
+        self.shelf = Shelf() if shelf is None else shelf
+        self.images = self._keep("images", images)
+        repeated = Selection(images.index.repeat_interleave(frames, 0), images.num_tokens)
+        self.image = self.images if frames == 1 else self._keep("frames", repeated)
         self._text, self._starts = text, starts
         self._moved: dict[tuple[torch.device, Layout | None], Selection] = {}
         joint = images.num_tokens + text
@@ -51,7 +62,7 @@ class Rows:
         if selection.index.device == device:
             return selection
         if (device, layout) not in self._moved:
-            self._moved[device, layout] = selection.to(device)
+            self._moved[device, layout] = self._keep((device, layout), selection.to(device))
         return self._moved[device, layout]
 
     def sequence(self, layout: Layout, length: int, image: int | None = None) -> Selection:
@@ -63,9 +74,13 @@ class Rows:
             image: takes the sequence of one image of the batch only.
         """
         chosen = self.image if image is None else Selection(self.image.index[image : image + 1], self.image.num_tokens)
+        first: int | Tensor = 0
         if layout == "text-image":
-            return chosen.within(length, length - chosen.num_tokens if self._starts is None else self._starts)
-        return chosen.within(length)
+            first = length - chosen.num_tokens if self._starts is None else self._starts
+        return self._keep((layout, length, image), chosen.within(length, first))
+
+    def _keep(self, name: Hashable, selection: Selection) -> Selection:
+        return Selection(self.shelf.put(name, selection.index), selection.num_tokens)
 
 
 def gather(rows: Rows, argument: TokenArgument, value: Any) -> Any:

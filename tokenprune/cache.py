@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from tokenprune.keyvalue import KeyValueBuffer, is_writable, store
+from tokenprune.in_place import is_writable, store
+from tokenprune.keyvalue import KeyValueBuffer
 from tokenprune.modulemap import Guidance
 from tokenprune.reuse import ReuseState
 

@@ -7,17 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tokenprune.in_place import Shelf, is_writable, store
 from tokenprune.selection import Selection
 
 Span = tuple[int, int]
 """Where image tokens begin among keys, and how many there are; all around them is computed at every call."""
-
-
-def store(kept: Tensor | None, fresh: Tensor) -> Tensor:
-    """Copy a tensor into the memory of an earlier one, which stays where it is; if it does not fit, into new memory."""
-    if kept is None or (kept.shape, kept.dtype, kept.device) != (fresh.shape, fresh.dtype, fresh.device):
-        return fresh.contiguous().clone()
-    return kept.copy_(fresh)
 
 
 def narrow(fresh: Tensor, dtype: torch.dtype | None) -> Tensor:
@@ -26,11 +20,6 @@ def narrow(fresh: Tensor, dtype: torch.dtype | None) -> Tensor:
         return fresh
     range_ = torch.finfo(dtype)
     return (fresh.clamp(range_.min, range_.max) if range_.max < torch.finfo(fresh.dtype).max else fresh).to(dtype)
-
-
-def is_writable(kept: Tensor | None) -> bool:
-    """Whether a tensor can be written now; what inference mode made cannot be outside of it."""
-    return kept is None or torch.is_inference_mode_enabled() or not kept.is_inference()
 
 
 @dataclass(frozen=True)
@@ -50,14 +39,15 @@ class FreshKeys:
     first: int
 
     @classmethod
-    def of(cls, selection: Selection, span: Span) -> FreshKeys:
+    def of(cls, selection: Selection, span: Span, shelf: Shelf) -> FreshKeys:
         """The keys of a selection out of whole sequences, in which image tokens lie at `span`."""
         (first, images), length = span, selection.num_tokens
-        rows = selection.rows(length)
+        rows = shelf.put("rows", selection.rows(length))
         if images == length:
             return cls(rows, rows, rows, 0)
-        chosen = selection.index[:, first : first + selection.count - (length - images)]
-        return cls(rows, Selection(chosen, length).rows(length), Selection(chosen - first, images).rows(images), first)
+        index = selection.index[:, first : first + selection.count - (length - images)]
+        chosen, places = Selection(index, length).rows(length), Selection(index - first, images).rows(images)
+        return cls(rows, shelf.put("chosen", chosen), shelf.put("places", places), first)
 
 
 class KeyValueBuffer:

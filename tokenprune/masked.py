@@ -23,7 +23,7 @@ from tokenprune.exits import Exit
 from tokenprune.fittings import Fittings
 from tokenprune.generation import Generation
 from tokenprune.grid import num_tokens
-from tokenprune.keyvalue import is_writable
+from tokenprune.in_place import Shelf, is_writable
 from tokenprune.modulemap import Guidance, ModuleMap
 from tokenprune.others import refuse_caches
 from tokenprune.policy import SelectionPolicy
@@ -89,6 +89,7 @@ class MaskedModule:
         self.peak_bytes = 0
         self.fittings = Fittings(self)
         self.aside = SetAside()
+        self.shelf = Shelf()
         self.examples: dict[BranchKey, Given] = {}
         self.generation = self._new_generation(0)
         self.moment: Moment | None = None
@@ -140,6 +141,7 @@ class MaskedModule:
         for block in self.blocks.values():
             block.rows = None
         self.generation = self.generation.emptied()
+        self.shelf = Shelf()
         self.output_maps: dict[tuple[torch.Size, torch.dtype, str], OutputMap] = {}
         self._end_call()
         for state in self.attentions:
@@ -275,6 +277,7 @@ class MaskedModule:
         if self.map.references is not None:
             self.generation.references = self.map.references(arguments)
         if moment.branch in last:
+            self.shelf.tidy()
             for key, branch in last.items():
                 kept = {path: buffer for path, buffer in branch.buffers.items() if buffer.writable}
                 for buffer in kept.values():
@@ -283,6 +286,7 @@ class MaskedModule:
                 guidance, cache = self.generation.guidance_of(key.shape[0]), self.generation.branches
                 cache[key] = BranchCache(self.reuse.start(guidance), guidance, buffers=kept, constants=outputs)
         else:
+            self.shelf = Shelf()
             self.output_maps.clear()
         self.generations += 1
 
@@ -341,7 +345,7 @@ class MaskedModule:
                 if state.site.layout != "image" and not state.path.endswith(attention.SECOND)
             ]
             text = max(joint, default=self._tokens) - self._tokens
-            rows = Rows(self.selection, self.map.layouts, max(text, 0), starts, frames)
+            rows = Rows(self.selection, self.map.layouts, max(text, 0), starts, frames, self.shelf)
         self.exit.rows, self.exit.tokens = rows, self._tokens
         self.exit.starts, self.exit.frames = starts, frames
         self.expand.rows = rows

@@ -18,7 +18,7 @@ OUTER = ("bench", "cli", "embedded", "figures", "__main__")
 CORE_LIBRARIES = {"torch", "einops", "tokenprune"}
 LAZY = {"policies": {"torch_geometric"}, "data_files": {"yaml"}}
 LAYERS = (
-    {"errors", "grid", "data_files", "compiled"},
+    {"errors", "grid", "data_files", "compiled", "in_place"},
     {"selection", "modulemap", "others", "keyvalue", "linear_keys"},
     {
         "schedule",

@@ -158,7 +158,8 @@ def test_memory_under_one_handle_stays_what_the_last_generation_needs(generate: 
         for _ in range(2):
             for _ in range(5):
                 generate(model, **any_generation(chance))
-            generate(model, **last)
+            for _ in range(2):  # row indices of other numbers of tokens are let go of when the next one begins
+                generate(model, **last)
             assert live_bytes() == needed
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import tokenprune
 from tokenprune import CATPolicy, Hold, Plan, Reuse, Selection, Taylor
+from tokenprune.in_place import Shelf
 from tokenprune.keyvalue import FreshKeys
 from tokenprune.presets import best_plan
 
@@ -43,6 +44,36 @@ def test_what_blocks_read_and_write_stays_where_it_is(
             assert addresses(handle) == before
         for _ in make_steps(model, seed=2):
             assert addresses(handle) == before
+
+
+def indices(handle: Any) -> dict[tuple[str, torch.Size], int]:
+    """Addresses of the row indices of the last call, by what they are and their shapes; none at a full one."""
+    masked = handle._masked
+    found: dict[str, Tensor] = {}
+    for state in masked.attentions:
+        if state.rows is not None:
+            found |= {f"{state.path} {name}": value for name, value in vars(state.rows).items() if name != "first"}
+            found[f"{state.path} fresh"] = state.fresh.index
+    for path, block in masked.blocks.items():
+        if block.rows is not None:
+            found |= {f"{path} {layout}": rows.index for layout, rows in block.rows.by_layout.items()}
+            found |= {f"{path} images": block.rows.images.index, f"{path} frames": block.rows.image.index}
+    return {(name, index.shape): index.data_ptr() for name, index in found.items()}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_row_indices_stay_where_they_are(model: nn.Module, way: str, make_steps: Callable[..., Any]) -> None:
+    """For each number of computed tokens: pruned steps change what is there."""
+    known: dict[tuple[str, torch.Size], int] = {}
+    pruned = 0
+    with tokenprune.apply(model, WAYS[way]) as handle:
+        for seed in (1, 2):
+            for _ in make_steps(model, seed=seed):
+                found = indices(handle)
+                pruned += bool(found)
+                assert all(known.setdefault(name, address) == address for name, address in found.items())
+    assert pruned > 3
+    assert len(set(known.values())) > 1
 
 
 @pytest.mark.parametrize(
@@ -78,7 +109,7 @@ def test_numbers_beyond_a_type_are_cut_off() -> None:
     buffer.dtype = torch.float8_e4m3fn
     key = torch.full((1, 1, 2, 16), 1e6)
     buffer.record(key, -key, (0, 2))
-    second = FreshKeys.of(Selection(torch.tensor([[1]]), 2), (0, 2))
+    second = FreshKeys.of(Selection(torch.tensor([[1]]), 2), (0, 2), Shelf())
     made_key, made_value = buffer.update(second, key[:, :, :1], -key[:, :, :1])
     assert made_key.dtype == torch.float32
     assert (made_key == 448).all()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import tokenprune
 from tokenprune import CATPolicy, RandomPolicy, RefreshSchedule, SequentialPolicy
 from tokenprune.errors import AttentionError
+from tokenprune.in_place import Shelf
 from tokenprune.keyvalue import FreshKeys, KeyValueBuffer, Span
 from tokenprune.linear_keys import LinearBuffer
 from tokenprune.selection import Selection
@@ -38,7 +39,7 @@ def at(buffer: KeyValueBuffer, time: float) -> KeyValueBuffer:
 
 
 def places(columns: list[int], span: Span = ALL) -> FreshKeys:
-    return FreshKeys.of(Selection(torch.tensor([columns] * IMAGES), LENGTH), span)
+    return FreshKeys.of(Selection(torch.tensor([columns] * IMAGES), LENGTH), span, Shelf())
 
 
 def started() -> LinearBuffer:
@@ -79,7 +80,7 @@ def test_text_keys_have_no_part_in_the_forecasts(first: int) -> None:
         columns = sorted({*range(LENGTH)} - {*range(first, first + 4)} | {first + token for token in chosen})
         fresh = [number[:, :, columns] for number in given]
         made = at(joint, TIMES[step]).update(places(columns, span), *fresh)
-        own = FreshKeys.of(Selection(torch.tensor([chosen] * IMAGES), 4), (0, 4))
+        own = FreshKeys.of(Selection(torch.tensor([chosen] * IMAGES), 4), (0, 4), Shelf())
         expected = at(alone, TIMES[step]).update(own, *(number[:, :, images][:, :, chosen] for number in given))
         for mine, other, number in zip(made, expected, given, strict=True):
             assert torch.equal(mine[:, :, images], other)
