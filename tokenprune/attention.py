@@ -39,7 +39,7 @@ class AttentionState:
         fresh: at a pruned call, which of the keys it computes: selected image tokens and all text tokens.
         rows: the places of those in the buffer.
         num_tokens: N of the coming call.
-        ragged: whether image tokens begin at another place in each sequence.
+        starts: where image tokens begin in each sequence [B], if that differs.
         scale: the last full call's, where the site keeps it.
         images: states of single images, where the site attends to each in a call of its own.
         second: the state of the module's second attention call, where that may see image keys.
@@ -65,7 +65,7 @@ class AttentionState:
             self.second.path = site.path + SECOND
         self.apart = False
         self.num_tokens = 0
-        self.ragged = False
+        self.starts: Tensor | None = None
         self.buffer = KeyValueBuffer()
         self.mode: AttentionMode | None = None
         self.weigh: Callable[[Tensor, Tensor, float], Tensor] | None = None
@@ -77,11 +77,15 @@ class AttentionState:
 
     def span(self, length: int) -> Span:
         """Where image tokens lie among so many queries or keys; anywhere, if it differs."""
-        return (0, length) if self.ragged else (self.first(length), self.num_tokens)
+        return (self.first(length), self.num_tokens) if self.starts is None else (0, length)
 
     def of_images(self, sequence: Tensor) -> Tensor:
         """The image tokens' rows [B, H, N, D] of a full sequence of queries or keys."""
-        return sequence.narrow(2, self.first(sequence.shape[2]), self.num_tokens)
+        if self.starts is None:
+            return sequence.narrow(2, self.first(sequence.shape[2]), self.num_tokens)
+        starts = self.starts.to(sequence.device)[:, None, None, None]
+        places = torch.arange(self.num_tokens, device=sequence.device)[:, None]
+        return torch.take_along_dim(sequence, starts + places, dim=2)
 
     def of_batch(self, batch: int) -> list[AttentionState]:
         """The states that serve the coming call: this one, or one for each image."""
@@ -225,7 +229,7 @@ def prepare(
     rows: Rows | None,
     tokens: int,
     clock: Tensor,
-    ragged: bool = False,
+    starts: Tensor | None = None,
 ) -> None:
     """Tell all attention modules what the coming call computes.
 
@@ -235,7 +239,7 @@ def prepare(
         rows: at a pruned call, which rows are computed; None at a full one.
         tokens: N, all image tokens.
         clock: the timestep, a tensor [].
-        ragged: whether image tokens begin at another place in each joint sequence.
+        starts: where image tokens begin in each joint sequence [B], if that differs.
     """
     found: dict[tuple[str, int, int | None, torch.device], tuple[Selection, FreshKeys]] = {}
     clocks: dict[torch.device, Tensor] = {clock.device: clock}
@@ -247,7 +251,7 @@ def prepare(
             clocks[device] = clock.to(device)
         state.buffer.clock = clocks[device]
         state.num_tokens = tokens
-        state.ragged = ragged and layout != "image"
+        state.starts = None if layout == "image" else starts
         state.weights = state.fresh = state.rows = None
         state.pruned = rows is not None
         length = state.buffer.length

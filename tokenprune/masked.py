@@ -351,7 +351,7 @@ class MaskedModule:
         self.expand.rows = rows
         for block in self.blocks.values():
             block.rows = rows
-        attention.prepare(states, branch.buffers, rows, self._tokens, self.clock, starts is not None)
+        attention.prepare(states, branch.buffers, rows, self._tokens, self.clock, starts)
 
     def _map_output(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Find out how the model lays out its tokens, by runs on no image tokens at all."""

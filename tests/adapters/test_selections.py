@@ -211,3 +211,34 @@ def test_keys_are_forecast_in_every_layout(name: str) -> None:
         for one, other in zip(tree_leaves(held), tree_leaves(forecast), strict=True):
             assert other.isfinite().all()
             assert step == 3 or torch.equal(one, other)
+
+
+class Weighing(Watching):
+    """Asks for attention, too."""
+
+    needs = frozenset({"attention"})
+
+    def weigh_attention(self, query: Tensor, key: Tensor, scale: float) -> Tensor:
+        return (query @ key.mT * scale).softmax(-1).mean((1, 2))
+
+
+def test_attention_is_weighed_behind_each_text() -> None:
+    """Lumina's images begin where their own texts end: together they weigh what each weighs alone."""
+    tiny = TINY["lumina2"]
+    inputs = tiny.inputs()
+    lengths = inputs["encoder_attention_mask"].sum(1).tolist()
+    assert len(set(lengths)) > 1
+    singles = []
+    for image, length in enumerate(lengths):
+        own = {name: value[image : image + 1] for name, value in inputs.items()}
+        texts = ("encoder_hidden_states", "encoder_attention_mask")
+        singles.append(own | {name: own[name][:, :length] for name in texts})
+    weights = []
+    for given in (inputs, *singles):
+        model, policy = tiny.make(), Weighing()
+        with tokenprune.apply(model, policy), torch.no_grad():
+            for step in range(3):
+                latents = given["hidden_states"] * (1 + step)
+                model(**{**given, "hidden_states": latents, "timestep": given["timestep"] * (0.2 + 0.2 * step)})
+        weights.append(policy.seen[0].attention)
+    torch.testing.assert_close(weights[0], torch.cat(weights[1:]))
