@@ -96,11 +96,11 @@ class LinearBuffer(KeyValueBuffer):
         off = rows.index_select(1, fresh.chosen).view_as(own).sub_(own)
         back = backs.index_select(1, places).view_as(own)
         known = (gone.index_select(1, places), self._now - times[places], pace[places])
-        now = self._learn(off, back, *(each.unflatten(-1, own.shape[1:3]) for each in known))
+        paced = self._learn(off, back, *(each.unflatten(-1, own.shape[1:3]) for each in known))
         backs.index_copy_(1, places, back.flatten(1, 2).flatten(2))
         rows.index_copy_(1, fresh.rows, new.flatten(1, 2).flatten(2))
         gone.index_fill_(1, places, 0.0)
-        pace.index_copy_(0, places, now.flatten())
+        pace.index_copy_(0, places, paced.flatten())
         times.index_copy_(0, places, self._now.expand(places.shape))
         whole = self._whole.transpose(2, 3).to(key.dtype)
         return whole[0], whole[1]
