@@ -37,7 +37,6 @@ class AttentionState:
         path: what its keys and values are kept under: the module's name, of one image `name#place`.
         pruned: whether the coming call computes only some of the image tokens.
         fresh: at a pruned call, which of the keys it computes: selected image tokens and all text tokens.
-        rows: the places of those in the buffer.
         num_tokens: N of the coming call.
         starts: where image tokens begin in each sequence [B], if that differs.
         scale: the last full call's, where the site keeps it.
@@ -55,8 +54,7 @@ class AttentionState:
         self.image = image
         self.path = site.path if image is None else f"{site.path}#{image}"
         self.pruned = False
-        self.fresh: Selection | None = None
-        self.rows: FreshKeys | None = None
+        self.fresh: FreshKeys | None = None
         self.scale: float | None = None
         self.images: list[AttentionState] = []
         self.second: AttentionState | None = None
@@ -108,7 +106,7 @@ class AttentionState:
 
     def forget(self) -> None:
         """Let go of all tensors."""
-        self.buffer, self.rows, self.fresh, self.images = KeyValueBuffer(), None, None, []
+        self.buffer, self.fresh, self.starts, self.images = KeyValueBuffer(), None, None, []
         if self.second is not None:
             self.second.forget()
 
@@ -173,15 +171,15 @@ def attend(
             state.weights = state.weigh(images, state.of_images(key), scale)
     else:
         fresh = state.fresh
-        if fresh is None or state.rows is None or key.shape[0] * key.shape[2] != state.rows.rows.shape[0]:
+        if fresh is None or key.shape[0] * key.shape[2] != fresh.rows.shape[0]:
             raise AttentionError(
                 f"{state.path}: expected fresh keys for the selected and text tokens, got {list(key.shape)} "
                 f"[B, H, n + T, D]; the text changed its length, or the layer was skipped, or an image prompt came or "
                 f"changed, since the last full step; call the handle's reset() when you change such a thing"
             )
-        key, value = state.buffer.update(state.rows, key, value)
+        key, value = state.buffer.update(fresh, key, value)
         if attn_mask is not None:
-            attn_mask = _fit_mask(state, fresh, attn_mask, query.shape[2])
+            attn_mask = _fit_mask(state, fresh.selection, attn_mask, query.shape[2])
         if state.site.keeps_scale:
             options["scale"] = state.scale
     return F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, **options)
@@ -241,7 +239,7 @@ def prepare(
         clock: the timestep, a tensor [].
         starts: where image tokens begin in each joint sequence [B], if that differs.
     """
-    found: dict[tuple[str, int, int | None, torch.device], tuple[Selection, FreshKeys]] = {}
+    found: dict[tuple[str, int, int | None, torch.device], FreshKeys] = {}
     clocks: dict[torch.device, Tensor] = {clock.device: clock}
     for state in states:
         layout = state.site.layout
@@ -252,15 +250,15 @@ def prepare(
         state.buffer.clock = clocks[device]
         state.num_tokens = tokens
         state.starts = None if layout == "image" else starts
-        state.weights = state.fresh = state.rows = None
+        state.weights = state.fresh = None
         state.pruned = rows is not None
         length = state.buffer.length
         if rows is not None and length:  # 0: a layer that this branch skips
             key = (layout, length, state.image, device)
             if key not in found:
                 fresh = rows.sequence(layout, length, state.image).to(device)
-                found[key] = fresh, FreshKeys.of(fresh, state.span(length), rows.shelf.part(key))
-            state.fresh, state.rows = found[key]
+                found[key] = FreshKeys.of(fresh, state.span(length), rows.shelf.part(key))
+            state.fresh = found[key]
 
 
 def enter_attention(module: nn.Module, args: Any) -> None:

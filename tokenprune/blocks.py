@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -46,11 +46,12 @@ class Rows:
         shelf: Shelf | None = None,
     ) -> None:
         self.shelf = Shelf() if shelf is None else shelf
-        self.images = self._keep("images", images)
-        repeated = Selection(images.index.repeat_interleave(frames, 0), images.num_tokens)
-        self.image = self.images if frames == 1 else self._keep("frames", repeated)
+        self._made: dict[Hashable, Selection] = {}
+        self.images = self.image = self._once("images", lambda: images)
+        if frames > 1:
+            index = images.index
+            self.image = self._once("frames", lambda: Selection(index.repeat_interleave(frames, 0), images.num_tokens))
         self._text, self._starts = text, starts
-        self._moved: dict[tuple[torch.device, Layout | None], Selection] = {}
         joint = images.num_tokens + text
         self.by_layout = {
             layout: self.image if layout == "image" else self.sequence(layout, joint) for layout in layouts
@@ -61,9 +62,7 @@ class Rows:
         selection = self.images if layout is None else self.by_layout[layout]
         if selection.index.device == device:
             return selection
-        if (device, layout) not in self._moved:
-            self._moved[device, layout] = self._keep((device, layout), selection.to(device))
-        return self._moved[device, layout]
+        return self._once((device, layout), lambda: selection.to(device))
 
     def sequence(self, layout: Layout, length: int, image: int | None = None) -> Selection:
         """The computed rows of sequences of any length: the selected image tokens and all text tokens.
@@ -73,14 +72,20 @@ class Rows:
             length: N and how many text tokens there are.
             image: takes the sequence of one image of the batch only.
         """
+        if image is None and length == self.image.num_tokens:
+            return self.image
         chosen = self.image if image is None else Selection(self.image.index[image : image + 1], self.image.num_tokens)
         first: int | Tensor = 0
         if layout == "text-image":
             first = length - chosen.num_tokens if self._starts is None else self._starts
-        return self._keep((layout, length, image), chosen.within(length, first))
+        return self._once((layout, length, image), lambda: chosen.within(length, first))
 
-    def _keep(self, name: Hashable, selection: Selection) -> Selection:
-        return Selection(self.shelf.put(name, selection.index), selection.num_tokens)
+    def _once(self, name: Hashable, make: Callable[[], Selection]) -> Selection:
+        """What goes by this name, made when it is first asked for and put on the shelf."""
+        if name not in self._made:
+            made = make()
+            self._made[name] = Selection(self.shelf.put(name, made.index), made.num_tokens)
+        return self._made[name]
 
 
 def gather(rows: Rows, argument: TokenArgument, value: Any) -> Any:

@@ -27,12 +27,14 @@ class FreshKeys:
     """Which keys a pruned call computes: those of selected image tokens, and all others.
 
     Attributes:
+        selection: them all, out of whole sequences.
         rows: their places [B * l] in the flattened [B * L] sequences, equally many for each image.
         chosen: of those, the ones of image tokens [B * n].
         places: the same [B * n] among image tokens alone, flattened to [B * N].
         first: where image tokens begin, in whole sequences and in computed ones.
     """
 
+    selection: Selection
     rows: Tensor
     chosen: Tensor
     places: Tensor
@@ -44,10 +46,10 @@ class FreshKeys:
         (first, images), length = span, selection.num_tokens
         rows = shelf.put("rows", selection.rows(length))
         if images == length:
-            return cls(rows, rows, rows, 0)
+            return cls(selection, rows, rows, rows, 0)
         index = selection.index[:, first : first + selection.count - (length - images)]
         chosen, places = Selection(index, length).rows(length), Selection(index - first, images).rows(images)
-        return cls(rows, shelf.put("chosen", chosen), shelf.put("places", places), first)
+        return cls(selection, rows, shelf.put("chosen", chosen), shelf.put("places", places), first)
 
 
 class KeyValueBuffer:

@@ -89,7 +89,6 @@ class MaskedModule:
         self.peak_bytes = 0
         self.fittings = Fittings(self)
         self.aside = SetAside()
-        self.shelf = Shelf()
         self.examples: dict[BranchKey, Given] = {}
         self.generation = self._new_generation(0)
         self.moment: Moment | None = None
@@ -186,8 +185,8 @@ class MaskedModule:
         self.selection = self._for_batch(generation.selection, len(latents)) if known else None
         self._prepare(branch, call, len(latents))
         constants.prepare(self.constants, branch, call.text, pruned=self.selection is not None)
-        made = [not buffer.length for path, buffer in branch.buffers.items() if not path.endswith(attention.SECOND)]
-        if not known and any(made):
+        empty = (not buffer.length for path, buffer in branch.buffers.items() if not path.endswith(attention.SECOND))
+        if not known and any(empty):
             # Compiled blocks must never see the buffers being made: that would be another graph for each layer.
             self.aside.put(map(self.model.get_submodule, self.blocks))
         tokens = 0 if self.skipping else self.selection.count if self.selection else num_tokens(grid)

@@ -51,9 +51,9 @@ def indices(handle: Any) -> dict[tuple[str, torch.Size], int]:
     masked = handle._masked
     found: dict[str, Tensor] = {}
     for state in masked.attentions:
-        if state.rows is not None:
-            found |= {f"{state.path} {name}": value for name, value in vars(state.rows).items() if name != "first"}
-            found[f"{state.path} fresh"] = state.fresh.index
+        if state.fresh is not None:
+            found |= {f"{state.path} {name}": getattr(state.fresh, name) for name in ("rows", "chosen", "places")}
+            found[f"{state.path} fresh"] = state.fresh.selection.index
     for path, block in masked.blocks.items():
         if block.rows is not None:
             found |= {f"{path} {layout}": rows.index for layout, rows in block.rows.by_layout.items()}
