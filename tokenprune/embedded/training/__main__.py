@@ -10,7 +10,7 @@ import torch
 import typer
 from transformers import PreTrainedTokenizerBase
 
-from tokenprune.embedded.load import load_shapes_sd3
+from tokenprune.embedded.load import load_shapes_pixart, load_shapes_sd3
 from tokenprune.embedded.training import pixart, sd3, t5, text, vae
 from tokenprune.embedded.training.data import Batch, SceneDataset, batches
 from tokenprune.embedded.training.loop import Loss, Settings, train
@@ -23,11 +23,23 @@ TextSteps = Annotated[int, typer.Option(help="Steps for each text encoder (batch
 VaeSteps = Annotated[int, typer.Option(help="Steps for the autoencoder (batch 16, crops).")]
 Steps = Annotated[int, typer.Option(help="Steps for the transformer.")]
 BatchSize = Annotated[int, typer.Option(help="Pictures per transformer step.")]
+Grow = Annotated[bool, typer.Option(help="Begin with the shipped model of 64 x 64 pixels in place of random weights.")]
+LearningRate = Annotated[float, typer.Option(help="Factor on all learning rates.")]
 Compile = Annotated[bool, typer.Option("--compile/--no-compile", help="Use torch.compile.")]
 
 
 def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _settings(picture_size: int, steps: int, batch_size: int, learning_rate: float) -> Settings:
+    return Settings(
+        picture_size=picture_size,
+        steps=steps,
+        batch_size=batch_size,
+        muon_lr=Settings.muon_lr * learning_rate,
+        adam_lr=Settings.adam_lr * learning_rate,
+    )
 
 
 def _train(
@@ -62,19 +74,31 @@ def train_sd3(
     vae_steps: VaeSteps = 2000,
     steps: Steps = Settings.steps,
     batch_size: BatchSize = Settings.batch_size,
+    learning_rate: LearningRate = 1.0,
+    grow: Grow = False,
     compile_model: Compile = True,
 ) -> None:
     """Train every stage of shapes-sd3 that has no result under OUT yet, then save the pipeline to OUT/pipeline."""
     device = _device()
-    settings = Settings(picture_size=picture_size, steps=steps, batch_size=batch_size)
-    encoders = [text.train(out / f"text_{seed}", text_steps, 128, seed, device) for seed in (1, 2)]
-    tokenizer = text.build_tokenizer()
-    autoencoder = vae.train(out / "vae", tokenizer, picture_size, vae_steps, 16, device)
+    settings = _settings(picture_size, steps, batch_size, learning_rate)
+    shipped = load_shapes_sd3().to(device) if grow else None
+    if shipped is not None:
+        encoders, tokenizer, autoencoder = (
+            [shipped.text_encoder, shipped.text_encoder_2],
+            shipped.tokenizer,
+            shipped.vae,
+        )
+    else:
+        encoders = [text.train(out / f"text_{seed}", text_steps, 128, seed, device) for seed in (1, 2)]
+        tokenizer = text.build_tokenizer()
+        autoencoder = vae.train(out / "vae", tokenizer, picture_size, vae_steps, 16, device)
     torch.manual_seed(settings.seed)
     model = sd3.build_transformer(settings, autoencoder.config.latent_channels).to(device)
+    if shipped is not None:
+        sd3.grow(model, shipped.transformer)
     loss = sd3.SD3Loss(settings, encoders, tokenizer, autoencoder)
     trained = _train("sd3", out, settings, model, tokenizer, loss, device, compile_model)
-    _save(sd3.assemble(trained, encoders, tokenizer, autoencoder), out / "pipeline")
+    _save(sd3.assemble(settings, trained, encoders, tokenizer, autoencoder), out / "pipeline")
 
 
 @app.command("pixart")
@@ -84,16 +108,21 @@ def train_pixart(
     text_steps: TextSteps = 1800,
     steps: Steps = Settings.steps,
     batch_size: BatchSize = Settings.batch_size,
+    learning_rate: LearningRate = 1.0,
+    grow: Grow = False,
     compile_model: Compile = True,
 ) -> None:
     """The same for shapes-pixart; its autoencoder is that of shapes-sd3, as it ships."""
     device = _device()
-    settings = Settings(picture_size=picture_size, steps=steps, batch_size=batch_size)
-    encoder = t5.train(out / "text", text_steps, 128, device)
+    settings = _settings(picture_size, steps, batch_size, learning_rate)
+    shipped = load_shapes_pixart().to(device) if grow else None
+    encoder = t5.train(out / "text", text_steps, 128, device) if shipped is None else shipped.text_encoder
     tokenizer = t5.build_tokenizer()
     autoencoder = load_shapes_sd3().vae.to(device)
     torch.manual_seed(settings.seed)
     model = pixart.build_transformer(settings, autoencoder.config.latent_channels).to(device)
+    if shipped is not None:
+        pixart.grow(model, shipped.transformer)
     loss = pixart.PixArtLoss(settings, encoder, tokenizer, autoencoder)
     trained = _train("pixart", out, settings, model, tokenizer, loss, device, compile_model)
     _save(pixart.assemble(trained, encoder, tokenizer, autoencoder), out / "pipeline")

@@ -41,6 +41,11 @@ class Settings:
     seed: int = 0
     checkpoint_every: int = 50
 
+    @property
+    def growth(self) -> float:
+        """How many times the side of the first models' pictures, 64 pixels."""
+        return self.picture_size / Settings.picture_size
+
 
 def learning_rate(step: int, settings: Settings) -> float:
     """Factor on the learning rates: linear warm-up, constant, linear cool-down to 0."""

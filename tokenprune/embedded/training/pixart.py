@@ -38,7 +38,7 @@ def build_transformer(settings: Settings, latent_channels: int) -> PixArtTransfo
         cross_attention_dim=settings.heads * settings.head_dim,
         caption_channels=WIDTH,
         use_additional_conditions=False,
-        interpolation_scale=1,
+        interpolation_scale=settings.growth,
     )
     zeros = [transformer.adaln_single.linear, transformer.proj_out]
     zeros += [block.attn2.to_out[0] for block in transformer.transformer_blocks]
@@ -48,6 +48,11 @@ def build_transformer(settings: Settings, latent_channels: int) -> PixArtTransfo
     for block in transformer.transformer_blocks:
         torch.nn.init.zeros_(block.scale_shift_table)
     return transformer
+
+
+def grow(model: PixArtTransformer2DModel, smaller: PixArtTransformer2DModel) -> None:
+    """Begin with the weights of a model of smaller pictures; positions are interpolated between those of its tokens."""
+    model.load_state_dict(smaller.state_dict())
 
 
 class Diffusion:

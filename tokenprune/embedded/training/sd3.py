@@ -1,11 +1,13 @@
 """The Stable Diffusion 3 transformer, trained as a rectified flow on the scenes.
 
 Noisy latents are x_sigma = (1 - sigma) x + sigma e, the target is the velocity e - x (Liu et al., arXiv 2209.03003;
-Esser et al., arXiv 2403.03206), sigma is drawn logit-normally. Text encoders and VAE stay frozen.
+Esser et al., arXiv 2403.03206), sigma is drawn logit-normally, and shifted where pictures are larger (section 5.3.2
+there): the same noise hides less of them. Text encoders and VAE stay frozen.
 """
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+from diffusers.models.embeddings import get_2d_sincos_pos_embed
 from torch import Tensor
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -45,6 +48,16 @@ def build_transformer(settings: Settings, latent_channels: int) -> SD3Transforme
         torch.nn.init.zeros_(layer.weight)
         torch.nn.init.zeros_(layer.bias)
     return transformer
+
+
+def grow(model: SD3Transformer2DModel, smaller: SD3Transformer2DModel) -> None:
+    """Begin with the weights of a model of smaller pictures; the same place of a picture keeps its position."""
+    table = model.pos_embed.pos_embed
+    base = smaller.config.sample_size // smaller.config.patch_size
+    positions = get_2d_sincos_pos_embed(
+        table.shape[-1], model.config.pos_embed_max_size, base_size=base, output_type="pt"
+    )
+    model.load_state_dict(smaller.state_dict() | {"pos_embed.pos_embed": positions.to(table).unsqueeze(0)})
 
 
 class Conditioner:
@@ -85,7 +98,7 @@ class SD3Loss:
         tokens = torch.where(dropped, self.nothing, batch["tokens"].to(device))
         long_text = random.Random(step).random() < LONG_TEXT
         text, pooled = self.condition(tokens, empty_tokens=256 if long_text else 1)
-        sigma = torch.sigmoid(torch.randn(len(latents), device=device))
+        sigma = torch.sigmoid(torch.randn(len(latents), device=device) + math.log(self.settings.growth))
         noise, level = torch.randn_like(latents), sigma.view(-1, 1, 1, 1)
         velocity = transformer(
             hidden_states=(1 - level) * latents + level * noise,
@@ -98,6 +111,7 @@ class SD3Loss:
 
 
 def assemble(
+    settings: Settings,
     transformer: SD3Transformer2DModel,
     encoders: list[CLIPTextModelWithProjection],
     tokenizer: CLIPTokenizer,
@@ -106,7 +120,7 @@ def assemble(
     """The whole pipeline, as a user loads it."""
     return StableDiffusion3Pipeline(
         transformer=transformer,
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=1.5),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=1.5 * settings.growth),
         vae=vae,
         text_encoder=encoders[0],
         tokenizer=tokenizer,
