@@ -1,7 +1,6 @@
 """Token pruning for diffusion transformers, as a plug-in through module hooks."""
 
-from tokenprune.api import Handle, apply
-from tokenprune.cluster_correction import ClusterCorrection
+from tokenprune.api import Handle, apply, plan
 from tokenprune.errors import (
     AlreadyPrunedError,
     AttentionError,
@@ -17,8 +16,9 @@ from tokenprune.errors import (
     UnsupportedModelError,
 )
 from tokenprune.modulemap import AttentionSite, BlockSite, ExitSite, ModuleMap, TokenArgument, latent_grid
-from tokenprune.plan_files import load_plan, save_plan
-from tokenprune.plans import Plan
+from tokenprune.ops.selection import Selection
+from tokenprune.plans.files import load_plan, save_plan
+from tokenprune.plans.plan import Plan
 from tokenprune.policies import (
     AttentionRankPolicy,
     CATPolicy,
@@ -34,10 +34,12 @@ from tokenprune.policies import (
     SequentialPolicy,
     TocaPolicy,
 )
-from tokenprune.policy import Memory, Observation, ScorePolicy, SelectionPolicy
-from tokenprune.presets import plan
-from tokenprune.report import Macs, Report, StepReport
-from tokenprune.reuse import Hold, Reuse, ReuseState
+from tokenprune.policies.base import Memory, Observation, ScorePolicy, SelectionPolicy
+from tokenprune.reports.report import Macs, Report, StepReport
+from tokenprune.reports.trace import Trace, TraceStep
+from tokenprune.reuse.base import Hold, Reuse, ReuseState
+from tokenprune.reuse.cluster_correction import ClusterCorrection
+from tokenprune.reuse.taylor import Taylor
 from tokenprune.schedule import (
     BudgetSchedule,
     LevelSchedule,
@@ -47,9 +49,6 @@ from tokenprune.schedule import (
     Step,
     WarmupSchedule,
 )
-from tokenprune.selection import Selection
-from tokenprune.taylor import Taylor
-from tokenprune.trace import Trace, TraceStep
 
 __all__ = [
     "AlreadyPrunedError",

@@ -10,22 +10,23 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from tokenprune.compiled import forget_graphs
+from tokenprune.engine.cache_conflicts import refuse_caches
+from tokenprune.engine.masked_module import MaskedModule
 from tokenprune.errors import TraceError, UnknownModelError
-from tokenprune.macs import count_steps
-from tokenprune.masked import MaskedModule
-from tokenprune.modulemap import Guidance, ModuleMap
-from tokenprune.others import refuse_caches
-from tokenprune.plans import Plan
-from tokenprune.policy import SelectionPolicy
+from tokenprune.macs.counting import count_steps
+from tokenprune.modulemap import ModuleMap
+from tokenprune.ops.guidance import BranchKey, Guidance
+from tokenprune.plans.plan import Plan
+from tokenprune.policies.base import SelectionPolicy
 from tokenprune.registry import Adapter, find_adapter, transformer_of
-from tokenprune.report import Macs, Report
-from tokenprune.reuse import Hold, Reuse
-from tokenprune.run import BranchKey
+from tokenprune.reports.report import Macs, Report
+from tokenprune.reports.trace import Trace
+from tokenprune.reuse.base import Hold, Reuse
 from tokenprune.schedule import Schedule
-from tokenprune.trace import Trace
 
 if TYPE_CHECKING:
     from tokenprune.discovery import PendingModule
+from tokenprune.plans.presets import best_plan, share_of
 
 
 class Handle:
@@ -228,3 +229,32 @@ def _check_cache_dtype(dtype: torch.dtype | None, reuse: Reuse) -> None:
 
 
 _EXAMPLES = {"policy": "CATPolicy(alpha=0.3)", "schedule": "WarmupSchedule(0.3, 8)", "reuse": "Hold()", "trace": "True"}
+
+
+def plan(target: Any, budget: float | str = "balanced") -> Plan:
+    """The schedule, policy and forecast with the best fidelity known for a share of the plain model's cost.
+
+    A warm-up, a full step every few steps, and between them the tokens with the largest expected error; predictions,
+    keys and values of all others are forecast. Found on the tuning captions of the embedded models; docs/analysis.md
+    compares it with all else on captions that were not used for that. Other models may have other optima.
+
+        handle = tokenprune.apply(pipe, tokenprune.plan(pipe, budget=0.5))
+
+    Args:
+        target: the transformer, or a pipeline that holds it as `transformer`.
+        budget: share of the plain model's token computations, above 0 up to 1; or "quality" (0.6), "balanced" (0.5)
+            or "fast" (0.35).
+
+    Raises:
+        UnknownModelError: no adapter serves the model, and it cannot be discovered.
+        ValueError: the budget is neither a share nor a preset's name.
+    """
+    model = transformer_of(target)
+    try:
+        find_adapter(model)
+    except UnknownModelError:
+        from tokenprune.discovery import may_be_discovered
+
+        if not may_be_discovered(model):
+            raise
+    return best_plan(share_of(budget))

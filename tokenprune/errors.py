@@ -49,3 +49,8 @@ class UnsupportedCallError(TokenPruneError):
 
 class ConfigurationError(TokenPruneError):
     """A plan, a file of settings or a command's option says something that cannot be meant."""
+
+
+def one_line(error: BaseException) -> str:
+    """An error's message without its line breaks, or its type where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__

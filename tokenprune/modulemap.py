@@ -10,13 +10,12 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from tokenprune.errors import ModuleMapError
-from tokenprune.grid import TokenGrid
+from tokenprune.ops.grid import TokenGrid
+from tokenprune.ops.guidance import Guidance
 
 Layout = Literal["image", "image-text", "text-image"]
 """The order of a sequence's tokens."""
 
-Guidance = Literal["none", "uncond-first", "cond-first"]
-"""How classifier-free guidance lies in the batch of one call."""
 
 Arguments = Mapping[str, Any]
 """The arguments of a call of the model, by name."""

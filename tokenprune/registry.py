@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import Any, TypeAlias
@@ -11,10 +12,14 @@ from torch import nn
 from tokenprune.compiled import original_of
 from tokenprune.errors import UnknownModelError
 from tokenprune.modulemap import ModuleMap
-from tokenprune.policy import SelectionPolicy
+
+SHORTEST = 2
+"""Arguments that a forward must have at least: latents and a timestep."""
+
 
 GROUP = "tokenprune.adapters"
-POLICIES = "tokenprune.policies"
+
+
 Adapter: TypeAlias = Callable[[nn.Module], ModuleMap]
 """A function that writes the module map of one model."""
 
@@ -46,27 +51,6 @@ def find_adapter(model: nn.Module) -> Adapter:
     )
 
 
-def known_policies() -> list[str]:
-    """Names of the policies that installed packages offer, sorted."""
-    return sorted({entry.name for entry in entry_points(group=POLICIES)})
-
-
-def find_policy(name: str) -> type[SelectionPolicy]:
-    """The policy class that an installed package registered under this name.
-
-    Raises:
-        ValueError: there is none.
-    """
-    for entry in entry_points(group=POLICIES):
-        if entry.name == name:
-            found: type[SelectionPolicy] = entry.load()
-            return found
-    raise ValueError(
-        f"policy: no installed package offers {name!r} as an entry point of the group {POLICIES!r}; there are "
-        f"{', '.join(known_policies()) or 'none'}"
-    )
-
-
 def transformer_of(target: Any) -> nn.Module:
     """The transformer: the target itself, or what a pipeline holds as `transformer`; without torch.compile's wrapper.
 
@@ -79,3 +63,10 @@ def transformer_of(target: Any) -> nn.Module:
             f"expected a transformer (torch.nn.Module) or a pipeline with a `transformer`, got {type(target).__name__}"
         )
     return original_of(model)
+
+
+def may_be_discovered(model: nn.Module) -> bool:
+    """Whether it is worth watching the model: its forward takes latents and a timestep at least."""
+    kinds = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
+    found = [each for each in inspect.signature(model.forward).parameters.values() if each.kind in kinds]
+    return len(found) >= SHORTEST

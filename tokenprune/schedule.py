@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar
@@ -233,6 +234,26 @@ class LevelSchedule(Schedule):
     def skips(self) -> bool:
         """Whether a point's fraction is 0."""
         return any(fraction == 0 for _, fraction in self.points)
+
+
+class CountSchedule(Schedule):
+    """Numbers of tokens as they are given, for measurements and checks; plan files cannot name it.
+
+    Args:
+        counts: how many tokens each step computes; None is all.
+    """
+
+    def __init__(self, counts: Sequence[int | None]) -> None:
+        self._counts = counts
+
+    def fraction(self, step: Step) -> float:
+        """Not known: counts are given directly."""
+        raise NotImplementedError("counts are given directly")
+
+    def count(self, step: Step, num_tokens: int) -> int:
+        """The step's count."""
+        count = self._counts[step.index]
+        return num_tokens if count is None else count
 
 
 def _at_end(step: Step, last_full: int) -> bool:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from diffusers import CogVideoXTransformer3DModel, EasyAnimateTransformer3DModel
 
 from tokenprune import AttentionSite, ModuleMap, latent_grid
-from tokenprune.grid import TokenGrid
 from tokenprune.modulemap import Arguments
+from tokenprune.ops.grid import TokenGrid
 from tokenprune_adapters.common import paths, rotary, sites
 
 

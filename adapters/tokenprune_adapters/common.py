@@ -8,8 +8,8 @@ from typing import Any
 from torch import nn
 
 from tokenprune import BlockSite, TokenArgument
-from tokenprune.grid import TokenGrid, num_tokens
 from tokenprune.modulemap import Arguments
+from tokenprune.ops.grid import TokenGrid, num_tokens
 
 
 def paths(model: nn.Module, *lists: str) -> tuple[str, ...]:

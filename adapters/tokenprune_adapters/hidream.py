@@ -5,8 +5,8 @@ from __future__ import annotations
 from diffusers import HiDreamImageTransformer2DModel
 
 from tokenprune import AttentionSite, ModuleMap, TokenArgument, latent_grid
-from tokenprune.grid import num_tokens
 from tokenprune.modulemap import Arguments
+from tokenprune.ops.grid import num_tokens
 from tokenprune_adapters.common import paths, sites
 
 

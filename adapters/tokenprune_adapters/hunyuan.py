@@ -13,8 +13,8 @@ from diffusers import (
 from torch import nn
 
 from tokenprune import AttentionSite, BlockSite, ModuleMap, latent_grid
-from tokenprune.grid import TokenGrid
 from tokenprune.modulemap import Arguments
+from tokenprune.ops.grid import TokenGrid
 from tokenprune_adapters.common import paths, rotary, sites
 
 

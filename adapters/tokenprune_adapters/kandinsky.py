@@ -5,8 +5,8 @@ from __future__ import annotations
 from diffusers import Kandinsky5Transformer3DModel
 
 from tokenprune import AttentionSite, ExitSite, ModuleMap, UnsupportedModelError, latent_grid
-from tokenprune.grid import TokenGrid
 from tokenprune.modulemap import Arguments
+from tokenprune.ops.grid import TokenGrid
 from tokenprune_adapters.common import paths, sites
 
 

@@ -6,8 +6,8 @@ from diffusers import Lumina2Transformer2DModel, LuminaNextDiT2DModel, ZImageTra
 from torch import Tensor
 
 from tokenprune import AttentionSite, ExitSite, ModuleMap, TokenArgument, latent_grid
-from tokenprune.grid import TokenGrid, num_tokens
 from tokenprune.modulemap import Arguments
+from tokenprune.ops.grid import TokenGrid, num_tokens
 from tokenprune_adapters.common import paths, sites
 
 Z_MULTIPLE = 32

@@ -5,8 +5,8 @@ from __future__ import annotations
 from diffusers import QwenImageTransformer2DModel
 
 from tokenprune import AttentionSite, ModuleMap, TokenArgument
-from tokenprune.grid import TokenGrid
 from tokenprune.modulemap import Arguments
+from tokenprune.ops.grid import TokenGrid
 from tokenprune_adapters.common import after, paths, sites
 
 

@@ -9,7 +9,7 @@ import torch
 from tiny import ALL, Tiny
 from torch import nn
 
-from tokenprune.grid import num_tokens
+from tokenprune.ops.grid import num_tokens
 from tokenprune.registry import find_adapter, known_models
 from tokenprune_adapters.examples import EXAMPLES, Example
 from tokenprune_adapters.unsupported import REASONS

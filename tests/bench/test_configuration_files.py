@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from tokenprune import BudgetSchedule, CATPolicy, ConfigurationError, Hold, NoisePolicy, Plan, Taylor, save_plan
-from tokenprune.bench.configuration import Configuration, plain
-from tokenprune.bench.configuration_files import digest, read_configurations
-from tokenprune.bench.suites import fewer_steps
-from tokenprune.presets import best_plan
+from tokenprune.bench.configurations.configuration import Configuration, plain
+from tokenprune.bench.configurations.files import digest, read_configurations
+from tokenprune.bench.configurations.suites import fewer_steps
+from tokenprune.plans.presets import best_plan
 
 TOML = """
 [[configuration]]  # as published

@@ -12,10 +12,11 @@ import pytest
 
 import tokenprune
 from tokenprune import CATPolicy, Plan, SequentialPolicy, WarmupSchedule
-from tokenprune.bench.configuration import Configuration, plain
-from tokenprune.bench.measure import Task, draw, fidelity, mean_and_ci95
-from tokenprune.bench.results import load
-from tokenprune.bench.run import run
+from tokenprune.bench.configurations.configuration import Configuration, plain
+from tokenprune.bench.measuring.fidelity import fidelity, mean_and_ci95
+from tokenprune.bench.measuring.measure import Task, draw
+from tokenprune.bench.measuring.result_file import load
+from tokenprune.bench.measuring.run import run
 from tokenprune.embedded import scenes
 from tokenprune.embedded.load import EMBEDDED
 

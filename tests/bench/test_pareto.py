@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from matplotlib.image import imread
 
-from tokenprune.bench.pareto import HEIGHT, KINDS, LINE, PLAIN, figure, front, kind_of, plot
-from tokenprune.bench.results import Results, load
+from tokenprune.bench.measuring.result_file import Results, load
+from tokenprune.bench.tables.pareto import HEIGHT, KINDS, LINE, PLAIN, figure, front, kind_of, plot
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 

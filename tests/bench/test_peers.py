@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tokenprune.bench.configuration import Configuration
-from tokenprune.bench.measure import Task, count, draw_all, fidelity
-from tokenprune.bench.peers.pipeline import current_timestep
-from tokenprune.bench.peers.table import PEERS, configurations
-from tokenprune.bench.suites import make
+from tokenprune.bench.configurations.configuration import Configuration
+from tokenprune.bench.configurations.peers.pipeline import current_timestep
+from tokenprune.bench.configurations.peers.table import PEERS, configurations
+from tokenprune.bench.configurations.suites import make
+from tokenprune.bench.measuring.fidelity import fidelity
+from tokenprune.bench.measuring.measure import Task, count, draw_all
 from tokenprune.embedded.load import EMBEDDED
 
 STEPS = 10

@@ -15,11 +15,11 @@ import torch
 from accelerate.commands import launch
 
 from tokenprune import Plan, SequentialPolicy, WarmupSchedule
-from tokenprune.bench import processes
-from tokenprune.bench.configuration import Configuration, plain
-from tokenprune.bench.measure import Task
-from tokenprune.bench.processes import ProcessError, on_main, state, together
-from tokenprune.bench.run import run
+from tokenprune.bench.configurations.configuration import Configuration, plain
+from tokenprune.bench.measuring import processes
+from tokenprune.bench.measuring.measure import Task
+from tokenprune.bench.measuring.processes import ProcessError, on_main, state, together
+from tokenprune.bench.measuring.run import run
 from tokenprune.embedded import scenes
 from tokenprune.embedded.load import EMBEDDED
 

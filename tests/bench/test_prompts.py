@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tokenprune import ConfigurationError
-from tokenprune.bench.prompts import DATA_SETS, SPLITS, DataSet, captions, from_data_set, from_file
+from tokenprune.bench.subjects.prompts import DATA_SETS, SPLITS, DataSet, captions, from_data_set, from_file
 from tokenprune.embedded import scenes
 from tokenprune.embedded.scenes import render
 

@@ -14,12 +14,13 @@ from torch import nn
 from transformers import AutoProcessor, CLIPConfig, CLIPModel, CLIPProcessor, CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from tokenprune.bench.configuration import plain
-from tokenprune.bench.measure import Task, mean_and_ci95
-from tokenprune.bench.quality import METRICS, UNASKED, ci95_field, find_quality, mean_field
-from tokenprune.bench.results import Measured, Results
-from tokenprune.bench.run import run
-from tokenprune.bench.tables import markdown
+from tokenprune.bench.configurations.configuration import plain
+from tokenprune.bench.measuring.fidelity import mean_and_ci95
+from tokenprune.bench.measuring.measure import Task
+from tokenprune.bench.measuring.quality import METRICS, UNASKED, ci95_field, find_quality, mean_field
+from tokenprune.bench.measuring.result_file import Measured, Results
+from tokenprune.bench.measuring.run import run
+from tokenprune.bench.tables.cells import markdown
 from tokenprune.embedded.load import EMBEDDED
 from tokenprune.errors import ConfigurationError
 

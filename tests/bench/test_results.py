@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from tokenprune.bench.render import PAGE, page, tables
-from tokenprune.bench.results import ResultFileError, Results, load, resume
-from tokenprune.bench.tables import CLOCK, OVERHEADS, cells, cost_cells, failures, markdown, marks, renew
+from tokenprune.bench.measuring.result_file import ResultFileError, Results, load, resume
+from tokenprune.bench.tables.cells import CLOCK, OVERHEADS, cells, cost_cells, failures, markdown, marks, renew
+from tokenprune.bench.tables.render import PAGE, page, tables
 
 SETTINGS = {
     "command": "tokenprune bench",

@@ -14,8 +14,8 @@ import torch
 from small import make_sd3
 
 from tokenprune import ConfigurationError
-from tokenprune.bench.measure import Task, draw_all
-from tokenprune.bench.subjects import find_subject, read_arguments
+from tokenprune.bench.measuring.measure import Task, draw_all
+from tokenprune.bench.subjects.pipelines import find_subject, read_arguments
 from tokenprune.embedded.load import EMBEDDED
 
 

@@ -9,7 +9,7 @@ import pytest
 from torch import nn
 
 import tokenprune
-from tokenprune.bench.suites import SUITES, WITHOUT_BUDGET, make
+from tokenprune.bench.configurations.suites import SUITES, WITHOUT_BUDGET, make
 from tokenprune.schedule import Step
 
 STEPS = [10, 28, 50]

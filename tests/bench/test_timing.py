@@ -13,12 +13,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tokenprune.bench import timing
-from tokenprune.bench.configuration import Configuration, plain
-from tokenprune.bench.measure import Task
-from tokenprune.bench.memory import peak_memory
-from tokenprune.bench.timing import Timed, Timing, hook_overhead, median_and_spread, time_pairs, timed
-from tokenprune.report import Macs, Report, StepReport
+from tokenprune.bench.configurations.configuration import Configuration, plain
+from tokenprune.bench.measuring import timing
+from tokenprune.bench.measuring.measure import Task
+from tokenprune.bench.measuring.memory import peak_memory
+from tokenprune.bench.measuring.timing import Timed, Timing, hook_overhead, median_and_spread, time_pairs, timed
+from tokenprune.reports.report import Macs, Report, StepReport
 
 TASK = Task(["a", "b", "c"], 4, 1.0, 2, {})
 

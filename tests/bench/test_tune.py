@@ -14,13 +14,14 @@ from optuna.trial import FixedTrial, TrialState
 from small import make_sd3
 
 from tokenprune import BudgetSchedule, CATPolicy, ConfigurationError, Plan, SequentialPolicy
-from tokenprune.bench import tune
-from tokenprune.bench.configuration import Configuration
-from tokenprune.bench.held_out import TUNED, Row, compare, contenders, judge
-from tokenprune.bench.measure import Task, draw, draw_all, fidelity
-from tokenprune.bench.space import OURS, PRESETS, Costs, Space, fractions
-from tokenprune.bench.suites import plane
-from tokenprune.bench.tune import Found, Tried, open_study, probe, search
+from tokenprune.bench.configurations.configuration import Configuration
+from tokenprune.bench.configurations.suites import plane
+from tokenprune.bench.measuring.fidelity import fidelity
+from tokenprune.bench.measuring.measure import Task, draw, draw_all
+from tokenprune.bench.tuning import search as tuning
+from tokenprune.bench.tuning.held_out import TUNED, Row, compare, contenders, judge
+from tokenprune.bench.tuning.search import Found, Tried, open_study, probe, search
+from tokenprune.bench.tuning.space import OURS, PRESETS, Costs, Space, fractions
 
 STEPS, BUDGET = 5, 0.6
 SPACE = Space(BUDGET, Costs(STEPS))
@@ -49,7 +50,7 @@ def run(small: Any, task: Task, tmp_path: Path) -> Callable[..., Found]:
 
 def trials(path: Path) -> list[Any]:
     """Parameters and values of a journal's ended trials."""
-    ended = open_study(path, {"seed": 0}).get_trials(states=tune.ENDED)
+    ended = open_study(path, {"seed": 0}).get_trials(states=tuning.ENDED)
     return sorted((str(sorted(trial.params.items(), key=str)), trial.value or 0.0) for trial in ended)
 
 
@@ -136,12 +137,12 @@ def test_a_killed_run_is_taken_up_where_it_ended(
         drawn.append(trial.params)
         return original(trial, *rest)
 
-    original = tune._draw
+    original = tuning._draw
     for after in (1, 4):  # a preset, then a plan of the search
-        monkeypatch.setattr(tune, "_draw", lambda *given, after=after: killed(*given, after=after))
+        monkeypatch.setattr(tuning, "_draw", lambda *given, after=after: killed(*given, after=after))
         with pytest.raises(KeyboardInterrupt):
             run("killed")
-    monkeypatch.setattr(tune, "_draw", lambda *given: killed(*given, after=-1))
+    monkeypatch.setattr(tuning, "_draw", lambda *given: killed(*given, after=-1))
     found = run("killed")
     assert len(drawn) == len(SPACE.presets()) + 3 - repeated(tmp_path / "whole")
     assert (found.best.plan, found.best.psnr) == (whole.best.plan, whole.best.psnr)
@@ -152,7 +153,7 @@ def test_a_killed_run_is_taken_up_where_it_ended(
 
 def repeated(path: Path) -> int:
     """Trials that were not drawn: over the budget, or with another's parameters."""
-    ended = open_study(path, {"seed": 0}).get_trials(states=tune.ENDED)
+    ended = open_study(path, {"seed": 0}).get_trials(states=tuning.ENDED)
     within = [str(trial.params) for trial in ended if "over" not in trial.user_attrs]
     return len(within) - len(set(within))
 
@@ -161,8 +162,8 @@ def test_poor_plans_are_stopped_early_but_presets_are_not(
     run: Callable[..., Found], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values = iter(range(1000, 0, -1))
-    monkeypatch.setattr(tune, "fidelity", lambda *_: {"psnr": [float(next(values))]})
-    monkeypatch.setattr(tune, "FEWEST", 1)
+    monkeypatch.setattr(tuning, "fidelity", lambda *_: {"psnr": [float(next(values))]})
+    monkeypatch.setattr(tuning, "FEWEST", 1)
     found = run(trials=4)
     assert found.stopped >= 1
     assert len(found.presets) == len(SPACE.presets())
@@ -176,18 +177,18 @@ def test_no_time_leaves_the_presets(run: Callable[..., Found]) -> None:
 
 def test_a_plan_that_fails_is_told_and_passed_over(run: Callable[..., Found], monkeypatch: pytest.MonkeyPatch) -> None:
     name = next(iter(SPACE.presets()))
-    original = tune._draw
+    original = tuning._draw
 
     def failing(trial: Any, *rest: Any) -> float:
         if trial.user_attrs.get("preset") == name:
             raise RuntimeError("no\nmemory")
         return original(trial, *rest)
 
-    monkeypatch.setattr(tune, "_draw", failing)
+    monkeypatch.setattr(tuning, "_draw", failing)
     found = run(trials=0)
     assert found.failed == {name: "RuntimeError: no memory"}
     assert len(found.presets) == len(SPACE.presets()) - 1
-    monkeypatch.setattr(tune, "_draw", lambda *_: 1 / 0)
+    monkeypatch.setattr(tuning, "_draw", lambda *_: 1 / 0)
     with pytest.raises(ConfigurationError, match="expected a plan that can be drawn, got none: ZeroDivisionError"):
         run("other", trials=1)
 

@@ -17,7 +17,7 @@ from refusals import refused
 from typer.testing import CliRunner
 
 from tokenprune import CATPolicy, Plan, save_plan
-from tokenprune.bench.results import Results
+from tokenprune.bench.measuring.result_file import Results
 from tokenprune.cli.bench import bench
 
 APP = typer.Typer(pretty_exceptions_enable=False)

@@ -19,13 +19,13 @@ from PIL import Image
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
+from tokenprune.bench.figures import FIGURES
+from tokenprune.bench.figures.canvas import decibels, difference, faded, over_pixels
+from tokenprune.bench.figures.clusters import neighbours_together
+from tokenprune.bench.figures.noise import pearson
+from tokenprune.bench.figures.runs import Runs, Settings
+from tokenprune.bench.figures.strategies import STRATEGIES
 from tokenprune.cli.figures import figures
-from tokenprune.figures import FIGURES
-from tokenprune.figures.canvas import decibels, difference, faded, over_pixels
-from tokenprune.figures.clusters import neighbours_together
-from tokenprune.figures.noise import pearson
-from tokenprune.figures.runs import Runs, Settings
-from tokenprune.figures.strategies import STRATEGIES
 
 STEPS, WARMUP, ALPHA, TOKENS, COUNT = 7, 3, 0.25, 256, 64
 SHORT = ("--steps", str(STEPS), "--warmup-steps", str(WARMUP), "--alpha", str(ALPHA))

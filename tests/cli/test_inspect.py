@@ -12,9 +12,10 @@ import typer
 from click.testing import Result
 from typer.testing import CliRunner
 
-from tokenprune.cli import models
+from tokenprune.bench.subjects import transformers
+from tokenprune.bench.subjects.transformers import load
 from tokenprune.cli.inspect import find_map, inspect
-from tokenprune.cli.models import Wanted, call_of, load
+from tokenprune.cli.targets import Wanted, call_of
 from tokenprune.embedded.load import EMBEDDED
 
 
@@ -137,7 +138,7 @@ def test_a_model_that_reads_values_shows_its_steps_and_says_why_no_sizes() -> No
     ],
 )
 def test_bad_input(arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "_hub_answers", lambda: False)
+    monkeypatch.setattr(transformers, "_hub_answers", lambda: False)
     result = run(*arguments)
     assert result.exit_code == 2
     assert message in result.stderr

@@ -10,11 +10,11 @@ from torch import nn
 
 import tokenprune
 from tokenprune import BudgetSchedule, CATPolicy, Plan, Taylor
-from tokenprune.bench.configuration import Configuration
-from tokenprune.bench.configuration_files import read_configurations
-from tokenprune.bench.prompts import DATA_SETS
-from tokenprune.bench.suites import WITHOUT_BUDGET, fewer_steps
-from tokenprune.presets import best_plan
+from tokenprune.bench.configurations.configuration import Configuration
+from tokenprune.bench.configurations.files import read_configurations
+from tokenprune.bench.configurations.suites import WITHOUT_BUDGET, fewer_steps
+from tokenprune.bench.subjects.prompts import DATA_SETS
+from tokenprune.plans.presets import best_plan
 
 PAGE = (Path(__file__).parents[2] / "docs" / "configuration-files.md").read_text()
 

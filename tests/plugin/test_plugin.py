@@ -10,7 +10,8 @@ import torch
 
 import tokenprune
 from tokenprune.errors import UnknownModelError
-from tokenprune.registry import find_policy, known_models, known_policies
+from tokenprune.policies.registry import find_policy, known_policies
+from tokenprune.registry import known_models
 from tokenprune.testing import check_adapter, check_policy
 
 SITE = Path(__file__).parent / "site"

@@ -13,16 +13,16 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from tokenprune.bench.configuration import Configuration
-from tokenprune.bench.suites import SUITES, WITHOUT_BUDGET, make
+from tokenprune.bench.configurations.configuration import Configuration
+from tokenprune.bench.configurations.suites import SUITES, WITHOUT_BUDGET, make
 from tokenprune.cli import options
-from tokenprune.cli.refusals import refusing
-from tokenprune.embedded.quiet import quiet
+from tokenprune.cli.options import refusing
+from tokenprune.embedded.load import quiet
 from tokenprune.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from tokenprune.bench.prompts import Prompts
-    from tokenprune.bench.results import Results
+    from tokenprune.bench.measuring.result_file import Results
+    from tokenprune.bench.subjects.prompts import Prompts
 
 SENSITIVITY_STEPS = 100
 
@@ -63,11 +63,11 @@ def bench(
     into: Annotated[Path | None, typer.Option(help="Document in which to renew the table of the JSON file.")] = None,
 ) -> None:
     """Measure configurations against the plain model: what they compute, how near its pictures they come, how good."""
-    from tokenprune.bench.measure import Task
-    from tokenprune.bench.processes import is_main
-    from tokenprune.bench.quality import find_quality
-    from tokenprune.bench.run import run
-    from tokenprune.bench.subjects import find_subject, read_arguments
+    from tokenprune.bench.measuring.measure import Task
+    from tokenprune.bench.measuring.processes import is_main
+    from tokenprune.bench.measuring.quality import find_quality
+    from tokenprune.bench.measuring.run import run
+    from tokenprune.bench.subjects.pipelines import find_subject, read_arguments
 
     quiet()
     main = is_main()  # also tells each process its device
@@ -123,7 +123,7 @@ def bench(
 
 def _configurations(suite: str | None, config: Path | None, budget: float, steps: int) -> list[Configuration]:
     if config is not None:
-        from tokenprune.bench.configuration_files import read_configurations
+        from tokenprune.bench.configurations.files import read_configurations
 
         if suite is not None:
             raise ConfigurationError(f"suite: expected none beside --config, got {suite!r}")
@@ -136,7 +136,7 @@ def _configurations(suite: str | None, config: Path | None, budget: float, steps
 
 
 def _prompts(split: str, file: Path | None, data_set: str | None, count: int | None) -> Prompts:
-    from tokenprune.bench.prompts import captions, from_data_set, from_file
+    from tokenprune.bench.subjects.prompts import captions, from_data_set, from_file
 
     if file is not None and data_set is not None:
         raise ConfigurationError("prompts: expected --prompts-file or --prompts-from, got both")
@@ -149,7 +149,7 @@ def _settings(
     told: Mapping[str, Any], arguments: Mapping[str, Any], prompts: Prompts, ways: list[Configuration]
 ) -> dict[str, Any]:
     """Everything that the rows depend on, but what the task and the subject say themselves."""
-    from tokenprune.bench.configuration_files import digest
+    from tokenprune.bench.configurations.files import digest
 
     return {
         **{name: str(told[name]) for name in ("model", "suite", "config", "split") if name in told},
@@ -170,7 +170,7 @@ def _file_name(told: Mapping[str, Any]) -> str:
 
 def _check_outputs(out: Path, plot: Path | None, into: Path | None) -> None:
     """Raise before anything is drawn what would go wrong after it."""
-    from tokenprune.bench.tables import marks
+    from tokenprune.bench.tables.cells import marks
 
     if plot is not None and plot.suffix != ".png":
         raise ConfigurationError(f"plot: expected a file that ends in .png, got {plot}")
@@ -182,27 +182,27 @@ def _check_outputs(out: Path, plot: Path | None, into: Path | None) -> None:
 
 
 def _write(results: Results, path: Path, markdown: Path | None, plot: Path | None, into: Path | None) -> None:
-    from tokenprune.bench import tables
+    from tokenprune.bench.tables import cells
 
     settings = results.settings
     by_psnr = settings.get("suite") != "sensitivity"
     if markdown is not None:
         markdown.parent.mkdir(parents=True, exist_ok=True)
-        markdown.write_text(tables.markdown(results, by_psnr))
+        markdown.write_text(cells.markdown(results, by_psnr))
     if into is not None:
-        tables.renew(into, path.name, tables.markdown(results, by_psnr))
+        cells.renew(into, path.name, cells.markdown(results, by_psnr))
     if plot is not None:
-        from tokenprune.bench.pareto import plot as draw_plot
+        from tokenprune.bench.tables.pareto import plot as draw_plot
 
         plot.parent.mkdir(parents=True, exist_ok=True)
         draw_plot(results, plot)
     what = settings.get("suite") or settings["config"]
     title = f"{settings['model']}, {what}: {settings['prompts']} prompts, {settings['steps']} steps"
-    _show(title, *tables.cells(results, by_psnr))
-    if tables.is_timed(results):
-        _show("clock", *tables.cost_cells(results, by_psnr, tables.CLOCK))
-        _show("overheads", *tables.cost_cells(results, by_psnr, tables.OVERHEADS))
-    for line in tables.failures(results):
+    _show(title, *cells.cells(results, by_psnr))
+    if cells.is_timed(results):
+        _show("clock", *cells.cost_cells(results, by_psnr, cells.CLOCK))
+        _show("overheads", *cells.cost_cells(results, by_psnr, cells.OVERHEADS))
+    for line in cells.failures(results):
         print(line)
     for name, reason in settings.get("metrics_left_out", {}).items():
         print(f"{name} left out: {reason}")

@@ -19,10 +19,10 @@ from rich.console import Console
 from rich.table import Table
 
 import tokenprune
-from tokenprune.embedded.quiet import quiet
-from tokenprune.plans import Plan
+from tokenprune.embedded.load import quiet
+from tokenprune.plans.plan import Plan
 from tokenprune.policies import CATPolicy
-from tokenprune.report import Report
+from tokenprune.reports.report import Report
 
 Picture = NDArray[np.uint8]
 Drawn = tuple[Picture, float, Report | None]

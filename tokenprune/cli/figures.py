@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tokenprune.cli.demo import DEFAULT_PROMPT
-from tokenprune.embedded.quiet import quiet
+from tokenprune.embedded.load import quiet
 
 NUMBERS = "figures.json"
 
@@ -35,9 +35,9 @@ def figures(
     seed: Annotated[int, typer.Option(help="Seed of the initial noise.")] = 0,
 ) -> None:
     """Draw the CAT Pruning paper's figures on the embedded model, and write the numbers they show as JSON."""
-    from tokenprune.figures import FIGURES
-    from tokenprune.figures.canvas import save
-    from tokenprune.figures.runs import Runs, Settings
+    from tokenprune.bench.figures import FIGURES
+    from tokenprune.bench.figures.canvas import save
+    from tokenprune.bench.figures.runs import Runs, Settings
 
     names = list(dict.fromkeys(only or FIGURES))
     try:

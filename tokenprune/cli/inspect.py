@@ -12,26 +12,17 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from tokenprune.bench.rehearsal import Rehearsal, counts_of, rehearse
+from tokenprune.bench.subjects.transformers import Loaded, load
 from tokenprune.cli import options
-from tokenprune.cli.models import (
-    DTYPES,
-    Called,
-    Loaded,
-    Wanted,
-    at_least,
-    call_of,
-    load,
-    notes_of,
-    plan_of,
-)
-from tokenprune.cli.refusals import refusing
+from tokenprune.cli.options import refusing
+from tokenprune.cli.targets import DTYPES, Called, Wanted, at_least, call_of, notes_of, plan_of
 from tokenprune.discovery import discover
 from tokenprune.discovery.code import source_of
 from tokenprune.errors import ConfigurationError, UnknownModelError
-from tokenprune.grid import num_tokens
+from tokenprune.macs.rehearsal import Rehearsal, counts_of, rehearse
 from tokenprune.modulemap import ModuleMap
-from tokenprune.plans import Plan
+from tokenprune.ops.grid import num_tokens
+from tokenprune.plans.plan import Plan
 from tokenprune.registry import find_adapter
 
 GIB, MIB = 2**30, 2**20

@@ -3,49 +3,28 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
-from typing import Annotated, Any
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, astuple, dataclass
+from typing import Annotated
 
-import torch
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from tokenprune.calls import Given
+from tokenprune.bench.subjects.transformers import Loaded, load
 from tokenprune.cli import options
-from tokenprune.cli.model_macs import report
-from tokenprune.cli.models import Wanted, at_least, load, plan_of
-from tokenprune.cli.refusals import refusing
+from tokenprune.cli.inspect import find_map, runs_of
+from tokenprune.cli.options import refusing
+from tokenprune.cli.paper_macs import MODELS, PAPER_ALPHA, PAPER_WARMUP, _build, _count, _table
+from tokenprune.cli.targets import Called, Wanted, at_least, call_of, notes_of, plan_of
 from tokenprune.errors import ConfigurationError
-from tokenprune.macs import count_steps
-from tokenprune.registry import find_adapter
-from tokenprune.schedule import Step, WarmupSchedule
-
-TERA = 1e12
-PAPER_ALPHA, PAPER_WARMUP = 0.3, 8
-PAPER = {  # Cheng, Chen, Jia, arXiv 2502.00433: MACs (T) of linear layers, dense and CAT Pruning, by model and steps
-    ("SD3-medium", 28): (168.28, 90.28),
-    ("SD3-medium", 50): (300.50, 136.70),
-    ("PixArt-Sigma", 28): (120.68, 60.08),
-    ("PixArt-Sigma", 50): (215.40, 88.24),
-}
-
-
-@dataclass(frozen=True)
-class Row:
-    """One model at one number of steps; `_T` is tera (10^12) multiply-accumulate operations."""
-
-    model: str
-    steps: int
-    linear_dense_T: float
-    linear_pruned_T: float
-    total_dense_T: float
-    total_pruned_T: float
-    ideal_speedup: float
-    paper_dense_T: float | None
-    paper_pruned_T: float | None
+from tokenprune.macs.rehearsal import Layers, Rehearsal, rehearse
+from tokenprune.plans.plan import Plan
+from tokenprune.reports.report import Macs
+from tokenprune.schedule import WarmupSchedule
 
 
 def macs(
@@ -96,84 +75,196 @@ def macs(
         Console().print(_table(rows, schedule))
 
 
-def _count(name: str, model: nn.Module, arguments: Given, schedule: WarmupSchedule, steps: list[int]) -> list[Row]:
-    module_map = find_adapter(model)(model)
-    tokens = torch.Size(module_map.grid(arguments[1])).numel()
-    pruned_tokens = schedule.count(Step(schedule.warmup_steps, 0.0, 0.0, None), tokens)
-    full, by_count = count_steps(model, module_map, arguments, [pruned_tokens])
-    pruned = by_count[pruned_tokens]
-    rows = []
-    for number in steps:
-        pruned_steps = max(0, number - schedule.warmup_steps) if pruned_tokens < tokens else 0
-        dense, ours = full * number, full * (number - pruned_steps) + pruned * pruned_steps
-        of_paper = schedule == WarmupSchedule(PAPER_ALPHA, PAPER_WARMUP)
-        paper = PAPER.get((name, number), (None, None)) if of_paper else (None, None)
-        rows.append(
-            Row(
-                model=name,
-                steps=number,
-                linear_dense_T=dense.linear / TERA,
-                linear_pruned_T=ours.linear / TERA,
-                total_dense_T=dense.total / TERA,
-                total_pruned_T=ours.total / TERA,
-                ideal_speedup=dense.total / ours.total,
-                paper_dense_T=paper[0],
-                paper_pruned_T=paper[1],
-            )
-        )
-    return rows
+TERA = 1e12
 
 
-def _table(rows: list[Row], schedule: WarmupSchedule) -> Table:
+@dataclass(frozen=True)
+class Generation:
+    """One number of steps; `_T` is tera (10^12) multiply-accumulate operations of all calls."""
+
+    steps: int
+    full_steps: int
+    tokens_ratio: float
+    linear_dense_T: float
+    linear_pruned_T: float
+    attention_dense_T: float
+    attention_pruned_T: float
+    total_dense_T: float
+    total_pruned_T: float
+    mac_ratio: float
+    ideal_speedup: float
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One module, or list of modules, in a call of all tokens and in one of some."""
+
+    module: str
+    kind: str
+    linear_full_T: float
+    attention_full_T: float
+    linear_pruned_T: float
+    attention_pruned_T: float
+
+
+def report(loaded: Loaded, wanted: Wanted, plan: Plan, steps: Sequence[int], depth: int, as_json: bool) -> None:
+    """Print what the model computes, with each module down to a depth (0: without modules).
+
+    Raises:
+        TokenPruneError: the model cannot be pruned, or its calls are not known.
+    """
+    found = find_map(loaded)
+    called = call_of(loaded, found.map, wanted)
+    name = type(loaded.model).__name__
+    if called is None:
+        raise ConfigurationError(f"{name}: name a factory, module.path:factory, that gives arguments of a call")
+    runs = [rehearse(loaded.model, found.map, called.call, plan, number) for number in steps]
+    generations = [_generation(run) for run in runs]
+    counts = Counter(count for count in runs[0].counts if 0 < count < runs[0].tokens)
+    some = counts.most_common(1)[0][0] if counts else runs[0].tokens
+    layers = list(_layers(loaded.model, runs[0].layers[runs[0].tokens], runs[0].layers[some], depth)) if depth else []
+    if as_json:
+        content = {
+            "model": name,
+            "grid": runs[0].grid,
+            "text_tokens": called.text,
+            "guidance": called.guidance,
+            "plan": repr(plan),
+            "generations": [
+                {**asdict(each), "tokens": run.counts} for each, run in zip(generations, runs, strict=True)
+            ],
+            **({"pruned_call_tokens": some, "layers": [asdict(layer) for layer in layers]} if depth else {}),
+        }
+        print(json.dumps(content, indent=2))
+        return
+    console = Console(highlight=False)
+    console.print(_totals(name, called, runs, generations))
+    for run in runs:
+        print(f"tokens of {len(run.counts)} steps: {runs_of(run.counts)}")
+    if depth:
+        console.print(_tree(layers, some, runs[0].tokens))
+    for note in [*notes_of(loaded.model, found.map), *found.notes]:
+        print(f"note: {note}")
+
+
+def _generation(run: Rehearsal) -> Generation:
+    dense, ours = run.dense, run.macs
+    return Generation(
+        steps=len(run.counts),
+        full_steps=sum(count == run.tokens for count in run.counts),
+        tokens_ratio=run.token_ratio,
+        linear_dense_T=dense.linear / TERA,
+        linear_pruned_T=ours.linear / TERA,
+        attention_dense_T=dense.attention / TERA,
+        attention_pruned_T=ours.attention / TERA,
+        total_dense_T=dense.total / TERA,
+        total_pruned_T=ours.total / TERA,
+        mac_ratio=ours.total / dense.total,
+        ideal_speedup=dense.total / ours.total,
+    )
+
+
+def _layers(model: nn.Module, full: Layers, some: Layers, depth: int) -> Iterator[Layer]:
+    """Every module that computes anything, each behind the one it is in; lists count what is in them."""
+    for path, module in model.named_modules():
+        if len(path.split(".")) > depth:
+            continue
+        here, pruned = (_within(layers, path, module) for layers in (full, some))
+        if here.total:
+            figures = (here.linear, here.attention, pruned.linear, pruned.attention)
+            yield Layer(path, type(module).__name__, *(figure / TERA for figure in figures))
+
+
+def _within(layers: Layers, path: str, module: nn.Module) -> Macs:
+    if path in layers:
+        return layers[path]
+    if not isinstance(module, (nn.ModuleList, nn.ModuleDict)):
+        return Macs(0, 0)
+    parts = (_within(layers, f"{path}.{name}", part) for name, part in module.named_children())
+    return sum(parts, Macs(0, 0))
+
+
+def _totals(name: str, called: Called, runs: Sequence[Rehearsal], generations: Sequence[Generation]) -> Table:
+    grid = " x ".join(map(str, runs[0].grid))
+    unit = _Unit(generations[0].total_dense_T)
     table = Table(
         box=SIMPLE_HEAD,
         padding=0,
-        title=f"Tera MACs of one image, 1024x1024, alpha {schedule.alpha}, {schedule.warmup_steps} full steps",
-        caption="linear: linear layers, as the paper counts; all: with attention products; allowed: speed ratio to the "
-        "plain model that all MACs allow; paper: Cheng, Chen, Jia, arXiv 2502.00433",
+        title=f"{unit.name} MACs of {name}, {called.size}, {grid} tokens, guidance: {called.guidance}",
+        caption="linear: linear layers; attention: its products; share, allowed: of all MACs, and the speed ratio they "
+        "allow",
     )
-    columns = (
-        "model",
-        "steps",
-        "linear\ndense",
-        "\npaper",
-        "linear\npruned",
-        "\npaper",
-        "all\ndense",
-        "all\npruned",
-        "\nallowed",
-    )
-    for column in columns:
-        table.add_column(column, justify="left" if column == "model" else "right", no_wrap=True)
-    for row in rows:
+    heads = ("steps", "full", "tokens", "linear\ndense", "\npruned", "attention\ndense", "\npruned", "\nshare")
+    for head in (*heads, "\nallowed"):
+        table.add_column(head, justify="right", no_wrap=True)
+    for each in generations:
+        figures = (each.linear_dense_T, each.linear_pruned_T, each.attention_dense_T, each.attention_pruned_T)
         table.add_row(
-            row.model,
-            str(row.steps),
-            f"{row.linear_dense_T:.2f}",
-            _figure(row.paper_dense_T),
-            f"{row.linear_pruned_T:.2f}",
-            _figure(row.paper_pruned_T),
-            f"{row.total_dense_T:.2f}",
-            f"{row.total_pruned_T:.2f}",
-            f"{row.ideal_speedup:.3f}x",
+            str(each.steps),
+            str(each.full_steps),
+            f"{each.tokens_ratio:.3f}",
+            *map(unit.show, figures),
+            f"{each.mac_ratio:.3f}",
+            f"{each.ideal_speedup:.3f}x",
         )
     return table
 
 
-def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+def _tree(layers: Sequence[Layer], some: int, tokens: int) -> Table:
+    """Modules below each other; neighbours in a list that cost the same are one row, followed by the first one's."""
+    root = layers[0]
+    whole = root.linear_full_T + root.attention_full_T
+    unit = _Unit(whole)
+    table = Table(
+        box=SIMPLE_HEAD,
+        padding=0,
+        title=f"{unit.name} MACs of one call: of all {tokens} tokens (full), of {some} (pruned)",
+    )
+    table.add_column("module", no_wrap=True)
+    for head in ("linear\nfull", "\npruned", "attention\nfull", "\npruned", "share\nof all", "pruned\nof full"):
+        table.add_column(head, justify="right", no_wrap=True)
+    for label, layer in _alike_as_one(layers):
+        full = layer.linear_full_T + layer.attention_full_T
+        figures = (layer.linear_full_T, layer.linear_pruned_T, layer.attention_full_T, layer.attention_pruned_T)
+        table.add_row(
+            label,
+            *map(unit.show, figures),
+            f"{full / whole:.3f}",
+            f"{(layer.linear_pruned_T + layer.attention_pruned_T) / full:.3f}",
+        )
+    return table
 
 
-def _build(name: str) -> tuple[nn.Module, Given]:
-    """A model of the paper on the meta device, and the arguments of a call with both halves of guidance, 1024x1024."""
-    from tokenprune.bench.random_weights import SHAPES
+def _alike_as_one(layers: Sequence[Layer]) -> Iterator[tuple[str, Layer]]:
+    """Labels and layers to show."""
+    shown: list[tuple[Layer, str]] = []
+    latest: dict[str, int] = {}
+    left_out: set[str] = set()
+    for layer in layers:
+        parent, _, name = layer.module.rpartition(".")
+        if parent in left_out:
+            left_out.add(layer.module)
+        elif name.isdigit() and parent in latest and _cost(shown[latest[parent]][0]) == _cost(layer):
+            shown[latest[parent]] = shown[latest[parent]][0], name
+            left_out.add(layer.module)
+        else:
+            latest[parent] = len(shown)
+            shown.append((layer, name))
+    for layer, last in shown:
+        *above, name = layer.module.split(".")
+        several = f"{name} to {last}, each" if last != name else name
+        yield ("  " * (len(above) + 1) + several if name else layer.kind), layer
 
-    with torch.device("meta"):
-        model: Any = SHAPES[name].build()
-        latents = torch.empty(2, model.config.in_channels, 128, 128)
-        arguments = {"hidden_states": latents, "timestep": torch.empty(2), **SHAPES[name].conditions(2)}
-    return model, ((), arguments)
+
+def _cost(layer: Layer) -> tuple[object, ...]:
+    return astuple(layer)[1:]
 
 
-MODELS = {"SD3-medium": "sd3-medium", "PixArt-Sigma": "pixart-sigma"}
-"""The paper's models, and what the package calls them."""
+class _Unit:
+    """Tera, or giga for small models."""
+
+    def __init__(self, largest: float) -> None:
+        self.name, self._factor = ("Tera", 1) if largest >= 1 else ("Giga", 1000)
+
+    def show(self, value: float) -> str:
+        return "-" if value == 0 else f"{value * self._factor:.3f}"

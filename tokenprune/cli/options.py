@@ -1,14 +1,18 @@
-"""Options that several commands share."""
+"""Options that several commands share, and what they do with input that the package refuses."""
 
 from __future__ import annotations
 
+import contextlib
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
 import typer
 
+from tokenprune.errors import TokenPruneError, one_line
+
+TERA = 1e12
 MODEL = (
     "Directory of a diffusers pipeline or transformer, shapes-sd3 or shapes-pixart, random:sd3-medium or "
     "random:pixart-sigma (at their published sizes), a class of diffusers such as "
@@ -47,3 +51,13 @@ def command_line(command: str, told: Mapping[str, Any]) -> str:
     given = [(name, each) for name, value in told.items() for each in (value if isinstance(value, list) else [value])]
     settings = (f"--{name} {shlex.quote(str(value))}" for name, value in given if value is not None)
     return " ".join([f"tokenprune {command}", *settings])
+
+
+@contextlib.contextmanager
+def refusing(command: str) -> Iterator[None]:
+    """End the command with exit code 2 and one line on stderr where the package refuses what it was given."""
+    try:
+        yield
+    except TokenPruneError as error:
+        typer.echo(f"tokenprune {command}: {one_line(error)}", err=True)
+        raise typer.Exit(2) from error

@@ -15,16 +15,16 @@ from rich.progress import Progress
 from rich.table import Table
 
 from tokenprune.cli import options
-from tokenprune.cli.refusals import refusing
-from tokenprune.embedded.quiet import quiet
+from tokenprune.cli.options import refusing
+from tokenprune.embedded.load import quiet
 from tokenprune.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from optuna import Study
 
-    from tokenprune.bench.held_out import Row
-    from tokenprune.bench.measure import Task
-    from tokenprune.bench.prompts import Prompts
+    from tokenprune.bench.measuring.measure import Task
+    from tokenprune.bench.subjects.prompts import Prompts
+    from tokenprune.bench.tuning.held_out import Row
 
 TUNING_CAPTIONS, HELD_OUT_CAPTIONS = 6, 16
 SUFFIXES = (".yaml", ".yml", ".json")
@@ -62,9 +62,9 @@ def tune(
     quiet()
     with refusing("tune"):
         _check(budget, cost)
-        from tokenprune.bench.measure import Task
-        from tokenprune.bench.subjects import find_subject, read_arguments
-        from tokenprune.bench.tune import open_study
+        from tokenprune.bench.measuring.measure import Task
+        from tokenprune.bench.subjects.pipelines import find_subject, read_arguments
+        from tokenprune.bench.tuning.search import open_study
 
         subject = find_subject(model, dtype, device, variant, read_arguments(argument or ()))
         if guidance_scale is not None and not subject.guided:
@@ -116,10 +116,10 @@ def _run(
     pipe: Any, study: Study, task: Task, held_out: Task, told: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> None:
     """Search, compare, write and show."""
-    from tokenprune.bench.held_out import compare, judge, notes
-    from tokenprune.bench.space import Space
-    from tokenprune.bench.tune import probe, search
-    from tokenprune.plan_files import save_plan
+    from tokenprune.bench.tuning.held_out import compare, judge, notes
+    from tokenprune.bench.tuning.search import probe, search
+    from tokenprune.bench.tuning.space import Space
+    from tokenprune.plans.files import save_plan
 
     with Progress(transient=True) as progress:
         bar = progress.add_task("what a step costs", total=None)
@@ -147,7 +147,7 @@ def _run(
 
 def _check(budget: float, cost: str) -> None:
     try:
-        from tokenprune.bench.tune import Cost
+        from tokenprune.bench.tuning.search import Cost
     except ModuleNotFoundError as error:
         raise ConfigurationError(f"to search, install {error.name!r} (the extra 'tune')") from error
     if cost not in get_args(Cost):
@@ -160,8 +160,8 @@ def _prompts(
     model: str, file: Path | None, held_out_file: Path | None, tune_on: int | None, hold_out: int | None
 ) -> tuple[Prompts, Prompts]:
     """The prompts to tune on and those to report on: of captions, of two files, or of the two ends of one."""
-    from tokenprune.bench.prompts import captions, from_file
-    from tokenprune.bench.subjects import embedded_names
+    from tokenprune.bench.subjects.pipelines import embedded_names
+    from tokenprune.bench.subjects.prompts import captions, from_file
 
     if file is None:
         if held_out_file is not None or model not in embedded_names():
@@ -189,7 +189,7 @@ def _described(prompts: Prompts) -> dict[str, Any]:
 
 
 def _show(rows: list[Row], title: str, task: Task, held_out: Task) -> None:
-    from tokenprune.bench.measure import mean_and_ci95
+    from tokenprune.bench.measuring.fidelity import mean_and_ci95
 
     table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1))
     sets = {"tuning": task, "held-out": held_out}

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from tokenprune.discovery.watch import Inputs
-from tokenprune.grid import TokenGrid, num_tokens
 from tokenprune.modulemap import Arguments
+from tokenprune.ops.grid import TokenGrid, num_tokens
 
 TIMES = ("timestep", "timesteps", "time_step", "t", "time", "times", "sigma", "sigmas", "noise_level", "noise_labels")
 """Names of timestep arguments, the likeliest first."""

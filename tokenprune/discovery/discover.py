@@ -15,13 +15,10 @@ from tokenprune.discovery import arguments, parts, verify
 from tokenprune.discovery.parts import Pair, Sizes, Undiscovered
 from tokenprune.discovery.texts import find_constants, find_noise_channels
 from tokenprune.discovery.watch import copied, leaves, noised, watch
+from tokenprune.engine.oracle import tensors_of
 from tokenprune.errors import UnknownModelError
-from tokenprune.grid import num_tokens
 from tokenprune.modulemap import BlockSite, ExitSite, ModuleMap, latent_grid
-from tokenprune.testing.oracle import tensors_of
-
-SHORTEST = 2
-"""Arguments that a forward must have at least: latents and a timestep."""
+from tokenprune.ops.grid import num_tokens
 
 
 @dataclass(frozen=True)
@@ -35,13 +32,6 @@ class Discovery:
 
     map: ModuleMap
     notes: tuple[str, ...]
-
-
-def may_be_discovered(model: nn.Module) -> bool:
-    """Whether it is worth watching the model: its forward takes latents and a timestep at least."""
-    kinds = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
-    found = [each for each in inspect.signature(model.forward).parameters.values() if each.kind in kinds]
-    return len(found) >= SHORTEST
 
 
 def discover(model: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Discovery:

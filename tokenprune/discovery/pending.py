@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from tokenprune.discovery.discover import discover
+from tokenprune.engine.copies import COPYING, reduce_plainly
+from tokenprune.engine.masked_module import MaskedModule
+from tokenprune.engine.model_hooks import MASKED, before_model
+from tokenprune.engine.step_tracker import Run
 from tokenprune.errors import AlreadyPrunedError
-from tokenprune.hooks import MASKED, before_model
-from tokenprune.masked import MaskedModule
 from tokenprune.modulemap import ModuleMap
-from tokenprune.others import COPYING, reduce_plainly
-from tokenprune.run import Run
 
 WAITING = "no adapter describes this model; its map will be found at its first call"
 

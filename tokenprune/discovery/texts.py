@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from tokenprune.discovery.parts import Pair, changes, pairs_of
 from tokenprune.discovery.watch import Inputs, copied, noised, watch
+from tokenprune.engine.oracle import tensors_of
 from tokenprune.modulemap import ModuleMap
-from tokenprune.testing.oracle import tensors_of
 
 
 def find_constants(

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from tokenprune.discovery.watch import Inputs, copied
+from tokenprune.engine.oracle import difference, play, tensors_of
 from tokenprune.errors import TokenPruneError
-from tokenprune.grid import num_tokens
 from tokenprune.modulemap import ModuleMap
-from tokenprune.testing.oracle import difference, play, tensors_of
+from tokenprune.ops.grid import num_tokens
 
 Change = Callable[[ModuleMap], ModuleMap]
 """Another reading of what was seen."""

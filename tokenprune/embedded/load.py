@@ -71,3 +71,13 @@ def load_shapes_pixart() -> PixArtSigmaPipeline:
     """The small PixArt-Sigma pipeline trained by this project, in float32 on the CPU."""
     pipe: PixArtSigmaPipeline = EMBEDDED["shapes-pixart"].load()
     return pipe
+
+
+def quiet() -> None:
+    """No loading bars, and no notes about optional parts, from diffusers and transformers."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    for library in (diffusers_logging, transformers_logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()

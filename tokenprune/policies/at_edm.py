@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tokenprune.policies.attention_map import check_chunk, page_rank
-from tokenprune.policy import Memory, Need, Observation, ScorePolicy
+from tokenprune.ops.attention_map import check_chunk, page_rank
+from tokenprune.policies.base import Memory, Need, Observation, ScorePolicy
 
 
 @dataclass(frozen=True)

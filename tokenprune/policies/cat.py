@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tokenprune.grid import positional_encoding
-from tokenprune.policies.kmeans import kmeans
-from tokenprune.policies.noise_staleness import check_balance
-from tokenprune.policies.pooling import cluster_adjacency, convolve, load, max_pool
-from tokenprune.policies.staleness import choose, ranks, ranks_within, stale_first, update_frequency
-from tokenprune.policy import Memory, Observation, SelectionPolicy
-from tokenprune.selection import Selection
+from tokenprune.ops.cluster_graph import cluster_adjacency, convolve, load, max_pool
+from tokenprune.ops.grid import positional_encoding
+from tokenprune.ops.kmeans import kmeans
+from tokenprune.ops.ranking import ranks, ranks_within, stale_first
+from tokenprune.ops.selection import Selection
+from tokenprune.policies._balance import check_balance, choose, update_frequency
+from tokenprune.policies.base import Memory, Observation, SelectionPolicy
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tokenprune.policies.kmeans import kmeans
-from tokenprune.policies.staleness import ranks, ranks_within
-from tokenprune.policy import Memory, Observation, ScorePolicy
+from tokenprune.ops.kmeans import kmeans
+from tokenprune.ops.ranking import ranks, ranks_within
+from tokenprune.policies.base import Memory, Observation, ScorePolicy
 
 
 @dataclass(frozen=True)

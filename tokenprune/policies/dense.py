@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tokenprune.policy import Memory, Observation, SelectionPolicy
-from tokenprune.selection import Selection
+from tokenprune.ops.selection import Selection
+from tokenprune.policies.base import Memory, Observation, SelectionPolicy
 
 
 @dataclass(frozen=True)

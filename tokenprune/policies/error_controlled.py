@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tokenprune.grid import smooth
-from tokenprune.policy import Memory, Need, Observation, ScorePolicy
+from tokenprune.ops.grid import smooth
+from tokenprune.policies.base import Memory, Need, Observation, ScorePolicy
 
 
 @dataclass(frozen=True)

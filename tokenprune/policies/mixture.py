@@ -8,10 +8,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from tokenprune.policies.preference import namespace, preference
-from tokenprune.policies.staleness import ranks
-from tokenprune.policy import Memory, Observation, SelectionPolicy
-from tokenprune.selection import Selection
+from tokenprune.ops.ranking import ranks
+from tokenprune.ops.selection import Selection
+from tokenprune.policies._composition import namespace, preference
+from tokenprune.policies.base import Memory, Observation, SelectionPolicy
 
 
 @dataclass(frozen=True)

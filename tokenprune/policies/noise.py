@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from tokenprune.policy import Memory, Observation, ScorePolicy
+from tokenprune.policies.base import Memory, Observation, ScorePolicy
 
 
 class NoisePolicy(ScorePolicy):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tokenprune.policies.staleness import choose, stale_first, update_frequency
-from tokenprune.policy import Memory, Observation, SelectionPolicy
-from tokenprune.selection import Selection
+from tokenprune.ops.ranking import stale_first
+from tokenprune.ops.selection import Selection
+from tokenprune.policies._balance import check_balance, choose, update_frequency
+from tokenprune.policies.base import Memory, Observation, SelectionPolicy
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,3 @@ class NoiseStalenessPolicy(SelectionPolicy):
         frequency = update_frequency(seen, memory, self.decay)
         share = seen.count if seen.pruned_steps == 0 else int(self.exploit_share * seen.count)
         return choose(noise, share, stale_first(frequency, noise), seen.count)
-
-
-def check_balance(decay: float, exploit_share: float) -> None:
-    """Raise ValueError unless both settings are in their ranges."""
-    if not 0 <= decay < 1:
-        raise ValueError(f"decay: expected a number in [0, 1), got {decay}")
-    if not 0 <= exploit_share <= 1:
-        raise ValueError(f"exploit_share: expected a fraction in [0, 1], got {exploit_share}")

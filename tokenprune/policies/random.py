@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tokenprune.policy import Memory, Observation, ScorePolicy
+from tokenprune.policies.base import Memory, Observation, ScorePolicy
 
 
 @dataclass(frozen=True)

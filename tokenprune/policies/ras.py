@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from tokenprune.policy import Memory, Observation, ScorePolicy
+from tokenprune.policies.base import Memory, Observation, ScorePolicy
 
 Metric = Literal["std", "norm"]
 

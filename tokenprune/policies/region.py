@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from tokenprune.grid import TokenGrid
-from tokenprune.policies.preference import namespace, preference
-from tokenprune.policy import Memory, Observation, ScorePolicy, SelectionPolicy
+from tokenprune.ops.grid import TokenGrid
+from tokenprune.policies._composition import namespace, preference
+from tokenprune.policies.base import Memory, Observation, ScorePolicy, SelectionPolicy
 from tokenprune.schedule import Schedule
 
 

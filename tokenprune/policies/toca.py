@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokenprune.grid import TokenGrid
-from tokenprune.policies.attention_map import check_chunk, column_means
-from tokenprune.policy import Memory, Need, Observation, ScorePolicy
+from tokenprune.ops.attention_map import check_chunk, column_means
+from tokenprune.ops.grid import TokenGrid
+from tokenprune.policies.base import Memory, Need, Observation, ScorePolicy
 
 
 @dataclass(frozen=True)

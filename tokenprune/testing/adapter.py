@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from tokenprune.engine.oracle import Inputs, difference, play
 from tokenprune.errors import TokenPruneError
-from tokenprune.grid import num_tokens
+from tokenprune.ops.grid import num_tokens
 from tokenprune.registry import Adapter, find_adapter
-from tokenprune.testing.oracle import Inputs, difference, play
 
 AdapterProperty = Literal["map", "full", "pruned", "stale", "batch", "remove"]
 

@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tokenprune.generation import TokenHistory
-from tokenprune.grid import TokenGrid, num_tokens
-from tokenprune.policy import Memory, Observation, SelectionPolicy
-from tokenprune.selection import Selection
+from tokenprune.engine.token_history import TokenHistory
+from tokenprune.ops.grid import TokenGrid, num_tokens
+from tokenprune.ops.selection import Selection
+from tokenprune.policies.base import Memory, Observation, SelectionPolicy
 
 GRIDS: tuple[TokenGrid, ...] = ((1, 7), (3, 5), (4, 4, 4))
 NOISES = ("normal", "ties", "constant", "zero", "nan")

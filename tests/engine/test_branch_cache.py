@@ -1,0 +1,130 @@
+"""The memory of keys and values: where it stays, and smaller types for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tokenprune
+from tokenprune import CATPolicy, Hold, Plan, Reuse, Selection, Taylor
+from tokenprune.ops.static_memory import Shelf
+from tokenprune.plans.presets import best_plan
+from tokenprune.reuse.key_value import FreshKeys
+
+POLICY = CATPolicy(0.3, 3, num_clusters=5)
+WAYS = {"cat": Plan(POLICY), "plan": best_plan(0.5)}
+
+
+def addresses(handle: Any) -> dict[str, int]:
+    masked = handle._masked
+    found = {"clock": masked.clock.data_ptr()}
+    for branch in masked.generation.branches.values():
+        for path, buffer in branch.buffers.items():
+            if buffer.length:
+                found |= {f"{path} key": buffer.key.data_ptr(), f"{path} value": buffer.value.data_ptr()}
+        found |= {path: kept.output.data_ptr() for path, kept in branch.constants.items()}
+    return found
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_blocks_read_and_write_stays_where_it_is(
+    model: nn.Module, way: str, make_steps: Callable[..., Any]
+) -> None:
+    """Over steps and generations, as graphs that were captured once need it."""
+    with tokenprune.apply(model, WAYS[way]) as handle:
+        steps = iter(make_steps(model, seed=1))
+        next(steps)
+        before = addresses(handle)
+        assert len(before) > 2
+        for _ in steps:
+            assert addresses(handle) == before
+        for _ in make_steps(model, seed=2):
+            assert addresses(handle) == before
+
+
+def indices(handle: Any) -> dict[tuple[str, torch.Size], int]:
+    """Addresses of the row indices of the last call, by what they are and their shapes; none at a full one."""
+    masked = handle._masked
+    found: dict[str, Tensor] = {}
+    for state in masked.attentions:
+        if state.fresh is not None:
+            found |= {f"{state.path} {name}": getattr(state.fresh, name) for name in ("rows", "chosen", "places")}
+            found[f"{state.path} fresh"] = state.fresh.selection.index
+    for path, block in masked.blocks.items():
+        if block.rows is not None:
+            found |= {f"{path} {layout}": rows.index for layout, rows in block.rows.by_layout.items()}
+            found |= {f"{path} images": block.rows.images.index, f"{path} frames": block.rows.image.index}
+    return {(name, index.shape): index.data_ptr() for name, index in found.items()}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_row_indices_stay_where_they_are(model: nn.Module, way: str, make_steps: Callable[..., Any]) -> None:
+    """For each number of computed tokens: pruned steps change what is there."""
+    known: dict[tuple[str, torch.Size], int] = {}
+    pruned = 0
+    with tokenprune.apply(model, WAYS[way]) as handle:
+        for seed in (1, 2):
+            for _ in make_steps(model, seed=seed):
+                found = indices(handle)
+                pruned += bool(found)
+                assert all(known.setdefault(name, address) == address for name, address in found.items())
+    assert pruned > 3
+    assert len(set(known.values())) > 1
+
+
+@pytest.mark.parametrize(
+    ("reuse", "dtype", "share", "closeness"),
+    [
+        (Hold(), torch.bfloat16, 0.5, 2e-2),
+        (Hold(), torch.float8_e4m3fn, 0.25, 2e-1),
+        (Hold(), torch.float8_e5m2, 0.25, 4e-1),
+        (Taylor(1, keys=True), torch.bfloat16, 0.5, 5e-2),
+        (Taylor(1, keys=True), torch.float16, 0.5, 5e-2),
+    ],
+    ids=str,
+)
+def test_smaller_types(
+    model: nn.Module, make_steps: Callable[..., Any], reuse: Reuse, dtype: torch.dtype, share: float, closeness: float
+) -> None:
+    def draw(cache_dtype: torch.dtype | None) -> tuple[list[Tensor], int]:
+        with tokenprune.apply(model, POLICY, reuse=reuse, cache_dtype=cache_dtype) as handle:
+            made = list(make_steps(model))
+            (branch,) = handle._masked.generation.branches.values()
+            return made, sum(kept.nbytes for buffer in branch.buffers.values() if buffer.length for kept in buffer.kept)
+
+    (wanted, whole), (made, small) = draw(None), draw(dtype)
+    assert small == share * whole
+    assert all(torch.equal(a, b) for a, b in zip(wanted[:3], made[:3], strict=True))
+    for a, b in zip(wanted[3:], made[3:], strict=True):
+        assert a.dtype == b.dtype
+        assert 0 < (a - b).norm() / a.norm() < closeness
+
+
+def test_numbers_beyond_a_type_are_cut_off() -> None:
+    buffer = Hold().start_keys()
+    buffer.dtype = torch.float8_e4m3fn
+    key = torch.full((1, 1, 2, 16), 1e6)
+    buffer.record(key, -key, (0, 2))
+    second = FreshKeys.of(Selection(torch.tensor([[1]]), 2), (0, 2), Shelf())
+    made_key, made_value = buffer.update(second, key[:, :, :1], -key[:, :, :1])
+    assert made_key.dtype == torch.float32
+    assert (made_key == 448).all()
+    assert (made_value == -448).all()
+
+
+@pytest.mark.parametrize(
+    ("reuse", "dtype", "message"),
+    [
+        (Hold(), torch.int8, r"cache_dtype: expected a floating type of at least 8 bits for Hold\(\)"),
+        (Hold(), "fp8", "cache_dtype: expected a floating type of at least 8 bits"),
+        (Taylor(1, keys=True), torch.float8_e4m3fn, "of at least 16 bits for Taylor.*such as torch.bfloat16"),
+    ],
+)
+def test_types_that_cannot_be(model: nn.Module, reuse: Reuse, dtype: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        tokenprune.apply(model, POLICY, reuse=reuse, cache_dtype=dtype)
+    assert not model._forward_hooks

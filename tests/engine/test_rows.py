@@ -1,0 +1,191 @@
+"""Rows of longer sequences, of other dimensions and in masks: what the maps of less plain models rest on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tokenprune import AttentionError, AttentionSite, ExitSite, Selection, TokenArgument
+from tokenprune.engine.attention_hooks import AttentionState, attend, prepare
+from tokenprune.engine.exit_hooks import Exit
+from tokenprune.engine.rows import Rows, gather
+from tokenprune.reuse.key_value import KeyValueBuffer
+
+B, N, T, H, D = 2, 6, 3, 2, 4
+CHOSEN = torch.tensor([[0, 2, 5], [1, 2, 3]])
+
+
+def draw(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+@given(data=st.data())
+def test_within_keeps_the_order_of_everything(data: st.DataObject) -> None:
+    images, tokens, text = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 8)), data.draw(st.integers(0, 4))
+    count, first = data.draw(st.integers(1, tokens)), data.draw(st.integers(0, text))
+    index = torch.rand(images, tokens).argsort(1)[:, :count].sort(1).values
+    expected = [
+        [i for i in range(tokens + text) if not first <= i < first + tokens or i - first in row]
+        for row in index.tolist()
+    ]
+    for start in (first, torch.full((images,), first)):
+        found = Selection(index, tokens).within(tokens + text, start)
+        assert found.num_tokens == tokens + text
+        assert found.index.tolist() == expected
+
+
+def test_within_when_images_begin_at_different_places() -> None:
+    found = Selection(CHOSEN, N).within(N + 2, torch.tensor([2, 1]))
+    assert found.index.tolist() == [[0, 1, 2, 4, 7], [0, 2, 3, 4, 7]]
+
+
+@pytest.mark.parametrize(
+    ("dim", "batch", "shape"),
+    [(1, 0, (B, N, D)), (2, 0, (B, D, N)), (0, 1, (N, B, D)), (2, 1, (D, B, N, 3)), (3, 0, (B, 3, D, N))],
+)
+def test_take_in_any_dimension(dim: int, batch: int, shape: tuple[int, ...]) -> None:
+    tensor = draw(*shape)
+    found = Selection(CHOSEN, N).take(tensor, dim, batch)
+    for image, row in enumerate(CHOSEN):
+        own = tensor.select(batch, image)
+        expected = own.index_select(dim - (batch < dim), row)
+        assert torch.equal(found.select(batch, image), expected)
+
+
+@pytest.mark.parametrize(("dim", "batch"), [(1, 0), (0, 1), (2, 0)])
+def test_take_of_what_is_the_same_for_all_images(dim: int, batch: int) -> None:
+    one = draw(*{(1, 0): (1, N, D), (0, 1): (N, 1, D), (2, 0): (1, D, N)}[dim, batch])
+    found = Selection(CHOSEN, N).take(one, dim, batch)
+    every = one.expand(*(B if place == batch else -1 for place in range(3)))
+    assert torch.equal(found, Selection(CHOSEN, N).take(every, dim, batch))
+
+
+def test_take_without_a_dimension_for_images() -> None:
+    table = draw(N, D)
+    assert torch.equal(Selection(CHOSEN[:1].repeat(2, 1), N).take(table, 0, None), table[CHOSEN[0]])
+
+
+def test_take_of_images_and_tokens_in_one_dimension() -> None:
+    folded = draw(B * N, D)
+    found = Selection(CHOSEN, N).take(folded, 0, 0)
+    assert torch.equal(found, folded.view(B, N, D).gather(1, CHOSEN[..., None].expand(-1, -1, D)).flatten(0, 1))
+
+
+def test_gather_takes_what_has_a_row_for_each_token() -> None:
+    rows = Rows(Selection(CHOSEN, N), ("image", "text-image"), T)
+    whole, short, table = draw(B, N, D), draw(B, 3, D), draw(N, D)
+    joint = draw(B, T + N, D)
+    assert gather(rows, TokenArgument("x"), None) is None
+    assert gather(rows, TokenArgument("x"), 7) == 7
+    assert gather(rows, TokenArgument("x"), short) is short
+    assert gather(rows, TokenArgument("x", ndim=3), draw(B, N)).shape == (B, N)
+    assert gather(rows, TokenArgument("x"), draw(B, N)).shape == (B, 3)
+    first, second = gather(rows, TokenArgument("x"), (whole, [whole, short]))
+    assert first.shape == second[0].shape == (B, 3, D)
+    assert gather(rows, TokenArgument("x"), {2: whole})[2].shape == (B, 3, D)
+    kept, taken = gather(rows, TokenArgument("x", dim=0, batch=None, item=1), (table, table))
+    assert kept is table
+    assert torch.equal(taken, table[CHOSEN[0]])
+    found = gather(rows, TokenArgument("x", "text-image"), joint)
+    assert torch.equal(found[:, :T], joint[:, :T])
+    assert torch.equal(found[:, T:], Selection(CHOSEN, N).gather(joint[:, T:].contiguous()))
+
+
+def test_frames_share_a_selection() -> None:
+    rows = Rows(Selection(CHOSEN, N), ("image",), frames=2)
+    frames = draw(2 * B, N, D)
+    assert torch.equal(gather(rows, TokenArgument("x"), frames)[1], frames[1, CHOSEN[0]])
+    assert torch.equal(gather(rows, TokenArgument("x"), frames)[2], frames[2, CHOSEN[1]])
+
+
+def pruned_attention(layout: Any, mask: Tensor | None, computed: Tensor | None, queries: int) -> Tensor:
+    """Attention of a pruned call whose every key is known, with the mask as it comes, of `queries` queries."""
+    length = N if layout == "image" else N + T
+    key, value = draw(B, H, length, D), draw(B, H, length, D) + 1
+    state, buffer = AttentionState(AttentionSite("attn", layout)), KeyValueBuffer()
+    prepare([state], {"attn": buffer}, None, N, torch.zeros(()))
+    attend(state, draw(B, H, length, D), key, value, mask)
+    rows = Rows(Selection(CHOSEN, N), (), T)
+    prepare([state], {"attn": buffer}, rows, N, torch.zeros(()))
+    fresh = rows.sequence(layout, length)
+    taken = [fresh.take(tensor, 2, 0) for tensor in (draw(B, H, length, D), key, value)]
+    query = taken[0] if queries == fresh.count else taken[0][:, :, -queries:]
+    return attend(state, query, taken[1], taken[2], computed)
+
+
+@pytest.mark.parametrize("layout", ["image", "image-text", "text-image"])
+@pytest.mark.parametrize("kind", ["none", "keys", "queries", "computed keys", "computed", "float"])
+def test_masks_fit_themselves(layout: Any, kind: str) -> None:
+    text = 0 if layout == "image" else T
+    length, own = N + text, Selection(CHOSEN, N).within(N + text, text if layout == "text-image" else 0)
+    hidden = torch.ones(B, length, dtype=torch.bool)
+    if text:
+        hidden[1, 0 if layout == "text-image" else -1] = False
+    square = (hidden[:, None, :] & hidden[:, :, None] | torch.eye(length, dtype=torch.bool))[:, None]
+    if kind == "float":
+        square = square * 1.5
+    keys = hidden[:, None, None, :]
+    rows = own.take(square, 2, 0)
+    full, came = {
+        "none": (None, None),
+        "keys": (keys, keys),
+        "queries": (square, square),
+        "computed keys": (keys, own.take(keys, 3, 0)),
+        "computed": (square, own.take(rows, 3, 0)),
+        "float": (square, own.take(rows, 3, 0)),
+    }[kind]
+    if kind in ("computed", "float"):  # image tokens alike: the diagonal is no part of such masks
+        square = (hidden[:, None, :] & hidden[:, :, None])[:, None] * (1.5 if kind == "float" else 1)
+        square = square if kind == "float" else square.bool() | ~hidden[:, None, :, None]
+        full, came = square, own.take(own.take(square, 2, 0), 3, 0)
+    found = pruned_attention(layout, full, came, own.count)
+    key, value = draw(B, H, length, D), draw(B, H, length, D) + 1
+    expected = F.scaled_dot_product_attention(draw(B, H, length, D), key, value, full)
+    torch.testing.assert_close(found, own.take(expected, 2, 0))
+
+
+def test_a_mask_of_another_length_is_refused() -> None:
+    with pytest.raises(AttentionError, match=r"attn: expected a mask over all 9 keys, or over the 6 fresh ones, for 6"):
+        pruned_attention("image-text", None, torch.ones(B, 1, 1, 4, dtype=torch.bool), 6)
+
+
+def test_queries_of_the_image_alone() -> None:
+    """The text has keys and values, but asks nothing."""
+    found = pruned_attention("text-image", None, torch.ones(B, 1, 1, 6, dtype=torch.bool), 3)
+    key, value = draw(B, H, N + T, D), draw(B, H, N + T, D) + 1
+    expected = F.scaled_dot_product_attention(draw(B, H, N + T, D)[:, :, T:], key, value)
+    torch.testing.assert_close(found, Selection(CHOSEN, N).take(expected, 2, 0))
+
+
+@pytest.mark.parametrize("layout", ["image", "image-text", "text-image"])
+@pytest.mark.parametrize("frames", [1, 2])
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_exit_reads_and_writes_images(layout: Any, frames: int, turned: bool) -> None:
+    site = ExitSite("exit", layout, *((0, 1) if turned else (1, 0)))
+    text = 0 if layout == "image" else T
+    whole = draw(B * frames, N + text, 3)
+    laid = whole.transpose(0, 1) if turned else whole
+    images = whole[:, text:] if layout == "text-image" else whole[:, :N]
+    exit_ = Exit(site)
+    exit_.tokens, exit_.frames = N, frames
+    folded = exit_.read(laid)
+    assert torch.equal(folded[:, :, -3:], images[frames - 1 :: frames])
+    exit_.rows = Rows(Selection(CHOSEN, N), (), text, frames=frames)
+    own = exit_.rows.sequence(layout, N + text)
+    part = own.take(whole, 1, 0)
+    part = part.transpose(0, 1) if turned else part
+    assert torch.equal(exit_.read(part), Selection(CHOSEN, N).gather(folded.contiguous()))
+    assert torch.equal(exit_.write(part, folded), laid)
+
+
+def test_one_state_for_each_image() -> None:
+    state = AttentionState(AttentionSite("attn", "image-text", per_image=True))
+    assert [own.path for own in state.of_batch(2)] == ["attn#0", "attn#1"]
+    assert state.serving(1, 9) is state.of_batch(2)[1]
+    assert state.serving(2, 9) is None

@@ -1,0 +1,313 @@
+"""Named lists of configurations, for any number of steps and any share of the plain model's token computations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+
+from tokenprune.bench.configurations.configuration import Configuration, plain
+from tokenprune.bench.configurations.peers.table import configurations as other_packages
+from tokenprune.plans.plan import Plan
+from tokenprune.plans.presets import PRESETS, best_plan
+from tokenprune.policies import (
+    AttentionRankPolicy,
+    CATPolicy,
+    ClusterRandomPolicy,
+    ErrorControlledPolicy,
+    NoisePolicy,
+    NoiseStalenessPolicy,
+    RandomPolicy,
+    RegionAdaptivePolicy,
+    SequentialPolicy,
+    TocaPolicy,
+)
+from tokenprune.policies.base import SelectionPolicy
+from tokenprune.reuse.base import Hold
+from tokenprune.reuse.cluster_correction import ClusterCorrection
+from tokenprune.reuse.taylor import Taylor
+from tokenprune.schedule import BudgetSchedule, ListSchedule, Step, WarmupSchedule
+
+FEWER = (0.25, 0.35, 0.4, 0.5, 0.6, 0.7, 0.85)
+"""Shares of the steps at which the plain model is measured, whatever the suite."""
+
+
+WARMUPS = (8, 4)
+"""Full steps at the start: CAT Pruning's eight of 28, and fewer."""
+
+
+POLICIES: tuple[tuple[str, str, SelectionPolicy, tuple[int, ...]], ...] = (
+    ("CAT", "arXiv 2502.00433", CATPolicy(), (8, 4)),
+    ("CAT, published constants", "arXiv 2502.00433", CATPolicy.published(), (8, 4)),
+    ("noise", "arXiv 2502.00433, Fig. 4", NoisePolicy(), (8,)),
+    ("noise and staleness", "arXiv 2502.00433, Fig. 5", NoiseStalenessPolicy(), (8, 4)),
+    ("consecutive rows", "arXiv 2502.00433, Fig. 6", SequentialPolicy(), (8, 4)),
+    ("random", "baseline", RandomPolicy(), (8,)),
+    ("AT-EDM's choice", "re-implementation of arXiv 2405.05252", AttentionRankPolicy(), (8,)),
+    ("AT-EDM's choice x age", "ours, after arXiv 2405.05252", AttentionRankPolicy(staleness=1.0), (8,)),
+    ("RAS's choice", "re-implementation of arXiv 2502.10389", RegionAdaptivePolicy(), (8,)),
+    ("ToCa's choice", "re-implementation of arXiv 2410.05317", TocaPolicy(), (8, 4)),
+    ("error-controlled", "ours", ErrorControlledPolicy(), (8, 4)),
+)
+"""Name, source, policy, and the numbers of full steps at the start that it is measured with."""
+
+
+def fewer_steps(steps: int) -> list[Configuration]:
+    """The plain model at its own number of steps and at fewer: in every suite."""
+    return [plain(n) for n in dict.fromkeys([steps, *sorted({max(1, round(f * steps)) for f in FEWER}, reverse=True)])]
+
+
+def after_warmup(budget: float, steps: int, warmup_steps: int) -> WarmupSchedule | None:
+    """The warm-up schedule whose share of the token computations is the budget; None where the warm-up exceeds it."""
+    left = budget * steps - warmup_steps
+    return WarmupSchedule(left / (steps - warmup_steps), warmup_steps) if left > 0 else None
+
+
+def refreshes(budget: float, steps: int) -> ListSchedule:
+    """Full steps spread evenly over the generation, nothing between: a step cache of that budget."""
+    full = max(2, round(budget * steps))
+    places = {round(i * steps / full) for i in range(full)}
+    return ListSchedule(tuple(1.0 if i in places else 0.0 for i in range(steps)))
+
+
+def warm_refreshes(budget: float, steps: int, warmup_steps: int) -> ListSchedule | None:
+    """The same after a warm-up; None where the warm-up exceeds the budget."""
+    full = round(budget * steps) - warmup_steps
+    if full < 1:
+        return None
+    rest = steps - warmup_steps
+    places = {warmup_steps - 1 + round((i + 1) * rest / full) for i in range(full)}
+    return ListSchedule(tuple(1.0 if i < warmup_steps or i in places else 0.0 for i in range(steps)))
+
+
+def ablations(budget: float, steps: int) -> list[Configuration]:
+    """Every policy with CAT Pruning's schedule and reuse."""
+    return [
+        Configuration(f"{name}, {warmup} full steps", Plan(policy, schedule), source=source)
+        for name, source, policy, warmups in POLICIES
+        for warmup in warmups
+        if (schedule := after_warmup(budget, steps, warmup))
+    ]
+
+
+def step_caches(budget: float, steps: int) -> list[Configuration]:
+    """Steps that compute everything or nothing, spread evenly or after a warm-up, with every forecast."""
+    evenly = {"hold": Hold(), "linear": Taylor(1), "linear, undamped": Taylor(1, False), "quadratic": Taylor(2)}
+    plans = {f"evenly, {how}": Plan(SequentialPolicy(), refreshes(budget, steps), rule) for how, rule in evenly.items()}
+    for warmup in WARMUPS:
+        if schedule := warm_refreshes(budget, steps, warmup):
+            plans[f"after {warmup}, hold"] = Plan(SequentialPolicy(), schedule)
+            plans[f"after {warmup}, linear"] = Plan(SequentialPolicy(), schedule, Taylor(1))
+    source = "step cache after arXiv 2503.06923"
+    return [Configuration(f"full steps {name}", plan, source=source) for name, plan in plans.items()]
+
+
+def forecasts(budget: float, steps: int) -> list[Configuration]:
+    """Forecasts, stale keys and cluster correction with few full steps at the start."""
+    schedule = after_warmup(budget, steps, WARMUPS[-1])
+    if schedule is None:
+        return []
+    rules = {"linear": Taylor(1), "linear, keys too": Taylor(1, keys=True), "quadratic": Taylor(2)}
+    plans = {
+        f"{name}, {how}": Plan(policy, schedule, reuse)
+        for how, reuse in rules.items()
+        for name, policy in (("consecutive rows", SequentialPolicy()), ("error-controlled", ErrorControlledPolicy()))
+    }
+    found = [Configuration(f"{name}, {WARMUPS[-1]} full steps", plan, source="ours") for name, plan in plans.items()]
+    clusters = Plan(ClusterRandomPolicy(), schedule, ClusterCorrection())
+    source = "re-implementation of arXiv 2509.10312"
+    return [*found, Configuration(f"ClusCa, {WARMUPS[-1]} full steps", clusters, source=source)]
+
+
+def plans(budget: float, steps: int) -> list[Configuration]:
+    """The plan that the package recommends, and what each of its parts is worth."""
+    best = best_plan(budget)
+    parts = {
+        "": best,
+        ", CAT's choice": replace(best, policy=CATPolicy()),
+        ", consecutive rows": replace(best, policy=SequentialPolicy()),
+        ", scores not smoothed": replace(best, policy=ErrorControlledPolicy(smoothing=0.0)),
+        ", hold": replace(best, reuse=Hold()),
+        ", keys held": replace(best, reuse=Taylor(1)),
+        ", no full steps between": replace(best, schedule=BudgetSchedule(budget, every=None)),
+    }
+    return [Configuration(f"tokenprune.plan{name}", plan, source="ours") for name, plan in parts.items()]
+
+
+def plane(budget: float, steps: int) -> list[Configuration]:
+    """All of them."""
+    return [
+        *plans(budget, steps),
+        *ablations(budget, steps),
+        *step_caches(budget, steps),
+        *forecasts(budget, steps),
+    ]
+
+
+def sensitivity(budget: float, steps: int) -> list[Configuration]:
+    """The plain model alone: how much the number of steps matters."""
+    return [plain(steps), *(plain(n) for n in (50, 28, 20, 14, 10) if n < steps)]
+
+
+RIVALS = (
+    "tokenprune.plan",
+    "plain, {fewer} steps",
+    "CAT, 8 full steps",
+    "CAT, 4 full steps",
+    "CAT, published constants, 8 full steps",
+    "CAT, published constants, 4 full steps",
+    "noise and staleness, 4 full steps",
+    "consecutive rows, 4 full steps",
+    "AT-EDM's choice x age, 8 full steps",
+    "RAS's choice, 8 full steps",
+    "ToCa's choice, 4 full steps",
+    "error-controlled, 4 full steps",
+    "full steps evenly, hold",
+    "full steps evenly, linear",
+    "full steps after 4, hold",
+    "full steps after 4, linear",
+    "error-controlled, linear, 4 full steps",
+    "consecutive rows, linear, keys too, 4 full steps",
+    "error-controlled, linear, keys too, 4 full steps",
+    "ClusCa, 4 full steps",
+)
+"""The strongest of each kind in the whole plane at half of the tokens, and CAT as published."""
+
+
+def rivals(budget: float, steps: int) -> list[Configuration]:
+    """The plan that the package recommends against the strongest of each other kind: a shorter `plane`."""
+    names = {name.format(fewer=max(1, round(budget * steps))) for name in RIVALS}
+    fewer = plain(max(1, round(budget * steps)))
+    found = [fewer, *plane(budget, steps)]
+    return [configuration for configuration in found if configuration.name in names]
+
+
+PEERS = (
+    "CAT, 8 full steps",
+    "CAT, 4 full steps",
+    "CAT, published constants, 8 full steps",
+    "CAT, published constants, 4 full steps",
+    "full steps evenly, hold",
+    "full steps evenly, linear",
+    "full steps after 8, linear",
+    "full steps after 4, linear",
+    "AT-EDM's choice, 8 full steps",
+    "AT-EDM's choice x age, 8 full steps",
+    "RAS's choice, 8 full steps",
+    "ToCa's choice, 4 full steps",
+    "ClusCa, 4 full steps",
+)
+"""CAT, the strongest step caches, and the re-implementations of methods that no package offers."""
+
+
+LOW_BUDGET = 0.35
+"""Share of the token computations at which the recommended plan stands beside the peers as well."""
+
+
+def peers(budget: float, steps: int) -> list[Configuration]:
+    """What a user would pick instead: other packages as they are, and what they have none of, re-implemented."""
+    ours = {f"tokenprune.plan, {share}": best_plan(share) for share in (budget, LOW_BUDGET)}
+    return [
+        *(Configuration(name, plan, source="ours") for name, plan in ours.items()),
+        *(configuration for configuration in plane(budget, steps) if configuration.name in PEERS),
+        *other_packages(steps),
+    ]
+
+
+def presets(budget: float, steps: int) -> list[Configuration]:
+    """The named plans, each beside the plain model with as many fewer steps; they have budgets of their own."""
+    found = []
+    for name, share in PRESETS.items():
+        found.append(Configuration(f"tokenprune.plan, {name}", best_plan(share), source="ours"))
+        found.append(plain(max(1, round(share * steps))))
+    return found
+
+
+PAPER_ALPHA, PAPER_WARMUP = 0.3, 8
+
+
+PAPER_POLICIES = (
+    "CAT",
+    "CAT, published constants",
+    "noise",
+    "noise and staleness",
+    "consecutive rows",
+    "AT-EDM's choice",
+)
+
+
+def paper(budget: float, steps: int) -> list[Configuration]:
+    """CAT Pruning, its ablations and its baseline as in its tables: alpha 0.3, 8 full steps, of 28 or of 50.
+
+    Beside them the plain model with as many steps as cost the same. The paper's numbers of steps have a run each, as
+    pictures are compared with those of the plain model at the same number of steps.
+    """
+    schedule = WarmupSchedule(PAPER_ALPHA, PAPER_WARMUP)
+    share = sum(schedule.fraction(Step(i, 0.0, 0.0, None)) for i in range(steps))
+    policies = [(name, source, policy) for name, source, policy, _ in POLICIES if name in PAPER_POLICIES]
+    return [
+        *(Configuration(name, Plan(policy, schedule), source=source) for name, source, policy in policies),
+        plain(max(1, round(share))),
+    ]
+
+
+def speed(budget: float, steps: int) -> list[Configuration]:
+    """CAT Pruning with its own settings and the recommended plan, each as it is and with compiled blocks."""
+    cat = Plan(CATPolicy(PAPER_ALPHA), WarmupSchedule(PAPER_ALPHA, PAPER_WARMUP))
+    plans = {"plain": None, "CAT": cat, f"tokenprune.plan, {budget}": best_plan(budget)}
+    eager = [Configuration(name, plan) for name, plan in plans.items() if plan is not None]
+    fewer = plain(max(1, round(budget * steps)))
+    return [fewer, *eager, *(Configuration(f"{name}, compiled", plan, compiled=True) for name, plan in plans.items())]
+
+
+STORAGE = (None, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
+"""Types to keep keys and values in; None is the model's own."""
+
+
+def storage(budget: float, steps: int) -> list[Configuration]:
+    """Keys and values in smaller types, as far as they can be held or forecast in them."""
+    schedule, plans = after_warmup(budget, steps, WARMUPS[-1]), {"tokenprune.plan": best_plan(budget)}
+    if schedule is not None:
+        plans["CAT"] = Plan(CATPolicy(), schedule)
+    ways = [
+        Configuration(f"{name}, {'own type' if dtype is None else str(dtype)}", plan, cache_dtype=dtype)
+        for name, plan in plans.items()
+        for dtype in STORAGE
+        if dtype is None or dtype.itemsize >= plan.reuse.start_keys().least_bytes
+    ]
+    return [plain(max(1, round(budget * steps))), *ways]
+
+
+SHORT = ("sensitivity", "rivals", "presets", "speed", "storage")
+"""Suites without the usual numbers of plain steps."""
+
+
+WITHOUT_BUDGET = ("sensitivity", "presets", "paper")
+"""Suites that no budget changes."""
+
+
+SUITES: dict[str, Callable[[float, int], Sequence[Configuration]]] = {
+    "sensitivity": sensitivity,
+    "paper": paper,
+    "ablations": ablations,
+    "step-caches": step_caches,
+    "forecasts": forecasts,
+    "plans": plans,
+    "presets": presets,
+    "rivals": rivals,
+    "peers": peers,
+    "plane": plane,
+    "speed": speed,
+    "storage": storage,
+}
+
+
+def make(name: str, budget: float, steps: int) -> list[Configuration]:
+    """The named suite; the plain model with fewer steps comes first in all.
+
+    Raises:
+        KeyError: no suite has this name.
+    """
+    found = [*([] if name in SHORT else fewer_steps(steps)), *SUITES[name](budget, steps)]
+    return list({configuration.name: configuration for configuration in found}.values())

@@ -1,0 +1,124 @@
+"""Pictures to make figures of: each way of drawing runs once, traced, and is then remembered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import tokenprune
+from tokenprune.api import Handle
+from tokenprune.policies import CATPolicy, DensePolicy
+from tokenprune.policies.base import SelectionPolicy
+from tokenprune.reports.report import Report
+from tokenprune.reports.trace import Trace
+
+Picture = NDArray[np.uint8]
+
+
+FEWEST_PRUNED_STEPS = 3
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all pictures of a set of figures have in common.
+
+    Args:
+        prompt: what to draw.
+        steps: steps of the sampler; at least three more than `warmup_steps`.
+        warmup_steps: full steps at the start.
+        alpha: fraction of image tokens computed at a pruned step, above 0, below 1.
+        seed: seed of the initial noise.
+        guidance_scale: of classifier-free guidance.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    prompt: str
+    steps: int = 28
+    warmup_steps: int = 8
+    alpha: float = 0.3
+    seed: int = 0
+    guidance_scale: float = 4.0
+
+    def __post_init__(self) -> None:
+        CATPolicy(self.alpha, self.warmup_steps)
+        if self.alpha == 1:
+            raise ValueError("alpha: expected a fraction below 1, which prunes something, got 1.0")
+        if self.steps < self.warmup_steps + FEWEST_PRUNED_STEPS:
+            fewest = self.warmup_steps + FEWEST_PRUNED_STEPS
+            raise ValueError(
+                f"steps: expected at least {fewest}, the full steps and {FEWEST_PRUNED_STEPS} pruned ones, "
+                f"got {self.steps}"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """One picture [S, S, 3], and how it came about."""
+
+    picture: Picture
+    trace: Trace
+    _handle: Handle
+
+    @cached_property
+    def report(self) -> Report:
+        """What it cost; counting the operations takes a while."""
+        return self._handle.report()
+
+
+class Runs:
+    """Draws on demand.
+
+    Args:
+        pipe: a diffusers pipeline with a transformer.
+        settings: what to draw, and how.
+        arguments: what else the pipeline's calls need.
+    """
+
+    def __init__(self, pipe: Any, settings: Settings, arguments: Mapping[str, Any]) -> None:
+        self.settings = settings
+        self._pipe = pipe
+        self._arguments = arguments
+        self._drawn: dict[tuple[SelectionPolicy, int], Drawn] = {}
+
+    def draw(self, policy: SelectionPolicy, steps: int | None = None) -> Drawn:
+        """The picture under a policy, in as many steps as the settings say unless told otherwise."""
+        key = (policy, steps or self.settings.steps)
+        if key not in self._drawn:
+            with tokenprune.apply(self._pipe, policy, trace=True) as handle:
+                picture = self._picture(key[1])
+                self._drawn[key] = Drawn(picture, handle.trace, handle)
+        return self._drawn[key]
+
+    @property
+    def dense(self) -> Drawn:
+        """The plain model's picture."""
+        return self.draw(DensePolicy())
+
+    def fewer_steps(self, like: Drawn) -> tuple[Drawn, int]:
+        """The plain model in as many steps as cost what another picture did, and how many those are."""
+        steps = max(1, round(self.settings.steps * like.report.mac_ratio))
+        return self.draw(DensePolicy(), steps), steps
+
+    def psnr(self, drawn: Drawn) -> float | None:
+        """Peak signal-to-noise ratio to the plain model's picture in dB; None for the same picture."""
+        error = float(np.square(drawn.picture.astype(np.float64) - self.dense.picture).mean())
+        return 10 * float(np.log10(255**2 / error)) if error else None
+
+    def _picture(self, steps: int) -> Picture:
+        result = self._pipe(
+            self.settings.prompt,
+            num_inference_steps=steps,
+            guidance_scale=self.settings.guidance_scale,
+            generator=torch.Generator().manual_seed(self.settings.seed),
+            output_type="np",
+            **self._arguments,
+        )
+        return (np.asarray(result.images[0]) * 255 + 0.5).clip(0, 255).astype(np.uint8)

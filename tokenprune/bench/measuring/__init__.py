@@ -1,0 +1,1 @@
+"""Drawing, timing and comparing pictures, on one process or several, into a result file that can be resumed."""

@@ -1,0 +1,1 @@
+"""What is measured: pipelines and transformers by name, random weights at published sizes, prompts."""

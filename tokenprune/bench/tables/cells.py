@@ -1,0 +1,180 @@
+"""Result files as tables: of quality, and of costs where the run was timed; also inside documents between two marks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tokenprune.bench.measuring.quality import METRICS, ci95_field, mean_field
+from tokenprune.bench.measuring.result_file import Results
+
+Row = dict[str, Any]
+
+
+Cells = tuple[list[str], list[list[str]]]
+"""Column names, and the cells of each row."""
+
+
+NONE = "-"
+
+
+def figure(name: str, show: str, unit: float = 1.0) -> Callable[[Row], str]:
+    """A cell: the figure of that name in some unit, by a format; `NONE` where there is none."""
+    return lambda row: NONE if row.get(name) is None else format(row[name] / unit, show)
+
+
+def with_spread(name: str, show: str, unit: float = 1.0) -> Callable[[Row], str]:
+    """The same with the figure's interquartile range in brackets."""
+    value, spread = figure(name, show, unit), figure(f"{name}_spread", show, unit)
+    return lambda row: NONE if value(row) == NONE else f"{value(row)} ({spread(row)})"
+
+
+def with_interval(mean: str, ci95: str, show: str) -> Callable[[Row], str]:
+    """A cell: a mean and half the width of its 95 % interval."""
+    value, half = figure(mean, show), figure(ci95, show)
+    return lambda row: NONE if value(row) == NONE else f"{value(row)} ± {half(row)}"
+
+
+COLUMNS: Mapping[str, Callable[[Row], str]] = {
+    "": lambda row: str(row["name"]),
+    "source": lambda row: str(row["source"]),
+    "tokens": figure("tokens_ratio", ".2f"),
+    "MACs": figure("total_mac_ratio", ".2f"),
+    "PSNR (dB)": lambda row: NONE if row["psnr_mean"] >= 99 else f"{row['psnr_mean']:.1f} ± {row['psnr_ci95']:.1f}",
+    "SSIM": figure("ssim_mean", ".4f"),
+    "scene score": figure("scene_score", ".1%"),
+}
+
+
+CLOCK: Mapping[str, Callable[[Row], str]] = {
+    "": COLUMNS[""],
+    "s/image (IQR)": with_spread("seconds_per_image", ".3f"),
+    "ms/step (IQR)": with_spread("seconds_per_step", ".1f", 1e-3),
+    "speed": figure("speedup", ".2f"),
+    "in the model": figure("transformer_speedup", ".2f"),
+    "allowed": figure("ideal_speedup", ".2f"),
+    "reached": figure("reached", ".0%"),
+}
+
+
+OVERHEADS: Mapping[str, Callable[[Row], str]] = {
+    "": COLUMNS[""],
+    "selection": figure("selection_share", ".1%"),
+    "hooks": figure("hook_overhead", "+.1%"),
+    "peak (MiB)": figure("peak_memory_bytes", ".1f", 2**20),
+    "caches (MiB)": figure("cache_bytes", ".1f", 2**20),
+}
+
+
+COSTS = {**CLOCK, **OVERHEADS}
+
+
+def source_line(results: Results) -> str:
+    """Where the figures come from."""
+    settings = results.settings
+    versions = ", ".join(f"{name} {number}" for name, number in settings["versions"].items())
+    guidance = "" if settings["guidance_scale"] is None else f", guidance {settings['guidance_scale']}"
+    return (
+        f"`{settings['command']}`: {settings['model']}, {_prompts(settings)}, {settings['steps']} steps{guidance}; "
+        f"mean and 95 % interval over the pictures, against the plain model's of the same seed; tokens and MACs "
+        f"(linear layers and attention) as shares of its own. {_timing(settings)}{settings['machine']}, {versions}, "
+        f"{settings['date']}."
+    )
+
+
+def cells(results: Results, by_psnr: bool = True) -> Cells:
+    """The table of quality: by PSNR, or in the rows' own order with a column for each attribute of the score."""
+    columns = {**COLUMNS, **_metrics(results)}
+    if not by_psnr:
+        del columns["source"]
+        for name in next((row["attributes"] for row in results.rows if "attributes" in row), {}):
+            columns[name] = lambda row, name=name: f"{row['attributes'][name]:.0%}"  # type: ignore[misc]
+    return _fill(columns, results, by_psnr)
+
+
+def cost_cells(results: Results, by_psnr: bool = True, columns: Mapping[str, Callable[[Row], str]] = COSTS) -> Cells:
+    """The table of costs, in the same order, or the part of it that a narrow screen has room for."""
+    return _fill(columns, results, by_psnr)
+
+
+def failures(results: Results) -> list[str]:
+    """A line for each configuration that raised an error."""
+    return [f"{row['name']}: {row['error']}" for row in results.rows if "error" in row]
+
+
+def is_timed(results: Results) -> bool:
+    """Whether the table of costs has seconds."""
+    return bool(results.settings.get("repeats"))
+
+
+def markdown(results: Results, by_psnr: bool = True) -> str:
+    """The tables with their source, and the errors."""
+    lines = [source_line(results), "", *_table(*cells(results, by_psnr))]
+    if is_timed(results):
+        lines += ["", *_table(*cost_cells(results, by_psnr))]
+    if failed := failures(results):
+        lines += ["", *(f"- `{line.replace('`', chr(39))}`" for line in failed)]
+    return "\n".join(lines) + "\n"
+
+
+def marks(name: str) -> tuple[str, str]:
+    """The two lines of a document between which the table of a result file stands."""
+    return f"<!-- {name}: start -->\n", f"<!-- {name}: end -->\n"
+
+
+def renew(document: Path, name: str, table: str) -> None:
+    """Put a table between its marks.
+
+    Raises:
+        ValueError: the document lacks them.
+    """
+    start, end = marks(name)
+    text = document.read_text()
+    if start not in text or end not in text:
+        raise ValueError(f"{document}: expected the lines {start.strip()!r} and {end.strip()!r}")
+    before, rest = text.split(start)
+    document.write_text(before + start + table + end + rest.split(end)[1])
+
+
+def _metrics(results: Results) -> dict[str, Callable[[Row], str]]:
+    """A column for each metric that some row has."""
+    named = {name: metric for name, metric in METRICS.items() if any(mean_field(name) in row for row in results.rows)}
+    return {each.title: with_interval(mean_field(name), ci95_field(name), each.show) for name, each in named.items()}
+
+
+def _fill(columns: Mapping[str, Callable[[Row], str]], results: Results, by_psnr: bool) -> Cells:
+    rows = sorted(results.rows, key=lambda row: -row.get("psnr_mean", 0.0)) if by_psnr else results.rows
+    return list(columns), [_cells_of(row, columns) for row in rows]
+
+
+def _cells_of(row: Row, columns: Mapping[str, Callable[[Row], str]]) -> list[str]:
+    """Of a failed row the error's class stands in place of the first figure."""
+    if "error" not in row:
+        return [cell(row) for cell in columns.values()]
+    named = [columns[name](row) for name in columns if name in ("", "source")]
+    return [*named, row["error"].partition(":")[0], *[NONE] * (len(columns) - len(named) - 1)]
+
+
+def _table(columns: list[str], rows: list[list[str]]) -> list[str]:
+    return [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}", *(f"| {' | '.join(row)} |" for row in rows)]
+
+
+def _prompts(settings: Mapping[str, Any]) -> str:
+    if "split" in settings:
+        return f"{settings['prompts']} captions of the {settings['split']} split"
+    return f"{settings['prompts']} prompts of {settings['prompts_source']}"
+
+
+def _timing(settings: Mapping[str, Any]) -> str:
+    if not settings.get("repeats"):
+        return ""
+    return (
+        f"Timed in {_several(settings['repeats'], 'pair')} with the plain model, "
+        f"{_several(settings['timing_batch'], 'picture')} at a time, {_several(settings['threads'], 'thread')}: "
+        f"medians, interquartile ranges in brackets, speeds as multiples of the plain model's. "
+    )
+
+
+def _several(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"

@@ -1,0 +1,62 @@
+"""Renewing all tables in the documents from their result files: `python -m tokenprune.bench.render`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tokenprune.bench.measuring.result_file import Results, load
+from tokenprune.bench.tables.cells import markdown, marks, renew
+
+PAGE = "results.md"
+
+
+HEADING = """# Results
+
+Every result file of `docs/results`, as `tokenprune bench` wrote it; made by `python -m tokenprune.bench.render
+docs`. What the figures mean stands in [benchmarking.md](benchmarking.md), what follows from them in
+[analysis.md](analysis.md).
+"""
+
+
+def results_of(folder: Path) -> dict[str, Results]:
+    """The result files of bench suites in a folder, by file name; other JSON files are left out."""
+    contents = {path: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    return {path.name: load(path) for path, content in contents.items() if "suite" in content.get("settings", {})}
+
+
+def tables(folder: Path) -> dict[str, str]:
+    """The Markdown of every result file in a folder, by file name."""
+    return {name: table(results) for name, results in results_of(folder).items()}
+
+
+def table(results: Results) -> str:
+    """The Markdown of a result file."""
+    return markdown(results, by_psnr=results.settings["suite"] != "sensitivity")
+
+
+def page(folder: Path) -> str:
+    """All result files of a folder on one page."""
+    parts = [HEADING]
+    for results in results_of(folder).values():
+        settings = results.settings
+        budget = f" at {settings['budget']}" if "budget" in settings else ""
+        parts.append(f"## {settings['model']}: {settings['suite']}{budget}\n\n{table(results)}")
+    return "\n".join(parts)
+
+
+def main(docs: Annotated[Path, typer.Argument(help="Folder of the documents; results lie in its `results`.")]) -> None:
+    """Put every table between its marks, wherever they stand, and all of them on a page of their own."""
+    for name, text in tables(docs / "results").items():
+        for document in sorted(docs.glob("*.md")):
+            if marks(name)[0] in document.read_text():
+                renew(document, name, text)
+                print(f"{name} -> {document}")
+    (docs / PAGE).write_text(page(docs / "results"))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,151 @@
+"""The model that a command is asked about, how its pipeline calls it, and the plan to prune it with."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tokenprune.api import plan as best_plan
+from tokenprune.bench.subjects.transformers import (
+    Loaded,
+)
+from tokenprune.errors import ConfigurationError
+from tokenprune.macs.rehearsal import Call
+from tokenprune.modulemap import ModuleMap
+from tokenprune.plans.plan import Plan
+from tokenprune.policies import CATPolicy
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+GUIDANCE = ("batched", "separate", "none")
+
+
+BYPASSING = ("Sliced", "XFormers")
+"""What attention processors are called that have kernels of their own."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the user says of the calls; None leaves it to the model's pipeline."""
+
+    height: int | None = None
+    width: int | None = None
+    frames: int | None = None
+    text: int | None = None
+    batch: int | None = None
+    guidance: str | None = None
+
+    def given(self) -> list[str]:
+        """Names of what is not left open, guidance aside."""
+        return [name for name, value in vars(self).items() if value is not None and name != "guidance"]
+
+
+@dataclass(frozen=True)
+class Called:
+    """How the model is called, in words, too; `text` is None where a factory gave the arguments."""
+
+    call: Call
+    size: str
+    text: int | None
+    guidance: str
+
+
+def call_of(loaded: Loaded, found: ModuleMap, wanted: Wanted) -> Called | None:
+    """How the model is called; None where neither a factory nor the package's examples say.
+
+    Raises:
+        ConfigurationError: a size or guidance that the model cannot have.
+    """
+    from tokenprune_adapters.examples import EXAMPLES
+
+    if wanted.guidance not in (None, *GUIDANCE):
+        raise ConfigurationError(f"guidance: expected one of {', '.join(GUIDANCE)}, got {wanted.guidance!r}")
+    if loaded.inputs is not None:
+        if wanted.given():
+            raise ConfigurationError(f"{', '.join(wanted.given())}: the factory's arguments say that already")
+        guidance = wanted.guidance or "none"
+        call = Call(loaded.inputs, 2 if guidance == "separate" else 1, guidance == "batched")
+        return Called(call, "as the factory gives it", None, guidance)
+    names = [ancestor.__name__ for ancestor in type(loaded.model).__mro__ if ancestor.__name__ in EXAMPLES]
+    if not names:
+        return None
+    example = EXAMPLES[names[0]]
+    guidance = wanted.guidance or example.guidance
+    batch = (wanted.batch or 1) * (2 if guidance == "batched" else 1)
+    text = loaded.text if wanted.text is None else wanted.text
+    try:
+        at = example.latents(loaded.model, wanted.height, wanted.width, wanted.frames, text, batch, loaded.scale)
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from error
+    scale = loaded.scale or example.scale
+    size = f"{at.height * scale} x {at.width * scale} pixels" + (
+        f", {at.frames} latent frames" if at.frames > 1 else ""
+    )
+    arguments = example.arguments(loaded.model, at, "cpu", torch.float32)
+    return Called(Call(arguments, 2 if guidance == "separate" else 1, guidance == "batched"), size, at.text, guidance)
+
+
+def plan_of(
+    model: nn.Module, file: Path | None, budget: str | None, alpha: float | None, warmup_steps: int | None
+) -> Plan:
+    """The plan that the user means: of a file, for a budget or preset, or CAT Pruning.
+
+    Raises:
+        ConfigurationError: several of these, or a file or number that means nothing.
+    """
+    from tokenprune.plans.files import load_plan
+
+    of_cat = {"alpha": alpha, "warmup_steps": warmup_steps}
+    given = [name for name, value in {"plan": file, "budget": budget, **of_cat}.items() if value is not None]
+    if len(given) > 1 and not set(given) <= set(of_cat):
+        raise ConfigurationError(f"{', '.join(given)}: expected only one of plan, budget, or alpha with warmup_steps")
+    try:
+        if file is not None:
+            return load_plan(file)
+        if budget is not None:
+            return best_plan(model, _number(budget))
+        cat = CATPolicy(0.3 if alpha is None else alpha, 8 if warmup_steps is None else warmup_steps)
+        return Plan(cat)
+    except (ValueError, TypeError) as error:
+        raise ConfigurationError(str(error)) from error
+
+
+def at_least(**numbers: int | None) -> None:
+    """Raise ConfigurationError for a number below 1."""
+    for name, number in numbers.items():
+        if number is not None and number < 1:
+            raise ConfigurationError(f"{name}: expected at least 1, got {number}")
+
+
+def notes_of(model: nn.Module, found: ModuleMap) -> list[str]:
+    """What a user of pruning should know of a model beforehand."""
+    notes = []
+    processors = [getattr(model.get_submodule(site.path), "processor", None) for site in found.attentions]
+    backends = [os.environ.get("DIFFUSERS_ATTN_BACKEND"), *(getattr(p, "_attention_backend", None) for p in processors)]
+    bypass = {str(getattr(name, "value", name)) for name in backends if name is not None}
+    bypass = {name for name in bypass if "native" not in name}
+    bypass |= {name for p in processors if (name := type(p).__name__).startswith(BYPASSING) or name == "AttnProcessor"}
+    if bypass:
+        notes.append(
+            f"attention through {', '.join(sorted(bypass))} does not reach torch's scaled_dot_product_attention: "
+            f"pruning will refuse it at the first step; call model.set_attention_backend('native')"
+        )
+    config: Any = getattr(model, "config", None) or {}
+    if "quantization_config" in config:
+        notes.append("the checkpoint is quantised: operations and caches are reckoned as if it were not")
+    if model._compiled_call_impl is not None or hasattr(model, "_orig_mod"):
+        notes.append("the whole model is compiled; compile its blocks instead, block.compile(fullgraph=True)")
+    return notes
+
+
+def _number(budget: str) -> float | str:
+    try:
+        return float(budget)
+    except ValueError:
+        return budget

@@ -1,0 +1,91 @@
+"""What one call of the model was given."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokenprune.engine.rows import Rows, gather
+from tokenprune.errors import UnsupportedCallError
+from tokenprune.modulemap import ModuleMap
+
+Given = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional and keyword arguments of a model's forward."""
+
+
+class Call:
+    """The arguments of one call, by the names that the module map has for them.
+
+    Args:
+        name: of the model, for errors.
+        module_map: the model's.
+        signature: of its forward.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        module_map: ModuleMap,
+        signature: inspect.Signature,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
+        self._name = name
+        self._map = module_map
+        self._signature = signature
+        self.given: Given = (args, kwargs)
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        self.arguments: Mapping[str, Any] = bound.arguments
+
+    @property
+    def time(self) -> Any:
+        """The timestep."""
+        return self._needed(self._map.time)
+
+    @property
+    def latents(self) -> Tensor:
+        """The noisy latents; a list of images of one size is taken for their batch.
+
+        Raises:
+            UnsupportedCallError: they are missing, or images of several sizes.
+        """
+        latents = self._needed(self._map.latents)
+        if isinstance(latents, Tensor):
+            return latents
+        if not all(isinstance(image, Tensor) and image.shape == latents[0].shape for image in latents):
+            came = [list(i.shape) if isinstance(i, Tensor) else type(i).__name__ for i in latents]
+            raise UnsupportedCallError(
+                f"{self._name}: expected one tensor for each image, all of one size, in {self._map.latents!r}, got "
+                f"{came}; call the model for each size"
+            )
+        return torch.stack(list(latents))
+
+    @property
+    def text(self) -> Any:
+        """The text, where the map names it."""
+        return self.arguments.get(self._map.text) if self._map.text else None
+
+    def gathered(self, rows: Rows | None) -> Given:
+        """The arguments with the computed rows only of those that have a row for each token; None is all rows."""
+        if rows is None:
+            return self.given
+        bound = self._signature.bind(*self.given[0], **self.given[1])
+        present = [given for given in self._map.inputs if bound.arguments.get(given.name) is not None]
+        if not present:
+            return self.given
+        for given in present:  # some arguments have several parts, each with an entry of its own
+            bound.arguments[given.name] = gather(rows, given, bound.arguments[given.name])
+        return bound.args, bound.kwargs
+
+    def _needed(self, name: str) -> Any:
+        value = self.arguments.get(name)
+        if value is None:
+            raise UnsupportedCallError(f"{self._name}: expected the argument {name!r}, got none")
+        return value

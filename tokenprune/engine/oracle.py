@@ -1,0 +1,133 @@
+"""What adapters are checked with: generations of one input whose caches hold just what would be computed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from tokenprune.engine.masked_module import MaskedModule
+from tokenprune.engine.step_tracker import OneGeneration
+from tokenprune.modulemap import ModuleMap
+from tokenprune.ops.guidance import Guidance
+from tokenprune.ops.selection import Selection
+from tokenprune.policies.base import Memory, Observation, SelectionPolicy
+from tokenprune.reuse.base import Reuse, ReuseState
+from tokenprune.reuse.key_value import FreshKeys, KeyValueBuffer
+from tokenprune.schedule import CountSchedule
+
+Inputs = Mapping[str, Any]
+"""Arguments of one call of a model, by name."""
+
+
+def play(
+    model: nn.Module,
+    module_map: ModuleMap,
+    steps: Sequence[Inputs],
+    counts: Sequence[int],
+    seed: int,
+    images: Sequence[int],
+    corrupted: Collection[str | None] = (),
+) -> Iterator[Any]:
+    """The outputs of a generation that computes `counts` tokens of each image at its steps, one after the other.
+
+    What is cached of the predictions of tokens about to be computed is overwritten with NaN. So, with the same input
+    at each step, a pruned step gives the full step's output if the map is right.
+
+    Args:
+        model: the model; it gets hooks for as long as the generation lasts.
+        module_map: says where.
+        steps: the arguments of each call.
+        counts: how many tokens of each image each computes.
+        seed: of the selections.
+        images: numbers of the images of the batch; each has random numbers of its own.
+        corrupted: attention modules, by path, whose pruned steps get other keys and values than the kept ones.
+    """
+    policy = _Drawn(seed, images)
+    masked = MaskedModule(model, module_map, policy, CountSchedule(counts), _Poisoned(), "none", None)
+    masked.run = OneGeneration(module_map.time_rises)
+    masked.install()
+    try:
+        for inputs in steps:
+            yield model(**inputs)
+            for branch in masked.generation.branches.values():
+                for path, buffer in branch.buffers.items():
+                    buffer.corrupted = path.partition("#")[0] in corrupted  # type: ignore[attr-defined]
+    finally:
+        masked.remove()
+
+
+def tensors_of(output: Any) -> list[Tensor]:
+    """All tensors of an output."""
+    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+
+
+def difference(output: Any, expected: Any) -> float:
+    """The largest difference between two outputs, relative to the largest expected value; NaN counts as infinite."""
+    worst = 0.0
+    for one, other in zip(tensors_of(output), tensors_of(expected), strict=True):
+        if one.shape != other.shape:
+            return math.inf
+        apart = float((one - other).abs().max() / other.abs().max().clamp_min(1e-30))
+        worst = max(worst, math.inf if math.isnan(apart) else apart)
+    return worst
+
+
+class _Drawn(SelectionPolicy):
+    """Draws tokens, for every image from a generator of its own."""
+
+    def __init__(self, seed: int, images: Sequence[int]) -> None:
+        self._seed, self._images = seed, images
+
+    def select(self, seen: Observation, memory: Memory) -> Selection:
+        scores = []
+        for image in list(self._images)[: len(seen.prediction)]:
+            generator = torch.Generator().manual_seed(self._seed + 100 * seen.step + image)
+            scores.append(torch.rand(seen.prediction.shape[1], generator=generator))
+        return Selection.top(torch.stack(scores).to(seen.prediction.device), seen.count)
+
+
+class _Poisoned(Reuse):
+    """Holds predictions, but those about to be computed become NaN; caches of keys and values can be corrupted."""
+
+    def start(self, guidance: Guidance = "none") -> ReuseState:
+        return _PoisonedState()
+
+    def start_keys(self, guidance: Guidance = "none") -> KeyValueBuffer:
+        return _CorruptibleBuffer()
+
+
+class _PoisonedState(ReuseState):
+    def __init__(self) -> None:
+        self._last = torch.empty(0)
+
+    def record(self, prediction: Tensor, time: float) -> None:
+        self._last = prediction.clone()
+
+    def complete(self, fresh: Tensor, selection: Selection, time: float) -> Tensor:
+        poisoned = self._last.masked_fill(selection.mask().unsqueeze(-1), math.nan)
+        self._last = selection.scatter(fresh, poisoned)
+        return self._last.clone()
+
+    def forecast(self, time: float) -> Tensor:
+        return self._last.clone()
+
+    @property
+    def nbytes(self) -> int:
+        return self._last.nbytes
+
+
+class _CorruptibleBuffer(KeyValueBuffer):
+    """Gives other keys and values than the kept ones while `corrupted`."""
+
+    corrupted = False
+
+    def update(self, fresh: FreshKeys, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        if self.corrupted:
+            for kept in self.kept:
+                kept.copy_(3 * kept.roll(1, dims=-1) + 1)
+        return super().update(fresh, key, value)

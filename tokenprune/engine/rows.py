@@ -1,0 +1,100 @@
+"""Which rows of every kind of sequence a pruned call computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokenprune.modulemap import Layout, TokenArgument
+from tokenprune.ops.selection import Selection
+from tokenprune.ops.static_memory import Shelf
+
+
+class Rows:
+    """Which rows of every kind of sequence a pruned call computes.
+
+    Args:
+        images: the selected tokens of every image [B, n] out of all its tokens, reference tokens included.
+        layouts: the kinds of sequences that the model has.
+        text: T, how many text tokens go with the image tokens in a joint sequence.
+        starts: where each image begins in its joint sequence [B], if that differs.
+        frames: how many sequences of the batch belong to each image.
+        shelf: where the indices are kept from step to step.
+
+    Attributes:
+        images: as above.
+        image: the same for every sequence of image tokens, frames of an image one by one.
+        by_layout: the computed rows of sequences of each layout.
+        shelf: as above.
+    """
+
+    def __init__(
+        self,
+        images: Selection,
+        layouts: Iterable[Layout],
+        text: int = 0,
+        starts: Tensor | None = None,
+        frames: int = 1,
+        shelf: Shelf | None = None,
+    ) -> None:
+        self.shelf = Shelf() if shelf is None else shelf
+        self._made: dict[Hashable, Selection] = {}
+        self.images = self.image = self._once("images", lambda: images)
+        if frames > 1:
+            index = images.index
+            self.image = self._once("frames", lambda: Selection(index.repeat_interleave(frames, 0), images.num_tokens))
+        self._text, self._starts = text, starts
+        joint = images.num_tokens + text
+        self.by_layout = {
+            layout: self.image if layout == "image" else self.sequence(layout, joint) for layout in layouts
+        }
+
+    def on(self, device: torch.device, layout: Layout | None) -> Selection:
+        """The computed rows of sequences of a layout (None: of images) on a device; moved there once."""
+        selection = self.images if layout is None else self.by_layout[layout]
+        if selection.index.device == device:
+            return selection
+        return self._once((device, layout), lambda: selection.to(device))
+
+    def sequence(self, layout: Layout, length: int, image: int | None = None) -> Selection:
+        """The computed rows of sequences of any length: the selected image tokens and all text tokens.
+
+        Args:
+            layout: of the sequences.
+            length: N and how many text tokens there are.
+            image: takes the sequence of one image of the batch only.
+        """
+        if image is None and length == self.image.num_tokens:
+            return self.image
+        chosen = self.image if image is None else Selection(self.image.index[image : image + 1], self.image.num_tokens)
+        first: int | Tensor = 0
+        if layout == "text-image":
+            first = length - chosen.num_tokens if self._starts is None else self._starts
+        return self._once((layout, length, image), lambda: chosen.within(length, first))
+
+    def _once(self, name: Hashable, make: Callable[[], Selection]) -> Selection:
+        """What goes by this name, made when it is first asked for and put on the shelf."""
+        if name not in self._made:
+            made = make()
+            self._made[name] = Selection(self.shelf.put(name, made.index), made.num_tokens)
+        return self._made[name]
+
+
+def gather(rows: Rows, argument: TokenArgument, value: Any) -> Any:
+    """An argument with its computed rows only; what is of another length stays as it is."""
+    if isinstance(value, dict):
+        return {key: gather(rows, argument, item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        whole = replace(argument, item=None)
+        chosen = [argument.item in (None, place) for place in range(len(value))]
+        return type(value)(gather(rows, whole, item) if c else item for item, c in zip(value, chosen, strict=True))
+    if not isinstance(value, Tensor) or value.ndim <= argument.dim or value.ndim < argument.ndim:
+        return value
+    folded = argument.batch == argument.dim
+    selection = rows.on(value.device, None if folded else argument.layout)
+    length = selection.num_tokens * (selection.batch_size if folded else 1)
+    return selection.take(value, argument.dim, argument.batch) if value.shape[argument.dim] == length else value

@@ -1,0 +1,118 @@
+"""Which thread's generation a model's caches hold, and whose call of the model is under way."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from types import FrameType
+from typing import Any
+
+from torch import Tensor
+
+from tokenprune.engine.step_tracker import Moment, Run
+from tokenprune.errors import ConcurrentUseError
+
+_ENTERING = threading.Lock()
+
+
+class Turns:
+    """Lets threads use one model in turns, a whole generation each, and stops them from mixing their caches.
+
+    Between generations any thread may go on. A thread whose generation was cut off by another thread's is told so at
+    its next call. What an interrupt or a thread's end left unfinished binds nobody.
+
+    Args:
+        model: what error messages call the model.
+    """
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+        self._owner = 0
+        self._runs: dict[int, Run] = {}
+        self._caller = 0
+        self._frame: FrameType | None = None
+
+    def enter(self) -> bool:
+        """A call of this thread begins; returns whether one before it never ended.
+
+        Raises:
+            ConcurrentUseError: a call of another thread is under way.
+        """
+        me = threading.get_ident()
+        with _ENTERING:
+            before = self._caller
+            if before not in (0, me) and self._under_way():
+                raise ConcurrentUseError(
+                    f"{self._model}: expected calls of one thread at a time, got one while a call of another thread is "
+                    f"under way; let one generation end before the next begins, or give each thread its own copy of "
+                    f"the model"
+                )
+            self._caller, self._frame = me, _frame_of_call()
+        return before != 0
+
+    def leave(self) -> bool:
+        """A call of this thread ends; returns whether the caches are its own, or nobody's."""
+        me = threading.get_ident()
+        if self._caller not in (0, me):
+            return False
+        self._caller, self._frame = 0, None
+        return self._owner in (0, me)
+
+    def advance(self, run: Run, timestep: Tensor | float | int, latents: Tensor, name: str) -> tuple[Run, Moment]:
+        """Take this thread's next call for a step of its generation.
+
+        Args:
+            run: follows the generation that the caches hold.
+            timestep: as the model received it.
+            latents: the noisy latents.
+            name: of the guidance branch.
+
+        Returns:
+            What follows the generation that the caches hold from now on, and where the call stands.
+
+        Raises:
+            ConcurrentUseError: another thread began the generation that the call goes on with, or one after it.
+        """
+        me = threading.get_ident()
+        if self._owner in (0, me):
+            self._owner = me
+            return run, run.advance(timestep, latents, name)
+        own = self._runs.setdefault(me, run.renewed())
+        step = run.copied().advance(timestep, latents, name).step
+        moment = own.advance(timestep, latents, name)
+        if step > 0 or not moment.first_of_generation:
+            raise ConcurrentUseError(
+                f"{self._model}: expected all calls of a generation from one thread, with no other generation in "
+                f"between, got step {step or moment.step} of one while the caches are another thread's; let one "
+                f"generation end before the next begins, give each thread its own copy of the model, or call "
+                f"handle.reset() if the other generation was given up"
+            )
+        alive = sys._current_frames()
+        self._runs[self._owner] = run
+        self._runs = {ident: found for ident, found in self._runs.items() if ident in alive and ident != me}
+        self._owner = me
+        return own, moment
+
+    def reset(self) -> None:
+        """The caches are nobody's; a call that an interrupt stopped is over."""
+        self._owner = 0
+        self._runs = {}
+        if not self._under_way():
+            self._caller, self._frame = 0, None
+
+    def _under_way(self) -> bool:
+        """Whether the call that began last still runs."""
+        frame: Any = sys._current_frames().get(self._caller)
+        if frame is None or self._frame is None:
+            return frame is not None
+        while frame is not None and frame is not self._frame:
+            frame = frame.f_back
+        return frame is not None
+
+
+def _frame_of_call() -> FrameType | None:
+    """The frame of the module call that ran the hook; None where it cannot be told."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and frame.f_code.co_name != "_call_impl":
+        frame = frame.f_back
+    return frame

@@ -1,0 +1,185 @@
+"""Counting multiply-accumulate operations, where possible without weights or arithmetic, on torch's meta device."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
+from torch.utils.flop_counter import FlopCounterMode
+
+from tokenprune.engine.call_arguments import Given
+from tokenprune.engine.copies import bare
+from tokenprune.engine.masked_module import MaskedModule
+from tokenprune.engine.step_tracker import OneGeneration
+from tokenprune.modulemap import ModuleMap
+from tokenprune.policies.sequential import SequentialPolicy
+from tokenprune.reports.report import Macs
+from tokenprune.reuse.base import Hold
+from tokenprune.schedule import CountSchedule
+
+
+class _NoModules:
+    """In the place of the flop counter's module tracker, which recurses for ever into modules that hold each other."""
+
+    parents = frozenset({"Global"})
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+class Counted(TorchFunctionMode):
+    """Operations counted so far; see `counting`.
+
+    Attention products count B H l L (D + D of the values) for every call of `scaled_dot_product_attention`, whatever
+    kernel answers it; what the flop counter sees within such a call is left out of the linear operations.
+    """
+
+    def __init__(self, flops: FlopCounterMode) -> None:
+        super().__init__()
+        self._flops = flops
+        self._flops_in_attention = 0
+        self._attention = 0
+
+    @property
+    def macs(self) -> Macs:
+        """Operations so far."""
+        return Macs((self._flops.get_total_flops() - self._flops_in_attention) / 2, self._attention)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        before = self._flops.get_total_flops()
+        self._add(*args, **(kwargs or {}))
+        output = func(*args, **(kwargs or {}))
+        self._flops_in_attention += self._flops.get_total_flops() - before
+        # Kernels give [B, l, H, D] transposed, and there are processors that view it so; the meta device's does not.
+        return output.transpose(1, 2).contiguous().transpose(1, 2) if output.is_meta else output
+
+    def _add(self, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> None:
+        self._attention += query.shape[:-1].numel() * key.shape[-2] * (query.shape[-1] + value.shape[-1])
+
+
+class Calls:
+    """Sums up what is counted between the beginnings and ends of calls."""
+
+    def __init__(self, counted: Counted) -> None:
+        self._counted = counted
+        self._at_beginning = Macs(0, 0)
+        self.macs = Macs(0, 0)
+
+    def begin(self, model: nn.Module, args: Any) -> None:
+        """Forward pre-hook."""
+        self._at_beginning = self._counted.macs
+
+    def end(self, model: nn.Module, args: Any, output: Any) -> None:
+        """Forward hook."""
+        self.macs += self._counted.macs + self._at_beginning * -1
+
+
+@contextlib.contextmanager
+def counting() -> Iterator[Counted]:
+    """Count the operations of whatever runs within, without compiled code; their sum is right at any time."""
+    counter = FlopCounterMode(display=False)
+    counter.mod_tracker = _NoModules()  # type: ignore[assignment]
+    with torch.compiler.set_stance("force_eager"), counter as flops, Counted(flops) as counted:
+        yield counted
+
+
+@contextlib.contextmanager
+def counting_calls(model: nn.Module) -> Iterator[Calls]:
+    """Count the operations of the model's calls, its hooks included, among whatever runs within.
+
+    Hooks that are on the model before the context are counted, too; those registered within it as they come.
+    """
+    with counting() as counted:
+        calls = Calls(counted)
+        before = model.register_forward_pre_hook(calls.begin, prepend=True)
+        after = model.register_forward_hook(calls.end, always_call=True)
+        try:
+            yield calls
+        finally:
+            before.remove()
+            after.remove()
+
+
+def count_call(model: nn.Module, arguments: Given, on_meta: bool = True) -> Macs:
+    """Operations of one call of the model as it stands, hooks included.
+
+    Args:
+        model: any model; its hooks run.
+        arguments: what to call it with.
+        on_meta: whether tensors of the arguments are on the meta device; parameters are then replaced by meta tensors
+            for the call.
+    """
+    args, kwargs = arguments
+    with torch.no_grad(), counting() as counted:
+        if on_meta:
+            call_on_meta(model, tree_map(_single, arguments), torch.float32)
+        else:
+            model(*args, **kwargs)
+    return counted.macs
+
+
+def call_on_meta(model: nn.Module, arguments: Given, dtype: torch.dtype | None = None) -> None:
+    """Call the model with meta tensors in the place of its parameters and buffers.
+
+    Args:
+        model: any model; its hooks run.
+        arguments: what to call it with, tensors on the meta device.
+        dtype: precision of the floating-point stand-ins; None takes the model's.
+    """
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    stand_ins = {
+        name: torch.empty(
+            tensor.shape, device="meta", dtype=dtype if dtype and tensor.is_floating_point() else tensor.dtype
+        )
+        for name, tensor in tensors.items()
+    }
+    with torch.no_grad():
+        torch.func.functional_call(model, stand_ins, *arguments)
+
+
+def _single(value: Any) -> Any:
+    """A tensor in single precision: operations count the same, and layers of mixed precision fit together."""
+    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def _plain_linears(model: nn.Module) -> None:
+    """Let linear layers whose weights are packed compute as plain ones, for as long as `bare` lasts."""
+    for module in model.modules():
+        sizes: tuple[Any, ...] = tuple(getattr(module, name, None) for name in ("out_features", "in_features"))
+        weight = getattr(module, "weight", None)
+        plain = isinstance(weight, Tensor) and weight.is_floating_point() and tuple(weight.shape) == sizes
+        if all(isinstance(size, int) for size in sizes) and not plain and not hasattr(module, "base_layer"):
+            module.__dict__["forward"] = functools.partial(F.linear, weight=torch.empty(sizes, device="meta"))
+
+
+def count_steps(
+    model: nn.Module, module_map: ModuleMap, arguments: Given, counts: Sequence[int]
+) -> tuple[Macs, dict[int, Macs]]:
+    """Operations of a full call, and of calls that compute n image tokens of each image, for every n in `counts`.
+
+    Args:
+        model: the model; its hooks and wrapped forwards are left out.
+        module_map: its map.
+        arguments: what to call it with, tensors on the meta device unless the map says that the model reads values.
+        counts: numbers of tokens n, at least 1 each.
+    """
+    policy, schedule = SequentialPolicy(), CountSchedule([None, *counts])
+    with bare(model):
+        masked = MaskedModule(model, module_map, policy, schedule, Hold(), guidance="none", guidance_scale=None)
+        masked.run = OneGeneration(module_map.time_rises)
+        masked.install()
+        on_meta = not module_map.reads_values
+        if on_meta:
+            _plain_linears(model)
+        full = count_call(model, arguments, on_meta)
+        return full, {count: count_call(model, arguments, on_meta) for count in counts}

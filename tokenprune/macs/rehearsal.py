@@ -1,0 +1,220 @@
+"""A generation on torch's meta device: what it computes and keeps, without weights or arithmetic."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils._pytree import tree_map
+
+from tokenprune.engine.copies import bare
+from tokenprune.engine.masked_module import MaskedModule
+from tokenprune.engine.step_tracker import Moment, OneGeneration
+from tokenprune.errors import ConfigurationError
+from tokenprune.macs.counting import Counted, call_on_meta, counting
+from tokenprune.modulemap import ModuleMap
+from tokenprune.ops.grid import TokenGrid, num_tokens
+from tokenprune.ops.guidance import BranchKey
+from tokenprune.plans.plan import Plan
+from tokenprune.policies.sequential import SequentialPolicy
+from tokenprune.reports.report import Macs
+from tokenprune.schedule import CountSchedule, Schedule, Step
+
+FULL_STEPS = 3
+"""Full steps of a rehearsal: forecasts take all the memory that they ever do within so many."""
+
+
+Layers = Mapping[str, Macs]
+"""Operations of one call by module path; the empty path stands for the whole model."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """How a pipeline calls a model at every step.
+
+    Attributes:
+        arguments: of one call by name.
+        times: calls of a step, one for each guidance branch.
+        halves: whether a call holds both halves of classifier-free guidance.
+    """
+
+    arguments: Mapping[str, Any]
+    times: int = 1
+    halves: bool = False
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What one generation computes and keeps.
+
+    Attributes:
+        grid: the token grid.
+        counts: image tokens computed of each image, at each step.
+        layers: operations of one call, by the number of tokens computed.
+        calls: calls of each step.
+        images: rows of the batch of a call, both guidance halves counted.
+        keys: length and bytes of the keys and values of each attention module, for all rows and calls.
+        cache_bytes: bytes of all caches.
+    """
+
+    grid: TokenGrid
+    counts: tuple[int, ...]
+    layers: Mapping[int, Layers]
+    calls: int
+    images: int
+    keys: tuple[tuple[int, int], ...]
+    cache_bytes: int
+
+    @property
+    def tokens(self) -> int:
+        """N, tokens of the grid."""
+        return num_tokens(self.grid)
+
+    @property
+    def token_ratio(self) -> float:
+        """Share of the plain model's token computations."""
+        return sum(self.counts) / (len(self.counts) * self.tokens)
+
+    @property
+    def dense(self) -> Macs:
+        """Operations of the plain model over all steps."""
+        return self.layers[self.tokens][""] * (self.calls * len(self.counts))
+
+    @property
+    def macs(self) -> Macs:
+        """Operations over all steps."""
+        every = (self.layers[count][""] for count in self.counts if count)
+        return sum(every, Macs(0, 0)) * self.calls
+
+    def key_bytes(self, tokens: int | None = None) -> float:
+        """Bytes of all keys and values, or of those of a grid of so many tokens."""
+        more = 0 if tokens is None else tokens - self.tokens
+        return sum(size * (length + more) / length for length, size in self.keys)
+
+
+def counts_of(schedule: Schedule, tokens: int, steps: int) -> tuple[int, ...]:
+    """Image tokens computed at each step, where the noise level falls evenly from 1; the first step is full."""
+    found = [tokens]
+    for index in range(1, steps):
+        level = 1 - index / steps
+        found.append(min(tokens, schedule.count(Step(index, 1000 * level, level, steps - index), tokens)))
+    return tuple(found)
+
+
+def rehearse(
+    model: nn.Module, module_map: ModuleMap, call: Call, plan: Plan, steps: int, dtype: torch.dtype | None = None
+) -> Rehearsal:
+    """Call the model as a pruned generation would, once for each number of tokens; it is left as it was.
+
+    The tokens are the first ones, whatever the plan's policy would choose: its own memory, numbers for each token, and
+    its own arithmetic are not counted.
+
+    Args:
+        model: the model, with or without weights.
+        module_map: its map.
+        call: how it is called.
+        plan: how it is pruned.
+        steps: of the generation, at least 1.
+        dtype: precision of weights and caches; None takes the model's. Models that read values run in their own.
+
+    Raises:
+        ConfigurationError: the model reads values of its tensors, and it or the arguments are without any.
+    """
+    grid = module_map.grid(call.arguments)
+    tokens = num_tokens(grid)
+    counts = counts_of(plan.schedule or plan.policy.schedule(), tokens, steps)
+    pruned = sorted({*counts} - {0, tokens})
+    arguments = dict(call.arguments)
+    if module_map.reads_values and any(parameter.is_meta for parameter in model.parameters()):
+        raise ConfigurationError(
+            f"{type(model).__name__}: it reads values of its tensors on the way, so that sizes cannot be reckoned "
+            f"without weights; name a factory, module.path:factory, that gives the model and arguments of a call"
+        )
+    if not module_map.reads_values:
+        arguments = tree_map(lambda leaf: _like(leaf, dtype), arguments)
+    order = [tokens] * FULL_STEPS + pruned
+    halves = module_map.guidance if call.halves else "none"
+    layers: dict[int, Layers] = {}
+
+    def run() -> None:
+        with torch.no_grad():
+            if module_map.reads_values:
+                model(**arguments)
+            else:
+                call_on_meta(model, ((), arguments), dtype)
+
+    with bare(model):
+        masked = MaskedModule(model, module_map, SequentialPolicy(), CountSchedule(order), plan.reuse, halves, None)
+        masked.run = _Rehearsed(call.times, len(order))
+        masked.install()
+        for step, count in enumerate(order):
+            for call_of_step in range(call.times):
+                if call_of_step or step < FULL_STEPS - 1:  # these are there to fill the caches
+                    run()
+                else:
+                    with counting() as counted, _by_layer(model, counted) as found:
+                        run()
+                    layers[count] = {**found, "": counted.macs}
+        generation = masked.generation
+        branches = generation.branches.values()
+        keys = [buffer for branch in branches for buffer in branch.buffers.values() if buffer.length]
+        return Rehearsal(
+            grid=grid,
+            counts=counts,
+            layers=layers,
+            calls=call.times,
+            images=next(iter(generation.branches)).shape[0],
+            keys=tuple((buffer.length, sum(tensor.nbytes for tensor in buffer.kept)) for buffer in keys),
+            cache_bytes=masked.peak_bytes,
+        )
+
+
+class _Rehearsed(OneGeneration):
+    """Takes every so-many calls for a step of one generation, whatever their timesteps."""
+
+    def __init__(self, calls: int, steps: int) -> None:
+        super().__init__(time_rises=False)
+        self._each, self._steps = calls, steps
+        self._made = 0
+
+    def advance(self, timestep: Any, latents: Tensor, name: str = "") -> Moment:
+        step, order = divmod(self._made, self._each)
+        self._made += 1
+        key, first = BranchKey(order, tuple(latents.shape)), self._made == 1
+        return Moment(step, float(self._steps - step), key, first, order == 0, remaining=self._steps - step)
+
+
+@contextlib.contextmanager
+def _by_layer(model: nn.Module, counted: Counted) -> Iterator[dict[str, Macs]]:
+    """Operations within each of the model's modules, by path, of whatever is counted in the context."""
+    paths = {module: path for path, module in model.named_modules()}
+    begun: list[Macs] = []
+    found: dict[str, Macs] = defaultdict(lambda: Macs(0, 0))
+
+    def begin(module: nn.Module, args: Any) -> None:
+        if module in paths:
+            begun.append(counted.macs)
+
+    def end(module: nn.Module, args: Any, output: Any) -> None:
+        if module in paths:
+            found[paths[module]] += counted.macs + begun.pop() * -1
+
+    handles = register_module_forward_pre_hook(begin), register_module_forward_hook(end)
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _like(leaf: Any, dtype: torch.dtype | None) -> Any:
+    """The leaf on the meta device, floating-point numbers in another precision."""
+    if not isinstance(leaf, Tensor):
+        return leaf
+    return torch.empty_like(leaf, device="meta", dtype=dtype if leaf.is_floating_point() else None)

@@ -1,0 +1,24 @@
+"""Plans: a schedule, a policy and a forecast that go together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from tokenprune.policies.base import SelectionPolicy
+from tokenprune.reuse.base import Hold, Reuse
+from tokenprune.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How many tokens each step computes, which, and what the others become; `apply` takes it for a policy.
+
+    Attributes:
+        policy: which tokens each step computes.
+        schedule: how many; None takes the policy's own.
+        reuse: what the predictions of all other tokens become.
+    """
+
+    policy: SelectionPolicy
+    schedule: Schedule | None = None
+    reuse: Reuse = field(default_factory=Hold)

@@ -1,0 +1,98 @@
+"""What a handle tells about its generations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from tokenprune.ops.grid import TokenGrid
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One step: `tokens` of `num_tokens` computed per image, whether it was `full`, its `seconds`."""
+
+    step: int
+    time: float
+    tokens: int
+    num_tokens: int
+    full: bool
+    seconds: float
+    selection_seconds: float
+
+
+@dataclass(frozen=True)
+class Macs:
+    """Multiply-accumulate operations: `linear` layers and convolutions, `attention` products."""
+
+    linear: float
+    attention: float
+
+    @property
+    def total(self) -> float:
+        """All of them."""
+        return self.linear + self.attention
+
+    def __add__(self, other: Macs) -> Macs:
+        return Macs(self.linear + other.linear, self.attention + other.attention)
+
+    def __mul__(self, times: float) -> Macs:
+        return Macs(self.linear * times, self.attention * times)
+
+
+@dataclass(frozen=True)
+class Report:
+    """The latest generation of a handle.
+
+    Attributes:
+        steps: every step of it, in order.
+        generations: generations since `apply`.
+        seconds: seconds spent in the model.
+        selection_seconds: seconds of these spent choosing tokens.
+        tokens: image tokens computed, of each image, over all steps.
+        dense_tokens: the same for the plain model.
+        macs: operations of the model in this generation.
+        dense_macs: the same for the plain model.
+        cache_bytes: largest memory that the caches held, in bytes, since `apply`.
+        grid: extents of the token grid.
+        token_counts: how many steps computed each token [B, N], None before the first step.
+        notes: how discovery stands, and what it could not know, of a model that no adapter serves.
+    """
+
+    steps: tuple[StepReport, ...]
+    generations: int
+    seconds: float
+    selection_seconds: float
+    tokens: int
+    dense_tokens: int
+    macs: Macs
+    dense_macs: Macs
+    cache_bytes: int
+    grid: TokenGrid
+    token_counts: Tensor | None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def tokens_ratio(self) -> float:
+        """Share of the plain model's token computations that were made, 0 to 1."""
+        return self.tokens / self.dense_tokens if self.dense_tokens else 1.0
+
+    @property
+    def mac_ratio(self) -> float:
+        """Share of the plain model's operations (attention included) that were made, 0 to 1."""
+        return self.macs.total / self.dense_macs.total if self.dense_macs.total else 1.0
+
+    @property
+    def ideal_speedup(self) -> float:
+        """Speed ratio to the plain model that the operations allow."""
+        return 1 / self.mac_ratio
+
+    def __str__(self) -> str:
+        full = sum(step.full for step in self.steps)
+        return (
+            f"{len(self.steps)} steps ({full} full, {len(self.steps) - full} pruned), {self.seconds:.2f} s in the "
+            f"model, {self.selection_seconds:.3f} s of it choosing tokens; {self.tokens_ratio:.1%} of the tokens and "
+            f"{self.mac_ratio:.1%} of the MACs of the plain model ({self.ideal_speedup:.2f}x allowed); caches "
+            f"{self.cache_bytes / 2**20:.1f} MiB" + "".join(f"; {note}" for note in self.notes)
+        )

@@ -1,0 +1,164 @@
+"""Keys and values of attention modules that move on while they are stale."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tokenprune.errors import AttentionError
+from tokenprune.reuse.key_value import FreshKeys, KeyValueBuffer, Span, narrow
+
+MEMORY = 0.3
+"""How much of what a damping was learnt from is kept from one observation to the next."""
+
+
+SAMPLE = 16
+"""Dampings are fitted to one of so many computed image tokens."""
+
+
+TINY = torch.finfo(torch.float32).tiny
+
+
+class LinearBuffer(KeyValueBuffer):
+    """Keys and values that move on along a line while they are stale.
+
+    A row that is not computed is taken for k + d s (t - t_1): its last fresh value k at timestep t_1, the slope s
+    between its last two, and a damping d. Whenever rows are computed, their fresh values show by how much of d = 1 the
+    forecasts should have moved (least squares over every SAMPLE-th of them), and d follows, within [0, 1]. Keys and
+    values of an image have one damping each; the halves of classifier-free guidance share it, as guidance multiplies
+    what sets them apart. Before the third value rows are held.
+
+    Only rows of image tokens have lines: all others are computed at every step. The stored `key` and `value` are the
+    forecasts, moved on in place, so that a pruned step reads and writes each number once. Beyond those: for every image
+    token the last value but one less the last, s (t_0 - t_1), and four numbers. W = 2 for keys and values, N image
+    tokens of L keys.
+
+    Args:
+        halves: how many parts of the batch guidance combines, 1 or 2.
+    """
+
+    least_bytes = 2
+
+    def __init__(self, halves: int = 1) -> None:
+        super().__init__()
+        self._halves = halves
+        self._whole: Tensor | None = None  # key and value [W, B, L, H, D]
+        self._span: Span = (0, 0)  # where image tokens lie among the L
+        self._forecast = torch.empty(0)  # their part of the whole [W, B, N, H, D], the same memory
+        self._back = torch.empty(0)  # from the last fresh values to those before [W, B, N, H, D]
+        self._gone = torch.empty(0)  # share of that by which a forecast has moved away since [W, B, N]
+        self._pace = torch.empty(0)  # 1 / time between the last two fresh values, 0 before the second [B, N]
+        self._time = torch.empty(0)  # timestep of the last fresh value [B, N]
+        self._fit = torch.empty(0)  # numerators and denominators of the dampings [2, W, B / halves]
+        self._moved = torch.empty(0)  # timestep of the forecasts []
+        self._started = torch.empty(0)  # 0 where the last fresh values belong to another generation []
+
+    def restart(self) -> None:
+        """The next record begins every line."""
+        if self._whole is not None:
+            for memory in (self._whole, self._back, self._gone, self._pace, self._fit, self._started):
+                memory.zero_()
+
+    def record(self, key: Tensor, value: Tensor, span: Span) -> None:
+        """Store all rows of key and value [B, H, L, D] and the way back to the last ones.
+
+        Raises:
+            AttentionError: the values are of another shape than the keys.
+        """
+        if key.shape != value.shape:
+            raise AttentionError(
+                f"keys to forecast: expected values of the same shape {list(key.shape)}, got {list(value.shape)}; hold "
+                f"both with Taylor(keys=False)"
+            )
+        fresh, whole = (key.transpose(1, 2), value.transpose(1, 2)), self._whole
+        fits = (fresh[0].shape, self.dtype or key.dtype, key.device, span)
+        if whole is None or (whole.shape[1:], whole.dtype, whole.device, self._span) != fits:
+            self._begin(narrow(torch.stack(fresh), self.dtype), span)
+            return
+        for new, old in zip(fresh, self._forecast.unbind(), strict=True):
+            old.sub_(new.narrow(1, *span))
+        pace = self._learn(self._forecast, self._back, self._gone, self._now - self._time, self._pace)
+        for new, old in zip(fresh, whole.unbind(), strict=True):
+            old.copy_(new)
+        self._gone.zero_()
+        self._pace.copy_(pace * self._started)
+        self._time.copy_(self._now)
+        self._moved.copy_(self._now)
+        self._started.fill_(1)
+
+    def update(self, fresh: FreshKeys, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Take in fresh rows; return them within the forecast of all others [B, H, L, D]."""
+        if self._whole is None:
+            raise RuntimeError("nothing was recorded yet: a generation starts with a full step")
+        self._move_on()
+        places, (rows, backs) = fresh.places, (part.flatten(1, 2).flatten(2) for part in (self._whole, self._back))
+        gone, pace, times = self._gone.flatten(1), self._pace.flatten(), self._time.flatten()
+        new = narrow(torch.stack((key.transpose(1, 2), value.transpose(1, 2))), rows.dtype)
+        own = new.narrow(2, fresh.first, places.shape[0] // new.shape[1])
+        off = rows.index_select(1, fresh.chosen).view_as(own).sub_(own)
+        back = backs.index_select(1, places).view_as(own)
+        known = (gone.index_select(1, places), self._now - times[places], pace[places])
+        paced = self._learn(off, back, *(each.unflatten(-1, own.shape[1:3]) for each in known))
+        backs.index_copy_(1, places, back.flatten(1, 2).flatten(2))
+        rows.index_copy_(1, fresh.rows, new.flatten(1, 2).flatten(2))
+        gone.index_fill_(1, places, 0.0)
+        pace.index_copy_(0, places, paced.flatten())
+        times.index_copy_(0, places, self._now.expand(places.shape))
+        whole = self._whole.transpose(2, 3).to(key.dtype)
+        return whole[0], whole[1]
+
+    def _begin(self, fresh: Tensor, span: Span) -> None:
+        self._whole, self._span = fresh, span
+        self.key, self.value = fresh.unbind()
+        self._forecast = fresh.narrow(2, *span)
+        self._back = torch.zeros_like(self._forecast, memory_format=torch.contiguous_format)
+        self._gone = torch.zeros(self._back.shape[:3], device=fresh.device)
+        self._pace, self._fit = self._gone[0].clone(), self._gone.new_zeros(2, 2, fresh.shape[1] // self._halves)
+        self._time, self._moved = self._pace + self._now, self._now.clone()
+        self._started = torch.ones_like(self._moved)
+
+    def _move_on(self) -> None:
+        """Forecasts of all image tokens, from the timestep that they stand at to the one of the call under way."""
+        product, weight = self._fit.unbind()
+        damping = (product / weight.clamp_min(TINY)).clamp(0, 1).repeat(1, self._halves)
+        share = damping[..., None] * (self._pace * (self._now - self._moved))
+        self._forecast.addcmul_(self._back, _wide(share, self._back), value=-1)
+        self._gone.add_(share)
+        self._moved.copy_(self._now)
+
+    def _learn(self, off: Tensor, back: Tensor, gone: Tensor, gap: Tensor, pace: Tensor) -> Tensor:
+        """Fit the dampings to rows with a fresh value, and keep the way back from there.
+
+        Args:
+            off: the forecasts less the fresh values [W, B, n, H, D].
+            back: from the last fresh values to those before, of the same shape; overwritten by the new ones.
+            gone: by how much of it the forecasts have moved away since [W, B, n].
+            gap: the time since the last fresh value [B, n]; 0 at a repeated timestep, whose value replaces the last.
+            pace: 1 / the time between the last two [B, n].
+
+        Returns:
+            The new pace [B, n].
+        """
+        last, run = back[:, :, ::SAMPLE].float(), (gap * pace)[:, ::SAMPLE, None, None]
+        moved, term = off[:, :, ::SAMPLE].float() + gone[:, :, ::SAMPLE, None, None] * last, run * last
+        fit = torch.stack((moved * term, term.square())).sum((-3, -2, -1))
+        self._fit.mul_(MEMORY).add_(fit.unflatten(-1, (self._halves, -1)).sum(-2))
+        again = gap == 0
+        torch.addcmul(off, back, _wide(torch.where(again, 1.0, gone), back), out=back)
+        return torch.where(again, pace, 1 / gap)
+
+    @property
+    def _now(self) -> Tensor:
+        if self.clock is None:
+            raise RuntimeError("a linear buffer needs the engine's clock")
+        return self.clock
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of tensor memory held."""
+        return super().nbytes + sum(t.nbytes for t in (self._back, self._gone, self._pace, self._time, self._fit))
+
+
+def _wide(share: Tensor, like: Tensor) -> Tensor:
+    """Numbers [..., N] for each row of a tensor [..., N, H, D], in its type."""
+    return share.to(like.dtype)[..., None, None]
