@@ -9,7 +9,7 @@ import pytest
 
 from tokenprune import DensePolicy, Hold, Plan, SequentialPolicy, WarmupSchedule
 from tokenprune.bench.measuring.measure import Task, draw_all
-from tokenprune.bench.studies.error_anatomy import draw_part, surprise_by_gap
+from tokenprune.bench.studies.error_anatomy import draw_part, forecast_error_by_gap
 from tokenprune.embedded import scenes
 from tokenprune.embedded.load import EMBEDDED
 
@@ -42,9 +42,9 @@ def test_surprise_grows_with_the_gap(pipe: Any, task: Task) -> None:
     longer = Task(task.prompts, 10, task.guidance_scale, 2, task.arguments)
 
     class Asking(SequentialPolicy):
-        needs = frozenset({"surprise"})
+        needs = frozenset({"forecast_error"})
 
-    found = surprise_by_gap(pipe, longer, Plan(Asking(), WarmupSchedule(0.4, 3), Hold()))
+    found = forecast_error_by_gap(pipe, longer, Plan(Asking(), WarmupSchedule(0.4, 3), Hold()))
     assert list(found) == sorted(found)
     assert len(found) >= 2
     assert all(values["tokens"] >= 100 and values["median"] > 0 for values in found.values())

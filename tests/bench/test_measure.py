@@ -33,7 +33,7 @@ def task() -> Task:
 
 def test_a_run_measures_everything_once(pipe: Any, task: Task, tmp_path: Path) -> None:
     out, begun = tmp_path / "r.json", []
-    results = run(pipe, CONFIGURATIONS, task, out, SETTINGS, begin=lambda way: begun.append(way.name))
+    results = run(pipe, CONFIGURATIONS, task, out, SETTINGS, begin=lambda one: begun.append(one.name))
     assert begun == ["plain, 6 steps", "plain, 4 steps", "pruned"]
     same, fewer, pruned = results.rows
     assert same["psnr_mean"] == 99
@@ -51,22 +51,22 @@ def test_a_run_measures_everything_once(pipe: Any, task: Task, tmp_path: Path) -
         assert row["psnr_ci95"] > 0
     assert load(out).rows == results.rows
     begun.clear()
-    run(pipe, CONFIGURATIONS, task, out, SETTINGS, begin=lambda way: begun.append(way.name))
+    run(pipe, CONFIGURATIONS, task, out, SETTINGS, begin=lambda one: begun.append(one.name))
     assert begun == []
 
 
 def test_an_interrupted_run_loses_one_configuration_at_most(pipe: Any, task: Task, tmp_path: Path) -> None:
     out = tmp_path / "r.json"
 
-    def stop_at_the_pruned(way: Configuration) -> None:
-        if way.plan is not None:
+    def stop_at_the_pruned(configuration: Configuration) -> None:
+        if configuration.plan is not None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         run(pipe, CONFIGURATIONS, task, out, SETTINGS, begin=stop_at_the_pruned)
     assert [row["name"] for row in load(out).rows] == ["plain, 6 steps", "plain, 4 steps"]
     resumed = run(pipe, CONFIGURATIONS, task, out, SETTINGS)
-    assert [row["name"] for row in resumed.rows] == [way.name for way in CONFIGURATIONS]
+    assert [row["name"] for row in resumed.rows] == [configuration.name for configuration in CONFIGURATIONS]
 
 
 SHORT = Plan(SequentialPolicy(), WarmupSchedule(0.3, 1))
@@ -100,8 +100,8 @@ def test_what_another_package_computes_is_counted_like_what_a_handle_reports(pip
 
 
 def test_a_timed_run_has_every_figure(pipe: Any, task: Task, tmp_path: Path) -> None:
-    ways = [plain(2), Configuration("pruned", SHORT, source="ours")]
-    results = run(pipe, ways, short(task), tmp_path / "r.json", SETTINGS, repeats=1, timing_batch=4)
+    configurations = [plain(2), Configuration("pruned", SHORT, source="ours")]
+    results = run(pipe, configurations, short(task), tmp_path / "r.json", SETTINGS, repeats=1, timing_batch=4)
     assert results.settings["repeats"] == results.settings["timing_batch"] == 1  # there is but one prompt
     assert results.settings["threads"] >= 1
     fewer, pruned = load(tmp_path / "r.json").rows
@@ -135,7 +135,7 @@ class Broken:
 
 def test_a_configuration_that_fails_is_a_row_and_is_tried_again(pipe: Any, task: Task, tmp_path: Path) -> None:
     out, method, fresh, begun = tmp_path / "r.json", Broken(), [], []
-    ways = [
+    configurations = [
         plain(3),
         Configuration("broken", attach=method, source="theirs"),
         plain(2),
@@ -149,13 +149,13 @@ def test_a_configuration_that_fails_is_a_row_and_is_tried_again(pipe: Any, task:
 
     def measure() -> Any:
         return run(
-            pipe, ways, short(task), out, SETTINGS, lambda _: {"scene_score": 1.0}, lambda way: begun.append(way.name),
-            renew=renew,
+            pipe, configurations, short(task), out, SETTINGS, lambda _: {"scene_score": 1.0},
+            lambda one: begun.append(one.name), renew=renew,
         )  # fmt: skip
 
     measure()
     rows = load(out).rows
-    assert [row["name"] for row in rows] == [way.name for way in ways]
+    assert [row["name"] for row in rows] == [configuration.name for configuration in configurations]
     failed = rows[1]
     assert failed["error"].startswith("TypeError: no such block!!")
     assert len(failed["error"]) == 300
@@ -168,7 +168,7 @@ def test_a_configuration_that_fails_is_a_row_and_is_tried_again(pipe: Any, task:
     measure()
     rows = load(out).rows
     assert begun == ["plain, 3 steps", "broken"]
-    assert [row["name"] for row in rows] == [way.name for way in ways]
+    assert [row["name"] for row in rows] == [configuration.name for configuration in configurations]
     assert (rows[1]["psnr_mean"], rows[1]["mac_ratio"]) == (99, 1)
 
 
@@ -191,23 +191,23 @@ def test_what_fails_on_the_clock_is_a_failure_but_an_interrupt_is_not(
 def test_a_method_of_another_package_is_drawn_not_taken_for_the_plain_model(
     pipe: Any, task: Task, tmp_path: Path
 ) -> None:
-    ways = [Configuration("theirs", attach=attached(SHORT))]
-    (row,) = run(pipe, ways, short(task), tmp_path / "r.json", SETTINGS).rows
+    configurations = [Configuration("theirs", attach=attached(SHORT))]
+    (row,) = run(pipe, configurations, short(task), tmp_path / "r.json", SETTINGS).rows
     assert row["psnr_mean"] < 99
     assert row["tokens_ratio"] is row["cache_bytes"] is None
     assert row["ideal_speedup"] == 1 / row["total_mac_ratio"]
 
 
 def test_pictures_do_not_depend_on_the_batch_of_a_task(pipe: Any, task: Task) -> None:
-    way = CONFIGURATIONS[2]
+    configuration = CONFIGURATIONS[2]
     alone = Task(task.prompts[1:2], task.steps, task.guidance_scale, 1, task.arguments)
-    whole = draw(pipe, way, task).pictures
-    single = draw(pipe, way, alone).pictures
+    whole = draw(pipe, configuration, task).pictures
+    single = draw(pipe, configuration, alone).pictures
     assert whole.shape == (3, 64, 64, 3)
     # the seed is the picture's place in the task, so the second picture of one task is the first of none
     assert not np.array_equal(whole[1], single[0])
     moved = Task([task.prompts[0], *task.prompts[1:2]], task.steps, task.guidance_scale, 1, task.arguments)
-    difference = draw(pipe, way, moved).pictures.astype(int) - whole[:2]
+    difference = draw(pipe, configuration, moved).pictures.astype(int) - whole[:2]
     assert np.abs(difference).max() <= 2
 
 

@@ -17,7 +17,7 @@ from tokenprune.bench.measuring.measure import Task, count, draw_all
 from tokenprune.embedded.load import EMBEDDED
 
 STEPS = 10
-WAYS = {configuration.name: configuration for configuration in configurations(STEPS)}
+CONFIGURATIONS = {configuration.name: configuration for configuration in configurations(STEPS)}
 
 ERRORS: dict[str, dict[str, tuple[type[Exception], str]]] = {
     "shapes-sd3": {
@@ -70,16 +70,16 @@ def skip_without_package(name: str) -> None:
         pytest.skip("cache-dit is not installed (extra 'peers')")
 
 
-@pytest.mark.parametrize("name", WAYS)
+@pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_a_peer_draws_near_the_plain_picture_and_comes_off_again(drawn: Any, name: str) -> None:
     skip_without_package(name)
     pipe, task, dense, model = drawn
     before, error = state(pipe), ERRORS[model].get(name)
     if error is not None:
-        with pytest.raises(error[0], match=error[1]), WAYS[name].on(pipe):
+        with pytest.raises(error[0], match=error[1]), CONFIGURATIONS[name].on(pipe):
             draw_all(pipe, STEPS, task)
     else:
-        with WAYS[name].on(pipe):
+        with CONFIGURATIONS[name].on(pipe):
             pictures, again = draw_all(pipe, STEPS, task), draw_all(pipe, STEPS, task)
         assert np.array_equal(again, pictures), "a generation depends on the one before"
         psnr = fidelity(pictures, dense)["psnr"][0]
@@ -99,7 +99,7 @@ def test_an_interrupted_generation_leaves_nothing_to_the_next(drawn: Any) -> Non
         if calls == STEPS - 1:
             raise KeyboardInterrupt
 
-    with WAYS["diffusers TaylorSeer, output, 3 then every 2nd"].on(pipe):
+    with CONFIGURATIONS["diffusers TaylorSeer, output, 3 then every 2nd"].on(pipe):
         whole = draw_all(pipe, STEPS, task)
         stopping = pipe.transformer.norm_out.register_forward_pre_hook(stop)
         with pytest.raises(KeyboardInterrupt):
@@ -131,15 +131,15 @@ def test_what_a_peer_saves_is_counted(drawn: Any, name: str) -> None:
     skip_without_package(name)
     pipe, task, _, _ = drawn
     dense = count(pipe, STEPS, task).total
-    with WAYS[name].on(pipe):
+    with CONFIGURATIONS[name].on(pipe):
         assert 0.4 < count(pipe, STEPS, task).total / dense < 0.95
 
 
 def test_a_missing_package_says_what_to_install(drawn: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tokenprune.bench.peers.dual_block_cache.find_spec", lambda _: None)
-    way = WAYS["cache-dit DBCache, F1"]
+    configuration = CONFIGURATIONS["cache-dit DBCache, F1"]
     with pytest.raises(ImportError, match=r"^cache-dit is not installed: pip install 'tokenprune-dit\[peers\]'$"):
-        way.on(drawn[0]).__enter__()
+        configuration.on(drawn[0]).__enter__()
 
 
 def test_the_suite_has_peers_and_what_they_are_measured_against() -> None:

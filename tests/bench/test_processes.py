@@ -42,7 +42,7 @@ def measure(out: Path, pipe: Any) -> None:
         return encode(prompt, **arguments)
 
     prompts = [caption for caption, _ in scenes.captions("tuning", PROMPTS)]
-    ways = [
+    configurations = [
         plain(1),
         Configuration("broken", attach=fail_in_the_last),
         Configuration("pruned", Plan(SequentialPolicy(), WarmupSchedule(0.3, 1))),
@@ -53,7 +53,7 @@ def measure(out: Path, pipe: Any) -> None:
     try:
         results = run(
             pipe,
-            ways,
+            configurations,
             Task(prompts, STEPS, 4.0, 1, EMBEDDED["shapes-sd3"].arguments),
             out,
             {"model": "shapes-sd3"},

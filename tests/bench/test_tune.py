@@ -19,7 +19,7 @@ from tokenprune.bench.configurations.suites import plane
 from tokenprune.bench.measuring.fidelity import fidelity
 from tokenprune.bench.measuring.measure import Task, draw, draw_all
 from tokenprune.bench.tuning import search as tuning
-from tokenprune.bench.tuning.held_out import TUNED, Row, compare, contenders, judge
+from tokenprune.bench.tuning.held_out import TUNED, HeldOutRow, compare, contenders, judge
 from tokenprune.bench.tuning.search import Found, Tried, open_study, probe, search
 from tokenprune.bench.tuning.space import OURS, PRESETS, Costs, Space, fractions
 
@@ -57,7 +57,7 @@ def trials(path: Path) -> list[Any]:
 @pytest.mark.parametrize("budget", [0.35, 0.5])
 def test_presets_are_those_of_the_suites(budget: float) -> None:
     space = Space(budget, Costs(28))
-    suites = {way.name: way.plan for way in plane(budget, 28)}
+    suites = {configuration.name: configuration.plan for configuration in plane(budget, 28)}
     found = {name: space.plan(FixedTrial(params)) for name, params in space.presets().items()}
     assert set(found) == set(PRESETS)
     for name, plan in found.items():
@@ -247,7 +247,8 @@ def test_the_verdict_is_that_of_the_held_out_prompts(
     tried = [Tried(name, PLAN, [40.0], 0.5, 0.5) for name in NAMES]
     found = Found(0.5, tried[0], tried[1:], 1, 0, {}, np.zeros(0, np.uint8))
     rows = [
-        Row(name, 0.5, 0.5, [40.0], psnr) for name, psnr in zip((TUNED, *NAMES[1:]), (tuned, cat, ours), strict=True)
+        HeldOutRow(name, 0.5, 0.5, [40.0], psnr)
+        for name, psnr in zip((TUNED, *NAMES[1:]), (tuned, cat, ours), strict=True)
     ]
     verdict = judge(found, rows)
     assert verdict.rival is not None
@@ -258,7 +259,8 @@ def test_the_verdict_is_that_of_the_held_out_prompts(
 def test_a_preset_that_is_the_best_is_called_one() -> None:
     tried = Tried(OURS, PLAN, [40.0], 0.5, 0.5)
     verdict = judge(
-        Found(0.5, tried, [replace(tried)], 0, 0, {}, np.zeros(0, np.uint8)), [Row(TUNED, 0.5, 0.5, [40.0], [39.0])]
+        Found(0.5, tried, [replace(tried)], 0, 0, {}, np.zeros(0, np.uint8)),
+        [HeldOutRow(TUNED, 0.5, 0.5, [40.0], [39.0])],
     )
     assert verdict.rival is None
     assert verdict.text.startswith("No plan was better than the preset 'tokenprune.plan'")

@@ -185,11 +185,11 @@ def test_a_batch_that_changes_its_guidance_half_takes_one_full_step(
             output = predict(sd3, batch, time.expand(len(batch)), given)
             latents = latents - 0.2 * output[-2:]
             generation = handle._masked.generation
-            assert generation.lead is not None
-            predictions.append(generation.branches[generation.lead].prediction)
+            assert generation.conditional_branch is not None
+            predictions.append(generation.branches[generation.conditional_branch].prediction)
             assert generation.guidance == ("uncond-first" if both else "none")
         report = handle.report()
-        assert list(generation.branches) == [generation.lead]
+        assert list(generation.branches) == [generation.conditional_branch]
     assert report.generations == 1
     assert [step.tokens for step in report.steps] == [24, 24, 7, 7, 24, 7, 7, 7]
     assert report.token_counts is not None

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import tokenprune
 from tokenprune import CATPolicy, Hold, Plan, Reuse, Selection, Taylor
-from tokenprune.ops.static_memory import Shelf
+from tokenprune.ops.static_memory import StaticBuffers
 from tokenprune.plans.presets import best_plan
 from tokenprune.reuse.key_value import FreshKeys
 
@@ -109,7 +109,7 @@ def test_numbers_beyond_a_type_are_cut_off() -> None:
     buffer.dtype = torch.float8_e4m3fn
     key = torch.full((1, 1, 2, 16), 1e6)
     buffer.record(key, -key, (0, 2))
-    second = FreshKeys.of(Selection(torch.tensor([[1]]), 2), (0, 2), Shelf())
+    second = FreshKeys.of(Selection(torch.tensor([[1]]), 2), (0, 2), StaticBuffers())
     made_key, made_value = buffer.update(second, key[:, :, :1], -key[:, :, :1])
     assert made_key.dtype == torch.float32
     assert (made_key == 448).all()

@@ -35,8 +35,8 @@ class StepCache:
     def computed(self, time: float, output: Tensor) -> None:
         output = output.float()
         if len(self.past) == 2:
-            surprise, term = output - self.past[1][1], self.term(time)
-            self.product = 0.3 * self.product + (surprise * term).sum((1, 2, 3), keepdim=True)
+            forecast_error, term = output - self.past[1][1], self.term(time)
+            self.product = 0.3 * self.product + (forecast_error * term).sum((1, 2, 3), keepdim=True)
             self.square = 0.3 * self.square + (term * term).sum((1, 2, 3), keepdim=True)
         self.past = [*self.past, (time, output)][-2:]
 

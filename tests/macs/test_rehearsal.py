@@ -8,7 +8,7 @@ from tiny import ALL
 
 import tokenprune
 from tokenprune import CATPolicy, Plan, RefreshSchedule, SequentialPolicy
-from tokenprune.macs.rehearsal import Call, counts_of, rehearse
+from tokenprune.macs.rehearsal import CallPattern, counts_of, rehearse
 from tokenprune.plans.presets import best_plan
 from tokenprune.registry import find_adapter
 from tokenprune.schedule import BudgetSchedule
@@ -23,7 +23,7 @@ CASES = {case.name: case for case in ALL}
 def test_it_computes_and_keeps_what_a_real_generation_does(name: str, plan: Plan, calls: int) -> None:
     model, inputs = CASES[name].make(), CASES[name].inputs()
     found = find_adapter(model)(model)
-    rehearsal = rehearse(model, found, Call(inputs, calls), plan, STEPS)
+    rehearsal = rehearse(model, found, CallPattern(inputs, calls), plan, STEPS)
     table = torch.linspace(1000, 100, STEPS) if not found.time_rises else torch.linspace(0, 0.9, STEPS)
     consecutive = Plan(SequentialPolicy(), plan.schedule or plan.policy.schedule(), plan.reuse)
     with tokenprune.apply(model, consecutive, guidance="none") as handle:
@@ -42,7 +42,9 @@ def test_it_computes_and_keeps_what_a_real_generation_does(name: str, plan: Plan
 def test_keys_and_values_of_another_precision_and_size() -> None:
     model, inputs = CASES["pixart"].make(), CASES["pixart"].inputs()
     found = find_adapter(model)(model)
-    whole, half = (rehearse(model, found, Call(inputs), best_plan(0.5), 4, t) for t in (torch.float32, torch.float16))
+    whole, half = (
+        rehearse(model, found, CallPattern(inputs), best_plan(0.5), 4, t) for t in (torch.float32, torch.float16)
+    )
     assert whole.key_bytes() == 2 * half.key_bytes() == 2 * 2 * 2 * 24 * 16 * 4
     assert whole.key_bytes(48) == 2 * whole.key_bytes()
     assert all(parameter.dtype == torch.float32 and not parameter.is_meta for parameter in model.parameters())
@@ -50,7 +52,7 @@ def test_keys_and_values_of_another_precision_and_size() -> None:
 
 def test_modules_add_up_to_the_model() -> None:
     model, inputs = CASES["sd3"].make(), CASES["sd3"].inputs()
-    rehearsal = rehearse(model, find_adapter(model)(model), Call(inputs), best_plan(0.5), STEPS)
+    rehearsal = rehearse(model, find_adapter(model)(model), CallPattern(inputs), best_plan(0.5), STEPS)
     for layers in rehearsal.layers.values():
         children = [name for name, _ in model.named_children() if name != "transformer_blocks"]
         children += [f"transformer_blocks.{block}" for block in range(3)]

@@ -13,7 +13,7 @@ from torch import nn
 import tokenprune
 from tokenprune import ErrorControlledPolicy, Observation, Taylor
 
-SURPRISE = torch.tensor([[8.0, 4.0, 2.0, 1.0, 1.0, 0.0]])
+ERROR = torch.tensor([[8.0, 4.0, 2.0, 1.0, 1.0, 0.0]])
 AGE = torch.tensor([[1, 3, 4, 8, 6, 2]], dtype=torch.int32)
 GAP = torch.tensor([[2, 3, 1, 2, 1, 1]], dtype=torch.int32)
 
@@ -31,14 +31,14 @@ def score(seen: Observation, **settings: Any) -> list[float]:
     ],
 )
 def test_exact_scores(observe: Callable[..., Observation], order: int, floor: float, expected: list[float]) -> None:
-    """Relative to the largest surprise 8; the mean is 16/6, of which 0.75 are 2."""
-    seen = observe(2, age=AGE, surprise=SURPRISE, gap=GAP)
+    """Relative to the largest forecast error 8; the mean is 16/6, of which 0.75 are 2."""
+    seen = observe(2, age=AGE, forecast_error=ERROR, gap=GAP)
     assert score(seen, order=order, floor=floor) == pytest.approx([value / 8 for value in expected])
 
 
 def test_scores_are_averaged_over_the_neighbourhood(observe: Callable[..., Observation]) -> None:
     """On a 2 x 3 grid: against Gaussian weights put together pair by pair."""
-    seen = observe(2, age=AGE, surprise=SURPRISE, gap=GAP)
+    seen = observe(2, age=AGE, forecast_error=ERROR, gap=GAP)
     assert seen.grid == (2, 3)
     plain, places = score(seen, floor=0.0), [(row, column) for row in range(2) for column in range(3)]
     expected = []
@@ -49,12 +49,12 @@ def test_scores_are_averaged_over_the_neighbourhood(observe: Callable[..., Obser
 
 
 def test_what_is_selected(observe: Callable[..., Observation]) -> None:
-    seen = observe(2, age=AGE, surprise=SURPRISE, gap=GAP)
+    seen = observe(2, age=AGE, forecast_error=ERROR, gap=GAP)
     assert ErrorControlledPolicy(floor=0.0, smoothing=0.0).select(seen, {}).index.tolist() == [[2, 4]]
     assert ErrorControlledPolicy(floor=0.0, order=2, smoothing=0.0).select(seen, {}).index.tolist() == [[2, 4]]
 
 
-@pytest.mark.parametrize("known", [{}, {"surprise": torch.zeros(1, 6), "gap": GAP}])
+@pytest.mark.parametrize("known", [{}, {"forecast_error": torch.zeros(1, 6), "gap": GAP}])
 def test_oldest_first_where_nothing_was_surprising(
     observe: Callable[..., Observation], known: dict[str, torch.Tensor]
 ) -> None:
@@ -62,9 +62,11 @@ def test_oldest_first_where_nothing_was_surprising(
     assert ErrorControlledPolicy(order=1).select(seen, {}).index.tolist() == [[2, 3, 4]]
 
 
-def test_an_image_without_surprise_beside_one_with(observe: Callable[..., Observation]) -> None:
-    surprise = torch.cat([SURPRISE, torch.zeros(1, 6)])
-    seen = observe(2, prediction=torch.zeros(2, 6, 2), age=AGE.repeat(2, 1), surprise=surprise, gap=GAP.repeat(2, 1))
+def test_an_image_without_forecast_errors_beside_one_with(observe: Callable[..., Observation]) -> None:
+    forecast_error = torch.cat([ERROR, torch.zeros(1, 6)])
+    seen = observe(
+        2, prediction=torch.zeros(2, 6, 2), age=AGE.repeat(2, 1), forecast_error=forecast_error, gap=GAP.repeat(2, 1)
+    )
     assert ErrorControlledPolicy(floor=0.0, smoothing=0.0).select(seen, {}).index.tolist() == [[2, 4], [3, 4]]
 
 
@@ -77,9 +79,9 @@ def test_no_token_starves(observe: Callable[..., Observation]) -> None:
     policy = ErrorControlledPolicy(floor=0.1, smoothing=0.0)
     age, counts = torch.ones(1, 6, dtype=torch.int32), torch.zeros(6)
     gap = torch.ones_like(age)
-    surprise = torch.tensor([[1.0, 0, 0, 0, 0, 0]])
+    forecast_error = torch.tensor([[1.0, 0, 0, 0, 0, 0]])
     for _ in range(400):
-        chosen = policy.select(observe(1, age=age, surprise=surprise, gap=gap), {}).mask()
+        chosen = policy.select(observe(1, age=age, forecast_error=forecast_error, gap=gap), {}).mask()
         counts += chosen[0]
         gap = torch.where(chosen, age, gap)
         age = torch.where(chosen, 1, age + 1)
@@ -89,8 +91,8 @@ def test_no_token_starves(observe: Callable[..., Observation]) -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])
 def test_surprises_out_of_bounds(observe: Callable[..., Observation], value: float) -> None:
-    surprise = torch.tensor([[value, 1.0, 0.0, value, 0.0, 0.0]])
-    scores = ErrorControlledPolicy().score(observe(2, age=AGE, surprise=surprise, gap=GAP), {})
+    forecast_error = torch.tensor([[value, 1.0, 0.0, value, 0.0, 0.0]])
+    scores = ErrorControlledPolicy().score(observe(2, age=AGE, forecast_error=forecast_error, gap=GAP), {})
     assert scores.isfinite().all()
 
 

@@ -86,7 +86,7 @@ def test_a_part_with_no_tokens_still_remembers(observe: Callable[..., Observatio
 
 
 def test_needs_are_those_of_all_parts() -> None:
-    assert MixturePolicy(parts=((NoisePolicy(), 1), (ErrorControlledPolicy(), 1))).needs == {"surprise"}
+    assert MixturePolicy(parts=((NoisePolicy(), 1), (ErrorControlledPolicy(), 1))).needs == {"forecast_error"}
     assert MixturePolicy(parts=((NoisePolicy(), 1),)).needs == frozenset()
 
 

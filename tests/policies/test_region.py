@@ -115,7 +115,7 @@ def test_video_grids(observe: Callable[..., Observation]) -> None:
 
 def test_what_comes_from_the_inner_policy(observe: Callable[..., Observation]) -> None:
     policy = RegionPolicy(ErrorControlledPolicy(0.4, 5), mask(0))
-    assert policy.needs == {"surprise"}
+    assert policy.needs == {"forecast_error"}
     assert (policy.alpha, policy.warmup_steps) == (0.4, 5)
     assert policy.schedule() == WarmupSchedule(0.4, 5)
     assert RegionPolicy(NoisePolicy(), mask(0)).needs == frozenset()

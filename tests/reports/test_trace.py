@@ -96,7 +96,7 @@ def test_it_is_what_the_policy_saw_and_chose(
         assert torch.equal(step.age, seen.age)
         assert torch.equal(before.prediction, seen.prediction)
         assert torch.equal(before.relative_noise, seen.relative_noise.norm(dim=-1))
-        assert seen.surprise is None  # no policy sees more than it would without a trace
+        assert seen.forecast_error is None  # no policy sees more than it would without a trace
     assert all(torch.equal(seen.reference, steps[1].prediction) for seen in watching.seen)
 
 
@@ -133,12 +133,12 @@ def test_surprise_is_fresh_minus_held(sd3: nn.Module, generate: Callable[..., Te
     with tokenprune.apply(sd3, SequentialPolicy(0.3, 2), guidance_scale=3.0, trace=True) as handle:
         generate(sd3, seeds=(0, 1))
         first, *steps = handle.trace.steps
-    assert first.surprise is None
+    assert first.forecast_error is None
     for before, step in zip((first, *steps), steps, strict=False):
-        assert step.surprise is not None
-        assert torch.equal(step.surprise.isnan(), ~step.computed)
+        assert step.forecast_error is not None
+        assert torch.equal(step.forecast_error.isnan(), ~step.computed)
         moved = (step.prediction - before.prediction).norm(dim=-1)
-        torch.testing.assert_close(step.surprise[step.computed], moved[step.computed])
+        torch.testing.assert_close(step.forecast_error[step.computed], moved[step.computed])
         assert (moved[~step.computed] == 0).all()
 
 
@@ -149,7 +149,7 @@ def test_surprise_is_that_of_usual_guidance_where_the_scale_is_unknown(
     for scale in (None, GUIDANCE_SCALE, 1.0):
         with tokenprune.apply(sd3, SequentialPolicy(0.3, 2), guidance_scale=scale, trace=True) as handle:
             generate(sd3)
-            found.append(handle.trace.steps[-1].surprise)
+            found.append(handle.trace.steps[-1].forecast_error)
     torch.testing.assert_close(found[0], found[1], equal_nan=True)
     assert not torch.allclose(found[0], found[2], equal_nan=True)
 
@@ -159,7 +159,7 @@ def test_surprise_is_the_one_that_policies_get(sd3: nn.Module, generate: Callabl
 
     class Asking(ErrorControlledPolicy):
         def score(self, observation: Observation, memory: Memory) -> Tensor:
-            seen.append(observation.surprise.clone())
+            seen.append(observation.forecast_error.clone())
             return super().score(observation, memory)
 
     with tokenprune.apply(sd3, Asking(0.3, 3, order=1), reuse=Taylor(), trace=True) as handle:
@@ -167,8 +167,8 @@ def test_surprise_is_the_one_that_policies_get(sd3: nn.Module, generate: Callabl
         steps = handle.trace.steps
     known = torch.zeros(1, 24)
     for step in steps[:-1]:
-        if step.surprise is not None:
-            known = torch.where(step.computed, step.surprise, known)
+        if step.forecast_error is not None:
+            known = torch.where(step.computed, step.forecast_error, known)
         if step.report.step >= 2:
             assert torch.equal(seen[step.report.step - 2], known)
 
@@ -252,7 +252,7 @@ def test_without_tracing_nothing_is_kept(sd3: nn.Module, generate: Callable[...,
     with tokenprune.apply(sd3, CAT) as handle:
         generate(sd3)
         assert handle._masked.generation.recorder is None
-        assert handle._masked.generation.history.surprise is None
+        assert handle._masked.generation.history.forecast_error is None
         with pytest.raises(TraceError, match=r"ask for it beforehand with apply\(\.\.\., trace=True\)"):
             _ = handle.trace
     with pytest.raises(TypeError, match="trace: expected a bool such as True, got 'yes'"):
@@ -345,7 +345,7 @@ def test_memory_is_as_documented(sd3: nn.Module, generate: Callable[..., Tensor]
         first, sizes = handle.trace.steps[0].nbytes, [step.nbytes for step in handle.trace.steps[1:]]
         images, tokens, channels, chosen = 2, 24, 16, 7
         whole = images * tokens * (channels * 4 + 8)
-        assert first == whole - 4 * images * tokens  # no ages to tell yet, no surprise
+        assert first == whole - 4 * images * tokens  # no ages to tell yet, no forecast error
         assert sizes == [whole + 4 * images * tokens] * 2 + [whole + 12 * images * chosen + 8 * images * tokens] * 3
         once = handle.trace.nbytes
         for _ in range(2):
@@ -375,5 +375,5 @@ def test_in_half_precision(sd3: nn.Module, generate: Callable[..., Tensor]) -> N
         generate(sd3, dtype=torch.bfloat16)
         step = handle.trace.steps[4]
     assert step.prediction.dtype == torch.bfloat16
-    assert step.surprise is not None
-    assert (step.relative_noise.dtype, step.surprise.dtype) == (torch.float32, torch.float32)
+    assert step.forecast_error is not None
+    assert (step.relative_noise.dtype, step.forecast_error.dtype) == (torch.float32, torch.float32)

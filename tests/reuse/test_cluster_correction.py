@@ -134,11 +134,11 @@ def test_clusters_are_those_of_the_last_full_step() -> None:
     assert whole.flatten().tolist() == [2, 51, 50, 3]
 
 
-def slow_evidence(surprise: list[list[float]], labels: list[int]) -> tuple[float, float]:
-    """Sums over an image's computed tokens [n, C]: own surprise times the others' mean, and that mean squared."""
+def slow_evidence(forecast_error: list[list[float]], labels: list[int]) -> tuple[float, float]:
+    """Sums over an image's computed tokens [n, C]: own forecast error times the others' mean, and that mean squared."""
     product = square = 0.0
-    for token, own in enumerate(surprise):
-        others = [surprise[i] for i in range(len(labels)) if i != token and labels[i] == labels[token]]
+    for token, own in enumerate(forecast_error):
+        others = [forecast_error[i] for i in range(len(labels)) if i != token and labels[i] == labels[token]]
         for channel in range(CHANNELS) if others else ():
             mean = sum(other[channel] for other in others) / len(others)
             product, square = product + own[channel] * mean, square + mean**2
@@ -158,8 +158,8 @@ def test_damping_is_that_of_plain_loops(seed: int, count: int, images: int) -> N
         fresh = selection.gather(forecast + 0.3 + noise(seed + 50 + step, images))
         damped, undamped = (known.complete(fresh, selection, 8.0 - step) for known in (state, plain))
         for image in range(images):
-            surprise = (fresh - selection.gather(forecast))[image]
-            new = slow_evidence(surprise.tolist(), selection.gather(labels)[image].tolist())
+            forecast_error = (fresh - selection.gather(forecast))[image]
+            new = slow_evidence(forecast_error.tolist(), selection.gather(labels)[image].tolist())
             evidence[image] = tuple(0.8 * old + now for old, now in zip(evidence[image], new, strict=True))
             product, square = evidence[image]
             factor = min(1.0, max(0.0, product / square)) if square else 1.0
@@ -170,7 +170,7 @@ def test_damping_is_that_of_plain_loops(seed: int, count: int, images: int) -> N
 
 @pytest.mark.parametrize(("shared", "own", "low", "high"), [(1.0, 0.0, 0.99, 1.0), (0.0, 1.0, 0.0, 0.3)])
 def test_only_what_clusters_share_is_passed_on(shared: float, own: float, low: float, high: float) -> None:
-    """Surprises alike in a cluster move its other tokens as far; those of each token's own do not."""
+    """Forecast errors alike in a cluster move its other tokens as far; those of each token's own do not."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(200) % 2
     full = 100.0 * labels.view(1, 200, 1) + torch.randn(1, 200, 64, generator=generator)

@@ -13,7 +13,7 @@ import tokenprune
 from tokenprune import CATPolicy, RandomPolicy, RefreshSchedule, SequentialPolicy
 from tokenprune.errors import AttentionError
 from tokenprune.ops.selection import Selection
-from tokenprune.ops.static_memory import Shelf
+from tokenprune.ops.static_memory import StaticBuffers
 from tokenprune.reuse.key_value import FreshKeys, KeyValueBuffer, Span
 from tokenprune.reuse.linear_key_value import LinearBuffer
 from tokenprune.reuse.taylor import Taylor
@@ -39,7 +39,7 @@ def at(buffer: KeyValueBuffer, time: float) -> KeyValueBuffer:
 
 
 def places(columns: list[int], span: Span = ALL) -> FreshKeys:
-    return FreshKeys.of(Selection(torch.tensor([columns] * IMAGES), LENGTH), span, Shelf())
+    return FreshKeys.of(Selection(torch.tensor([columns] * IMAGES), LENGTH), span, StaticBuffers())
 
 
 def started() -> LinearBuffer:
@@ -80,7 +80,7 @@ def test_text_keys_have_no_part_in_the_forecasts(first: int) -> None:
         columns = sorted({*range(LENGTH)} - {*range(first, first + 4)} | {first + token for token in chosen})
         fresh = [number[:, :, columns] for number in given]
         made = at(joint, TIMES[step]).update(places(columns, span), *fresh)
-        own = FreshKeys.of(Selection(torch.tensor([chosen] * IMAGES), 4), (0, 4), Shelf())
+        own = FreshKeys.of(Selection(torch.tensor([chosen] * IMAGES), 4), (0, 4), StaticBuffers())
         expected = at(alone, TIMES[step]).update(own, *(number[:, :, images][:, :, chosen] for number in given))
         for mine, other, number in zip(made, expected, given, strict=True):
             assert torch.equal(mine[:, :, images], other)

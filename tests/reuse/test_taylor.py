@@ -94,7 +94,7 @@ def test_damping_by_hand() -> None:
     state = Taylor(1).start()
     for time, value in ((3.0, 0.0), (2.0, 1.0), (1.0, 1.5)):
         state.record(torch.tensor([[[value]]]), time)
-    assert state.forecast(0).item() == pytest.approx(1.5 + 0.5 * 0.5)  # the term was 1, the surprise 0.5
+    assert state.forecast(0).item() == pytest.approx(1.5 + 0.5 * 0.5)  # the term was 1, the error 0.5
     state.record(torch.tensor([[[2.0]]]), 0)
     kept = (0.3 * 0.5 + 0.5 * 0.5) / (0.3 * 1 + 0.5 * 0.5)
     assert state.forecast(-1).item() == pytest.approx(2 + kept * 0.5)
@@ -105,7 +105,7 @@ def test_damping_of_order_2_by_hand() -> None:
     state = Taylor(2).start()
     for time, value in ((0.0, 0.0), (1.0, 1.0), (2.0, 3.0), (3.0, 5.5)):
         state.record(torch.tensor([[[value]]]), time)
-    assert state.forecast(4).item() == pytest.approx(5.5 + 1 * 2.5 + 0.5 * 0.5)  # terms were 2 and 1, surprise 2.5
+    assert state.forecast(4).item() == pytest.approx(5.5 + 1 * 2.5 + 0.5 * 0.5)  # terms were 2 and 1, error 2.5
 
 
 @pytest.mark.parametrize("order", [1, 2])

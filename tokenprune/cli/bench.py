@@ -1,4 +1,4 @@
-"""`tokenprune bench`: ways of drawing against the plain model, on an embedded pipeline or one of diffusers."""
+"""`tokenprune bench`: configurations against the plain model, on an embedded pipeline or one of diffusers."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def bench(
     with refusing("bench"):
         subject = find_subject(model, dtype, device, variant, read_arguments(argument or ()))
         steps = steps or (SENSITIVITY_STEPS if suite == "sensitivity" else subject.steps)
-        ways = _configurations(suite, config, budget, steps)
+        configurations = _configurations(suite, config, budget, steps)
         if guidance_scale is not None and not subject.guided:
             raise ConfigurationError(f"guidance-scale: expected none, as {model} takes no guidance_scale")
         scale = subject.guidance_scale if guidance_scale is None else guidance_scale
@@ -99,20 +99,24 @@ def bench(
         path = out or Path("out") / _file_name(told)
         _check_outputs(path, plot, into)
         quality = find_quality(metric or (), subject.settings["device"])
-        settings = {**_settings(told, subject.arguments, chosen, ways), **subject.settings, **quality.settings}
+        settings = {
+            **_settings(told, subject.arguments, chosen, configurations),
+            **subject.settings,
+            **quality.settings,
+        }
         task = Task(chosen.texts, steps, scale, batch, subject.arguments)
         pipe = subject.load()
         with Progress(transient=True, disable=not main) as progress:
-            bar = progress.add_task("", total=len(ways) + 1)
+            bar = progress.add_task("", total=len(configurations) + 1)
             results = run(
                 pipe,
-                ways,
+                configurations,
                 task,
                 path,
                 settings,
                 score=chosen.score if subject.learnt else None,
                 quality=quality.figures,
-                begin=lambda way: progress.update(bar, advance=1, description=way.name),
+                begin=lambda one: progress.update(bar, advance=1, description=one.name),
                 repeats=repeats,
                 timing_batch=timing_batch,
                 renew=subject.load,
@@ -146,7 +150,7 @@ def _prompts(split: str, file: Path | None, data_set: str | None, count: int | N
 
 
 def _settings(
-    told: Mapping[str, Any], arguments: Mapping[str, Any], prompts: Prompts, ways: list[Configuration]
+    told: Mapping[str, Any], arguments: Mapping[str, Any], prompts: Prompts, configurations: list[Configuration]
 ) -> dict[str, Any]:
     """Everything that the rows depend on, but what the task and the subject say themselves."""
     from tokenprune.bench.configurations.files import digest
@@ -154,7 +158,7 @@ def _settings(
     return {
         **{name: str(told[name]) for name in ("model", "suite", "config", "split") if name in told},
         **({} if told["budget"] is None else {"budget": told["budget"]}),
-        "configurations": digest(ways),
+        "configurations": digest(configurations),
         "prompts_source": prompts.source,
         "prompts_digest": prompts.digest,
         "arguments": json.loads(json.dumps(dict(arguments), default=str)),
@@ -164,8 +168,8 @@ def _settings(
 
 def _file_name(told: Mapping[str, Any]) -> str:
     model = str(told["model"]).strip("/").replace("/", "-")
-    ways = told["suite"] if "suite" in told else Path(told["config"]).stem
-    return "-".join([model, ways, *([] if told["budget"] is None else [str(told["budget"])])]) + ".json"
+    compared = told["suite"] if "suite" in told else Path(told["config"]).stem
+    return "-".join([model, compared, *([] if told["budget"] is None else [str(told["budget"])])]) + ".json"
 
 
 def _check_outputs(out: Path, plot: Path | None, into: Path | None) -> None:

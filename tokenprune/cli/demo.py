@@ -25,15 +25,15 @@ from tokenprune.policies import CATPolicy
 from tokenprune.reports.report import Report
 
 Picture = NDArray[np.uint8]
-Drawn = tuple[Picture, float, Report | None]
+Drawing = tuple[Picture, float, Report | None]
 """A picture, the seconds it took, and a pruned one's report."""
 
 DEFAULT_PROMPT = "a large striped red circle on the left and a small blue star at the top right, on a green background"
 
 
 @dataclass(frozen=True)
-class Way:
-    """One way of making the picture: `steps` of the sampler, pruned if there is a plan."""
+class Method:
+    """One method of making the picture: `steps` of the sampler, pruned if there is a plan."""
 
     steps: int
     plan: Plan | None = None
@@ -41,7 +41,7 @@ class Way:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a way gave: median `seconds`, `picture` [S, S, 3], PSNR to the dense one, scene score, report if pruned."""
+    """What a method gave: median `seconds`, `picture` [S, S, 3], PSNR to the dense one, score, report if pruned."""
 
     steps: int
     seconds: float
@@ -82,14 +82,14 @@ def demo(
     scale = embedded.guidance_scale if guidance_scale is None else guidance_scale
     pipe = embedded.load()
 
-    def draw(name: str, way: Way) -> Drawn:
+    def draw(name: str, method: Method) -> Drawing:
         pipe.set_progress_bar_config(desc=f"{name:>12}", leave=False, ncols=80)
         generator = torch.Generator().manual_seed(seed)
-        handle = tokenprune.apply(pipe, way.plan) if way.plan else None
+        handle = tokenprune.apply(pipe, method.plan) if method.plan else None
         start = time.perf_counter()
         result = pipe(
             prompt,
-            num_inference_steps=way.steps,
+            num_inference_steps=method.steps,
             generator=generator,
             output_type="np",
             guidance_scale=scale,
@@ -101,17 +101,17 @@ def demo(
             handle.remove()
         return np.asarray(result.images[0] * 255 + 0.5).clip(0, 255).astype(np.uint8), seconds, report
 
-    draw("warm-up", Way(2))
-    report = draw("warm-up", Way(steps, Plan(policy)))[2]
+    draw("warm-up", Method(2))
+    report = draw("warm-up", Method(steps, Plan(policy)))[2]
     assert report is not None
     fewer = max(1, round(steps * report.mac_ratio))
-    ways = {
-        "dense": Way(steps),
-        "CAT": Way(steps, Plan(policy)),
-        "plan": Way(steps, tokenprune.plan(pipe, report.tokens_ratio)),
-        f"{fewer} steps": Way(fewer),
+    methods = {
+        "dense": Method(steps),
+        "CAT": Method(steps, Plan(policy)),
+        "plan": Method(steps, tokenprune.plan(pipe, report.tokens_ratio)),
+        f"{fewer} steps": Method(fewer),
     }
-    outcomes = _run(ways, draw, prompt, repeats)
+    outcomes = _run(methods, draw, prompt, repeats)
     _save_panel(out, prompt, outcomes)
     settings = {
         "model": model,
@@ -135,19 +135,21 @@ def demo(
         print(f"panel: {out}")
 
 
-def _run(ways: dict[str, Way], draw: Callable[[str, Way], Drawn], prompt: str, repeats: int) -> dict[str, Outcome]:
-    """Draw every way `repeats` times, taking turns."""
-    made: dict[str, list[Drawn]] = {name: [] for name in ways}
+def _run(
+    methods: dict[str, Method], draw: Callable[[str, Method], Drawing], prompt: str, repeats: int
+) -> dict[str, Outcome]:
+    """Draw by every method `repeats` times, taking turns."""
+    made: dict[str, list[Drawing]] = {name: [] for name in methods}
     for _ in range(repeats):
-        for name, way in ways.items():
-            made[name].append(draw(name, way))
+        for name, method in methods.items():
+            made[name].append(draw(name, method))
     dense = made["dense"][-1][0]
     outcomes = {}
     for name, drawn in made.items():
         picture, _, report = drawn[-1]
         seconds = statistics.median(seconds for _, seconds, _ in drawn)
         score = _scene_score(picture, prompt)
-        outcomes[name] = Outcome(ways[name].steps, seconds, picture, _psnr(picture, dense), score, report)
+        outcomes[name] = Outcome(methods[name].steps, seconds, picture, _psnr(picture, dense), score, report)
     return outcomes
 
 

@@ -15,7 +15,7 @@ from rich.table import Table
 from tokenprune.bench.subjects.transformers import Loaded, load
 from tokenprune.cli import options
 from tokenprune.cli.options import refusing
-from tokenprune.cli.targets import DTYPES, Called, Wanted, at_least, call_of, notes_of, plan_of
+from tokenprune.cli.targets import DTYPES, ResolvedCall, Wanted, at_least, call_of, notes_of, plan_of
 from tokenprune.discovery import discover
 from tokenprune.discovery.code import source_of
 from tokenprune.errors import ConfigurationError, UnknownModelError
@@ -121,7 +121,7 @@ def runs_of(counts: tuple[int, ...]) -> str:
     return ", ".join(f"{len(list(group))} x {count}" for count, group in groupby(counts))
 
 
-def _tokens(called: Called, found: ModuleMap) -> int:
+def _tokens(called: ResolvedCall, found: ModuleMap) -> int:
     return num_tokens(found.grid(called.call.arguments))
 
 
@@ -141,7 +141,7 @@ def _of_map(found: ModuleMap) -> dict[str, str]:
     }
 
 
-def _of_call(called: Called, found: ModuleMap) -> dict[str, str]:
+def _of_call(called: ResolvedCall, found: ModuleMap) -> dict[str, str]:
     grid, arguments = found.grid(called.call.arguments), called.call.arguments
     references = sum(found.references(arguments)) if found.references else 0
     beside = f", {references} beside it at full steps only" if references else ""
@@ -163,7 +163,7 @@ def _of_plan(plan: Plan, counts: tuple[int, ...], tokens: int) -> dict[str, str]
     }
 
 
-def _of_sizes(rehearsal: Rehearsal, called: Called, dtype: str, tokens: int | None) -> dict[str, str]:
+def _of_sizes(rehearsal: Rehearsal, called: ResolvedCall, dtype: str, tokens: int | None) -> dict[str, str]:
     halves = 2 if called.guidance != "none" else 1
     images = rehearsal.images * rehearsal.calls // halves
     keys, dense = rehearsal.key_bytes(tokens), rehearsal.dense.total

@@ -19,7 +19,7 @@ from tokenprune.cli import options
 from tokenprune.cli.inspect import find_map, runs_of
 from tokenprune.cli.options import refusing
 from tokenprune.cli.paper_macs import MODELS, PAPER_ALPHA, PAPER_WARMUP, _build, _count, _table
-from tokenprune.cli.targets import Called, Wanted, at_least, call_of, notes_of, plan_of
+from tokenprune.cli.targets import ResolvedCall, Wanted, at_least, call_of, notes_of, plan_of
 from tokenprune.errors import ConfigurationError
 from tokenprune.macs.rehearsal import Layers, Rehearsal, rehearse
 from tokenprune.plans.plan import Plan
@@ -79,7 +79,7 @@ TERA = 1e12
 
 
 @dataclass(frozen=True)
-class Generation:
+class GenerationMacs:
     """One number of steps; `_T` is tera (10^12) multiply-accumulate operations of all calls."""
 
     steps: int
@@ -147,9 +147,9 @@ def report(loaded: Loaded, wanted: Wanted, plan: Plan, steps: Sequence[int], dep
         print(f"note: {note}")
 
 
-def _generation(run: Rehearsal) -> Generation:
+def _generation(run: Rehearsal) -> GenerationMacs:
     dense, ours = run.dense, run.macs
-    return Generation(
+    return GenerationMacs(
         steps=len(run.counts),
         full_steps=sum(count == run.tokens for count in run.counts),
         tokens_ratio=run.token_ratio,
@@ -184,7 +184,7 @@ def _within(layers: Layers, path: str, module: nn.Module) -> Macs:
     return sum(parts, Macs(0, 0))
 
 
-def _totals(name: str, called: Called, runs: Sequence[Rehearsal], generations: Sequence[Generation]) -> Table:
+def _totals(name: str, called: ResolvedCall, runs: Sequence[Rehearsal], generations: Sequence[GenerationMacs]) -> Table:
     grid = " x ".join(map(str, runs[0].grid))
     unit = _Unit(generations[0].total_dense_T)
     table = Table(

@@ -26,7 +26,7 @@ PAPER = {  # Cheng, Chen, Jia, arXiv 2502.00433: MACs (T) of linear layers, dens
 
 
 @dataclass(frozen=True)
-class Row:
+class PaperRow:
     """One model at one number of steps; `_T` is tera (10^12) multiply-accumulate operations."""
 
     model: str
@@ -40,7 +40,7 @@ class Row:
     paper_pruned_T: float | None
 
 
-def _count(name: str, model: nn.Module, arguments: Given, schedule: WarmupSchedule, steps: list[int]) -> list[Row]:
+def _count(name: str, model: nn.Module, arguments: Given, schedule: WarmupSchedule, steps: list[int]) -> list[PaperRow]:
     module_map = find_adapter(model)(model)
     tokens = torch.Size(module_map.grid(arguments[1])).numel()
     pruned_tokens = schedule.count(Step(schedule.warmup_steps, 0.0, 0.0, None), tokens)
@@ -53,7 +53,7 @@ def _count(name: str, model: nn.Module, arguments: Given, schedule: WarmupSchedu
         of_paper = schedule == WarmupSchedule(PAPER_ALPHA, PAPER_WARMUP)
         paper = PAPER.get((name, number), (None, None)) if of_paper else (None, None)
         rows.append(
-            Row(
+            PaperRow(
                 model=name,
                 steps=number,
                 linear_dense_T=dense.linear / TERA,
@@ -68,7 +68,7 @@ def _count(name: str, model: nn.Module, arguments: Given, schedule: WarmupSchedu
     return rows
 
 
-def _table(rows: list[Row], schedule: WarmupSchedule) -> Table:
+def _table(rows: list[PaperRow], schedule: WarmupSchedule) -> Table:
     table = Table(
         box=SIMPLE_HEAD,
         padding=0,

@@ -15,7 +15,7 @@ from tokenprune.bench.subjects.transformers import (
     Loaded,
 )
 from tokenprune.errors import ConfigurationError
-from tokenprune.macs.rehearsal import Call
+from tokenprune.macs.rehearsal import CallPattern
 from tokenprune.modulemap import ModuleMap
 from tokenprune.plans.plan import Plan
 from tokenprune.policies import CATPolicy
@@ -47,16 +47,16 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Called:
+class ResolvedCall:
     """How the model is called, in words, too; `text` is None where a factory gave the arguments."""
 
-    call: Call
+    call: CallPattern
     size: str
     text: int | None
     guidance: str
 
 
-def call_of(loaded: Loaded, found: ModuleMap, wanted: Wanted) -> Called | None:
+def call_of(loaded: Loaded, found: ModuleMap, wanted: Wanted) -> ResolvedCall | None:
     """How the model is called; None where neither a factory nor the package's examples say.
 
     Raises:
@@ -70,8 +70,8 @@ def call_of(loaded: Loaded, found: ModuleMap, wanted: Wanted) -> Called | None:
         if wanted.given():
             raise ConfigurationError(f"{', '.join(wanted.given())}: the factory's arguments say that already")
         guidance = wanted.guidance or "none"
-        call = Call(loaded.inputs, 2 if guidance == "separate" else 1, guidance == "batched")
-        return Called(call, "as the factory gives it", None, guidance)
+        call = CallPattern(loaded.inputs, 2 if guidance == "separate" else 1, guidance == "batched")
+        return ResolvedCall(call, "as the factory gives it", None, guidance)
     names = [ancestor.__name__ for ancestor in type(loaded.model).__mro__ if ancestor.__name__ in EXAMPLES]
     if not names:
         return None
@@ -88,7 +88,9 @@ def call_of(loaded: Loaded, found: ModuleMap, wanted: Wanted) -> Called | None:
         f", {at.frames} latent frames" if at.frames > 1 else ""
     )
     arguments = example.arguments(loaded.model, at, "cpu", torch.float32)
-    return Called(Call(arguments, 2 if guidance == "separate" else 1, guidance == "batched"), size, at.text, guidance)
+    return ResolvedCall(
+        CallPattern(arguments, 2 if guidance == "separate" else 1, guidance == "batched"), size, at.text, guidance
+    )
 
 
 def plan_of(

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from tokenprune.bench.measuring.measure import Task
     from tokenprune.bench.subjects.prompts import Prompts
-    from tokenprune.bench.tuning.held_out import Row
+    from tokenprune.bench.tuning.held_out import HeldOutRow
 
 TUNING_CAPTIONS, HELD_OUT_CAPTIONS = 6, 16
 SUFFIXES = (".yaml", ".yml", ".json")
@@ -188,7 +188,7 @@ def _described(prompts: Prompts) -> dict[str, Any]:
     return {"source": prompts.source, "count": len(prompts.texts), "digest": prompts.digest}
 
 
-def _show(rows: list[Row], title: str, task: Task, held_out: Task) -> None:
+def _show(rows: list[HeldOutRow], title: str, task: Task, held_out: Task) -> None:
     from tokenprune.bench.measuring.fidelity import mean_and_ci95
 
     table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1))

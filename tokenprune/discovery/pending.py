@@ -14,7 +14,7 @@ from tokenprune.discovery.discover import discover
 from tokenprune.engine.copies import COPYING, reduce_plainly
 from tokenprune.engine.masked_module import MaskedModule
 from tokenprune.engine.model_hooks import MASKED, before_model
-from tokenprune.engine.step_tracker import Run
+from tokenprune.engine.step_tracker import StepTracker
 from tokenprune.errors import AlreadyPrunedError
 from tokenprune.modulemap import ModuleMap
 
@@ -101,6 +101,6 @@ class PendingModule:
         self._unhook()
         if time > self._first_time:
             masked.map = replace(masked.map, time_rises=True)
-            masked.run = Run(time_rises=True, halves=masked.guidance != "none")
+            masked.run = StepTracker(time_rises=True, halves=masked.guidance != "none")
             masked.generations -= 1  # the next call begins it again
             self.notes = (*self.notes, f"{masked.map.time!r} rises as the noise falls")

@@ -259,7 +259,7 @@ def prepare(
             key = (layout, length, state.image, device)
             if key not in found:
                 fresh = rows.sequence(layout, length, state.image).to(device)
-                found[key] = FreshKeys.of(fresh, state.span(length), rows.shelf.part(key))
+                found[key] = FreshKeys.of(fresh, state.span(length), rows.static.part(key))
             state.fresh = found[key]
 
 

@@ -17,7 +17,7 @@ Given = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of a model's forward."""
 
 
-class Call:
+class CallArguments:
     """The arguments of one call, by the names that the module map has for them.
 
     Args:

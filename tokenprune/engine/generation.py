@@ -9,7 +9,7 @@ from einops import rearrange
 from torch import Tensor
 
 from tokenprune.engine.branch_cache import BranchCache
-from tokenprune.engine.step_tracker import Moment
+from tokenprune.engine.step_tracker import CallPosition
 from tokenprune.engine.token_history import TokenHistory
 from tokenprune.errors import SelectionError
 from tokenprune.modulemap import ModuleMap
@@ -34,8 +34,8 @@ class Generation:
 
     Attributes:
         branches: caches by guidance branch, as far as the last step or this one called them.
-        lead: the branch that begins the current step, which policies see as the conditional one.
-        handed_on: the last prediction of another batch's lead [G * B, N, C], for the lead that takes its place.
+        conditional_branch: the branch that begins the current step, which policies see as the conditional one.
+        handed_on: the last prediction of another batch's conditional branch [G * B, N, C], for its successor.
         grid: the token grid.
         references: how many image tokens that are no part of the grid lie before and after it.
         records: every step so far.
@@ -63,7 +63,7 @@ class Generation:
         self.grid: TokenGrid = ()
         self.references: tuple[int, int] = (0, 0)
         self.branches: dict[BranchKey, BranchCache] = {}
-        self.lead: BranchKey | None = None
+        self.conditional_branch: BranchKey | None = None
         self.handed_on: Tensor | None = None
         self.records: list[StepRecord] = []
         self.selection: Selection | None = None
@@ -90,39 +90,39 @@ class Generation:
 
     @property
     def guidance(self) -> Guidance:
-        """How classifier-free guidance lies in the lead branch's batch."""
-        return self.guidance_of(self.lead.shape[0]) if self.lead else "none"
+        """How classifier-free guidance lies in the conditional branch's batch."""
+        return self.guidance_of(self.conditional_branch.shape[0]) if self.conditional_branch else "none"
 
-    def begin_step(self, moment: Moment, grid: TokenGrid, schedule: Schedule, policy: SelectionPolicy) -> None:
+    def begin_step(self, position: CallPosition, grid: TokenGrid, schedule: Schedule, policy: SelectionPolicy) -> None:
         """Decide how many and which tokens the step computes."""
         self.grid, tokens = grid, num_tokens(grid)
-        count = schedule.count(Step(moment.step, moment.time, moment.level, moment.remaining), tokens)
+        count = schedule.count(Step(position.step, position.time, position.level, position.remaining), tokens)
         # Caches of branches that the last step did not call are out of date by an unknown number of steps.
-        self.branches = {key: found for key, found in self.branches.items() if found.step >= moment.step - 1}
-        lead = self.branches.get(moment.branch)
-        self.handed_on = self._hand_on(moment.branch) if lead is None else None
-        self.lead = moment.branch
+        self.branches = {key: found for key, found in self.branches.items() if found.step >= position.step - 1}
+        cache = self.branches.get(position.branch)
+        self.handed_on = self._hand_on(position.branch) if cache is None else None
+        self.conditional_branch = position.branch
         watch = None
         self.selection, self.skipping = None, False
-        if count >= tokens or lead is None or lead.prediction is None:
+        if count >= tokens or cache is None or cache.prediction is None:
             self._previous, self._pruned_steps, count = None, 0, tokens
         elif count == 0:
             self.skipping = True
         else:
-            watch = Stopwatch(lead.prediction.device)
-            self.selection = self._previous = self._select(moment, count, policy)
+            watch = Stopwatch(cache.prediction.device)
+            self.selection = self._previous = self._select(position, count, policy)
             self._pruned_steps += 1
             watch.mark()
-        self.records.append(StepRecord(moment.step, moment.time, count, tokens, watch))
+        self.records.append(StepRecord(position.step, position.time, count, tokens, watch))
         if self.recorder is not None:
-            age = self.history.age(moment.step) if self.history else None
+            age = self.history.age(position.step) if self.history else None
             self.recorder.begin_step(age, self._memory if self.selection else {})
 
     def note(self, output: Tensor, forecast: Tensor | None, pruned: bool, weights: Sequence[Tensor] = ()) -> None:
         """Note what the step computed, once for each step.
 
         Args:
-            output: what the exit gave for the lead branch [G * B, n, C].
+            output: what the exit gave for the conditional branch [G * B, n, C].
             forecast: what it would have been taken for [G * B, n, C]; None where nobody needs to know.
             pruned: whether only the selected tokens were computed.
             weights: what the policy's `weigh_attention` gave for each attention module [G * B, N], if it was asked.
@@ -130,11 +130,11 @@ class Generation:
         if self.history is None:
             images = 1 if self._map.shared else self._images
             self.history = TokenHistory(images, self.records[-1].num_tokens, output.device)
-        surprise = None if forecast is None else self._surprise(output - forecast)
+        forecast_error = None if forecast is None else self._forecast_error(output - forecast)
         selection = self.selection if pruned else None
-        self.history.note(self.records[-1].step, selection, surprise)
+        self.history.note(self.records[-1].step, selection, forecast_error)
         if self.recorder is not None:
-            self.recorder.note(selection, surprise)
+            self.recorder.note(selection, forecast_error)
         if weights:
             attention = self._of_grid(self._halves(torch.stack(list(weights)).mean(0))[0]).to(output.device)
             self.attention = attention.mean(0, keepdim=True) if self._map.shared else attention
@@ -146,7 +146,7 @@ class Generation:
             prediction, reference = ([getattr(b, name) for b in branches] for name in ("prediction", "reference"))
             self.recorder.end_call(self._noise(prediction), self._noise(reference))
 
-    def _select(self, moment: Moment, count: int, policy: SelectionPolicy) -> Selection:
+    def _select(self, position: CallPosition, count: int, policy: SelectionPolicy) -> Selection:
         prediction = self._noise([branch.prediction for branch in self._guidance_branches()])
         reference = self._noise([branch.reference for branch in self._guidance_branches()])
         seen = Observation(
@@ -154,17 +154,17 @@ class Generation:
             reference=reference,
             count=count,
             grid=self.grid,
-            step=moment.step,
+            step=position.step,
             pruned_steps=self._pruned_steps,
-            time=moment.time,
+            time=position.time,
             previous=self._previous,
-            age=self.history.age(moment.step) if self.history else None,
-            surprise=self.history.surprise if self.history and "surprise" in policy.needs else None,
+            age=self.history.age(position.step) if self.history else None,
+            forecast_error=self.history.forecast_error if self.history and "forecast_error" in policy.needs else None,
             gap=self.history.gap if self.history else None,
             attention=self.attention,
         )
         selection = policy.select(seen, self._memory)
-        where = f"{type(policy).__name__}.select at step {moment.step}"
+        where = f"{type(policy).__name__}.select at step {position.step}"
         if not isinstance(selection, Selection):
             raise SelectionError(
                 f"{where}: expected a Selection (Selection.top or Selection.from_index makes one), got "
@@ -180,14 +180,15 @@ class Generation:
         return selection
 
     def _hand_on(self, heir: BranchKey) -> Tensor | None:
-        """The lead's conditional prediction for a lead with another batch; None where it is not the same branch."""
-        former = self.branches.get(self.lead) if self.lead else None
-        if self.lead is None or former is None or former.prediction is None or heir.name != self.lead.name:
+        """The conditional prediction for a branch with another batch; None where that is not the same branch."""
+        key = self.conditional_branch
+        former = self.branches.get(key) if key else None
+        if key is None or former is None or former.prediction is None or heir.name != key.name:
             return None
         conditional, _ = self._halves(former.prediction)
         return torch.cat([conditional] * (heir.shape[0] // len(conditional)))
 
-    def _surprise(self, error: Tensor) -> Tensor:
+    def _forecast_error(self, error: Tensor) -> Tensor:
         """Norms of what a forecast was off [B, n], after guidance: that is what the sampler sees of it."""
         error = self._noise_channels(self._of_grid(error))
         scale = GUIDANCE_SCALE if self._guidance_scale is None else self._guidance_scale
@@ -195,9 +196,9 @@ class Generation:
         return (rearrange(found, "b n c -> 1 n (b c)") if self._map.shared else found).norm(dim=-1)
 
     def _guidance_branches(self) -> list[BranchCache]:
-        """The branches with a prediction whose latents have the lead's shape, the lead (conditional) first."""
-        alike = [key for key in self.branches if self.lead and key.shape == self.lead.shape]
-        caches = [self.branches[key] for key in sorted(alike, key=lambda key: key != self.lead)]
+        """The branches with a prediction whose latents have the conditional one's shape, that one first."""
+        alike = [key for key in self.branches if self.conditional_branch and key.shape == self.conditional_branch.shape]
+        caches = [self.branches[key] for key in sorted(alike, key=lambda key: key != self.conditional_branch)]
         found = [branch for branch in caches if branch.prediction is not None]
         return found[:1] if self._guidance_scale is None else found[:2]
 

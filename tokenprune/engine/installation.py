@@ -30,14 +30,14 @@ PART_HOOKS: tuple[Any, ...] = (
     exit_hooks.after_expanded,
     attention_hooks.enter_attention,
     attention_hooks.leave_attention,
-    text_hooks.before_constant,
-    text_hooks.after_constant,
+    text_hooks.before_text_layer,
+    text_hooks.after_text_layer,
     after_exit,
 )
 """Hooks of the model's parts."""
 
 
-class Fittings:
+class HookInstallation:
     """What `MaskedModule` has put on its model.
 
     Args:
@@ -87,13 +87,13 @@ class Fittings:
             enter, leave = attention_hooks.enter_attention, attention_hooks.leave_attention
             self._fit(state.site.path, attention_hooks.ATTRIBUTE, state, before=enter, after=leave)
         for state in masked.constants:
-            before, after = text_hooks.before_constant, text_hooks.after_constant
+            before, after = text_hooks.before_text_layer, text_hooks.after_text_layer
             self._fit(state.path, text_hooks.ATTRIBUTE, state, before=before, after=after)
         site = masked.map.exit_site
         if site.expand is not None:
             self._fit(site.expand, exit_hooks.EXPANDED, masked.expand, after=exit_hooks.after_expanded)
         self._fit(site.path, MASKED, masked, after=torch.compiler.disable(after_exit))
-        self._places = Places(self._model, masked.map.paths)
+        self._places = ModuleWatch(self._model, masked.map.paths)
 
     def take_off_parts(self) -> None:
         """Remove the hooks of the model's parts, also from what has taken a part's place."""
@@ -163,7 +163,7 @@ class Fittings:
             self._parts.append(module.register_forward_hook(after))
 
 
-class Places:
+class ModuleWatch:
     """Which modules stand at given paths of a model, so that replaced ones are noticed at the cost of dict look-ups."""
 
     def __init__(self, model: nn.Module, paths: Iterable[str]) -> None:

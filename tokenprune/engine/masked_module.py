@@ -16,22 +16,22 @@ from tokenprune.engine.attention_hooks import AttentionState
 from tokenprune.engine.block_hooks import BlockState
 from tokenprune.engine.branch_cache import BranchCache, KeptOutput
 from tokenprune.engine.cache_conflicts import refuse_caches
-from tokenprune.engine.call_arguments import Call, Given
+from tokenprune.engine.call_arguments import CallArguments, Given
 from tokenprune.engine.exit_hooks import Exit, ExpandState
 from tokenprune.engine.generation import Generation
-from tokenprune.engine.installation import Fittings
+from tokenprune.engine.installation import HookInstallation
 from tokenprune.engine.rows import Rows
 from tokenprune.engine.set_aside import SetAside
 from tokenprune.engine.skipped_steps import OutputMap
-from tokenprune.engine.step_tracker import Moment, Run
-from tokenprune.engine.text_hooks import ConstantState
-from tokenprune.engine.thread_ownership import Turns
+from tokenprune.engine.step_tracker import CallPosition, StepTracker
+from tokenprune.engine.text_hooks import TextLayerState
+from tokenprune.engine.thread_ownership import ThreadOwnership
 from tokenprune.errors import UnsupportedCallError
 from tokenprune.modulemap import ModuleMap
 from tokenprune.ops.grid import num_tokens
 from tokenprune.ops.guidance import BranchKey, Guidance, halves_agree
 from tokenprune.ops.selection import Selection
-from tokenprune.ops.static_memory import Shelf, is_writable
+from tokenprune.ops.static_memory import StaticBuffers, is_writable
 from tokenprune.policies.base import SelectionPolicy
 from tokenprune.reports.records import CallRecord, Stopwatch
 from tokenprune.reports.trace import Recorder
@@ -83,17 +83,17 @@ class MaskedModule:
         self.attentions = [AttentionState(site) for site in module_map.attentions]
         for state in self.attentions:
             state.weigh = policy.weigh_attention if "attention" in policy.needs else None
-        self.constants = [ConstantState(path) for path in module_map.constants]
-        self.run = Run(module_map.time_rises, halves=guidance != "none")
-        self.turns = Turns(type(model).__name__)
+        self.constants = [TextLayerState(path) for path in module_map.constants]
+        self.run = StepTracker(module_map.time_rises, halves=guidance != "none")
+        self.ownership = ThreadOwnership(type(model).__name__)
         self.called: dict[int, str] = {}
         self.generations = 0
         self.peak_bytes = 0
-        self.fittings = Fittings(self)
+        self.installation = HookInstallation(self)
         self.aside = SetAside()
         self.examples: dict[BranchKey, Given] = {}
         self.generation = self._new_generation(0)
-        self.moment: Moment | None = None
+        self.position: CallPosition | None = None
         self.clock = torch.zeros(())
         self.branch: BranchCache | None = None
         self.selection: Selection | None = None
@@ -117,32 +117,32 @@ class MaskedModule:
         Raises:
             AlreadyPrunedError: the model carries hooks of another handle.
         """
-        self.fittings.put_on()
+        self.installation.put_on()
 
     def remove(self) -> None:
         """Take all hooks off and free the caches; the model is as it was."""
         self.unwind()
-        self.fittings.take_off()
+        self.installation.take_off()
         self.reset()
 
     def _follow_displaced(self) -> None:
         """Move the hooks to the modules that took the place of others."""
-        self.fittings.take_off_parts()
+        self.installation.take_off_parts()
         try:
             self.map.check(self.model)
         finally:
             self.reset()
-        self.fittings.put_on_parts()
+        self.installation.put_on_parts()
 
     def reset(self) -> None:
         """Free the caches; the next call starts a generation."""
         self.run = self.run.renewed()
-        self.turns.reset()
+        self.ownership.reset()
         self.exit.rows = self.exit.starts = self.expand.rows = None
         for block in self.blocks.values():
             block.rows = None
         self.generation = self.generation.emptied()
-        self.shelf = Shelf()
+        self.static = StaticBuffers()
         self.output_maps: dict[tuple[torch.Size, torch.dtype, str], OutputMap] = {}
         self._end_call()
         for state in self.attentions:
@@ -159,7 +159,7 @@ class MaskedModule:
 
     def begin_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Given:
         """Decide what this call computes; returns the model's arguments, per-token ones gathered."""
-        if self.turns.enter():  # an interrupt that torch's hooks do not see stopped the last call
+        if self.ownership.enter():  # an interrupt that torch's hooks do not see stopped the last call
             self.abandon()
         self.unwind()
         if torch.is_grad_enabled():
@@ -167,22 +167,22 @@ class MaskedModule:
                 f"{type(self.model).__name__}: pruning keeps keys and values from earlier steps and cannot give "
                 f"gradients; call the model under torch.no_grad() or remove() the handle to train"
             )
-        if self.fittings.displaced:
+        if self.installation.displaced:
             self._follow_displaced()
         call = self._call(args, kwargs)
         latents, name = call.latents, self.called.get(threading.get_ident(), "")
-        self.run, moment = self.turns.advance(self.run, call.time, latents, name)
-        if moment.first_of_generation:
-            self._begin_generation(moment, latents, call.arguments)
+        self.run, position = self.ownership.advance(self.run, call.time, latents, name)
+        if position.first_of_generation:
+            self._begin_generation(position, latents, call.arguments)
         generation, grid = self.generation, self.generation.grid
-        if moment.first_of_step:
-            generation.begin_step(moment, grid, self.schedule, self.policy)
-        branch = self._begin_branch(moment, call)
+        if position.first_of_step:
+            generation.begin_step(position, grid, self.schedule, self.policy)
+        branch = self._begin_branch(position, call)
         known = branch.prediction is not None
-        self.moment, self.branch = moment, branch
+        self.position, self.branch = position, branch
         if self.clock.device != latents.device or not is_writable(self.clock):
             self.clock = torch.zeros((), device=latents.device)
-        self.clock.fill_(moment.time)
+        self.clock.fill_(position.time)
         self.skipping = known and generation.skipping
         self.selection = self._for_batch(generation.selection, len(latents)) if known else None
         self._prepare(branch, call, len(latents))
@@ -194,25 +194,25 @@ class MaskedModule:
             # Compiled blocks must never see the buffers being made: that would be another graph for each layer.
             self.aside.put(map(self.model.get_submodule, self.blocks))
         tokens = 0 if self.skipping else self.selection.count if self.selection else num_tokens(grid)
-        generation.records[-1].calls.append(CallRecord(moment.branch, tokens, Stopwatch(latents.device)))
+        generation.records[-1].calls.append(CallRecord(position.branch, tokens, Stopwatch(latents.device)))
         return call.gathered(self.exit.rows)
 
     def complete(self, output: Tensor) -> Tensor:
         """Take in what the exit module gave: of N tokens at a full call, unchanged; of n, completed, otherwise."""
-        if self.branch is None or self.moment is None:
+        if self.branch is None or self.position is None:
             return output
         if self.numbered is not None:
             return self.exit.write(output, self.numbered)
         images = self.exit.read(output)
-        if self.moment.first_of_step:
+        if self.position.first_of_step:
             self.generation.note(images, self._forecast(), self.selection is not None, self._attention_weights())
         if self.selection is None:
             last = self.branch.reference if self.branch.prediction is None else self.branch.prediction
             self.branch.prediction = images.detach().clone()
             self.branch.reference = self.branch.prediction if last is None else last
-            self.branch.reuse.record(images, self.moment.time)
+            self.branch.reuse.record(images, self.position.time)
             return output
-        completed = self.branch.reuse.complete(images, self.selection, self.moment.time)
+        completed = self.branch.reuse.complete(images, self.selection, self.position.time)
         self.branch.prediction = completed.clone()
         return self.exit.write(output, completed)
 
@@ -227,17 +227,17 @@ class MaskedModule:
 
     def _forecast(self) -> Tensor | None:
         """What the coming tokens would have been taken for, where policy or trace need to know and there is a past."""
-        wanted = self.tracing or "surprise" in self.policy.needs
+        wanted = self.tracing or "forecast_error" in self.policy.needs
         if not wanted or self.branch is None or self.branch.prediction is None:
             return None
-        forecast = self.branch.reuse.forecast(self.moment.time if self.moment else 0.0)
+        forecast = self.branch.reuse.forecast(self.position.time if self.position else 0.0)
         return forecast if self.selection is None else self.selection.gather(forecast)
 
     def skipped_output(self) -> Any:
         """The model's output for forecast tokens."""
-        if self.branch is None or self.branch.output_map is None or self.moment is None:
+        if self.branch is None or self.branch.output_map is None or self.position is None:
             raise RuntimeError("a generation starts with a full step")
-        self.branch.prediction = self.branch.reuse.forecast(self.moment.time)
+        self.branch.prediction = self.branch.reuse.forecast(self.position.time)
         return self.branch.output_map(self.branch.prediction)
 
     def end_call(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -250,11 +250,11 @@ class MaskedModule:
             self._map_output(args, kwargs, output)
         self.aside.take_back()
         self._end_call()
-        self.turns.leave()
+        self.ownership.leave()
 
     def fail_call(self) -> None:
         """An exception stopped this thread's call: start afresh with the next one, unless the caches are another's."""
-        if self.turns.leave():
+        if self.ownership.leave():
             self.abandon()
 
     def abandon(self) -> None:
@@ -263,24 +263,24 @@ class MaskedModule:
         self.reset()
 
     def _end_call(self) -> None:
-        self.moment, self.branch, self.selection, self.numbered = None, None, None, None
+        self.position, self.branch, self.selection, self.numbered = None, None, None, None
         self.skipping = False
 
-    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-        return Call(type(self.model).__name__, self.map, self.signature, args, kwargs)
+    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> CallArguments:
+        return CallArguments(type(self.model).__name__, self.map, self.signature, args, kwargs)
 
-    def _begin_generation(self, moment: Moment, latents: Tensor, arguments: Mapping[str, Any]) -> None:
+    def _begin_generation(self, position: CallPosition, latents: Tensor, arguments: Mapping[str, Any]) -> None:
         """Start anew; key and value buffers stay, for their memory, while the latents keep their shape."""
         refuse_caches(self.model)
-        self.fittings.stand_in_forward()
+        self.installation.stand_in_forward()
         last = self.generation.branches
         self.examples = {}
         self.generation = self._new_generation(self._count_images(latents))
         self.generation.grid = self.map.grid(arguments)
         if self.map.references is not None:
             self.generation.references = self.map.references(arguments)
-        if moment.branch in last:
-            self.shelf.tidy()
+        if position.branch in last:
+            self.static.tidy()
             for key, branch in last.items():
                 kept = {path: buffer for path, buffer in branch.buffers.items() if buffer.writable}
                 for buffer in kept.values():
@@ -289,7 +289,7 @@ class MaskedModule:
                 guidance, cache = self.generation.guidance_of(key.shape[0]), self.generation.branches
                 cache[key] = BranchCache(self.reuse.start(guidance), guidance, buffers=kept, constants=outputs)
         else:
-            self.shelf = Shelf()
+            self.static = StaticBuffers()
             self.output_maps.clear()
         self.generations += 1
 
@@ -302,16 +302,16 @@ class MaskedModule:
         guided = halves_agree(latents) if self.guidance is None else self.guidance != "none"
         return len(latents) // 2 if guided else len(latents)
 
-    def _begin_branch(self, moment: Moment, call: Call) -> BranchCache:
+    def _begin_branch(self, position: CallPosition, call: CallArguments) -> BranchCache:
         branches: dict[BranchKey, BranchCache] = self.generation.branches
-        if moment.branch not in branches:
-            guidance = self.generation.guidance_of(moment.branch.shape[0])
-            reference = self.generation.handed_on if moment.first_of_step else None
-            branches[moment.branch] = BranchCache(self.reuse.start(guidance), guidance, reference=reference)
-        branch = branches[moment.branch]
-        branch.step = moment.step
-        if moment.branch not in self.examples:
-            self.examples[moment.branch] = call.given if self.map.reads_values else tree_map(_on_meta, call.given)
+        if position.branch not in branches:
+            guidance = self.generation.guidance_of(position.branch.shape[0])
+            reference = self.generation.handed_on if position.first_of_step else None
+            branches[position.branch] = BranchCache(self.reuse.start(guidance), guidance, reference=reference)
+        branch = branches[position.branch]
+        branch.step = position.step
+        if position.branch not in self.examples:
+            self.examples[position.branch] = call.given if self.map.reads_values else tree_map(_on_meta, call.given)
         return branch
 
     def _for_batch(self, selection: Selection | None, batch: int) -> Selection | None:
@@ -329,7 +329,7 @@ class MaskedModule:
         """N of this generation, reference tokens included."""
         return num_tokens(self.generation.grid) + sum(self.generation.references)
 
-    def _prepare(self, branch: BranchCache, call: Call, batch: int) -> None:
+    def _prepare(self, branch: BranchCache, call: CallArguments, batch: int) -> None:
         """Tell all hooks what the coming call computes."""
         starts = self.map.text_lengths(call.arguments) if self.map.text_lengths else None
         frames = self.map.frames(call.arguments) if self.map.frames else 1
@@ -348,7 +348,7 @@ class MaskedModule:
                 if state.site.layout != "image" and not state.path.endswith(attention_hooks.SECOND)
             ]
             text = max(joint, default=self._tokens) - self._tokens
-            rows = Rows(self.selection, self.map.layouts, max(text, 0), starts, frames, self.shelf)
+            rows = Rows(self.selection, self.map.layouts, max(text, 0), starts, frames, self.static)
         self.exit.rows, self.exit.tokens = rows, self._tokens
         self.exit.starts, self.exit.frames = starts, frames
         self.expand.rows = rows

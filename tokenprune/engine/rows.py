@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tokenprune.modulemap import Layout, TokenArgument
 from tokenprune.ops.selection import Selection
-from tokenprune.ops.static_memory import Shelf
+from tokenprune.ops.static_memory import StaticBuffers
 
 
 class Rows:
@@ -23,13 +23,13 @@ class Rows:
         text: T, how many text tokens go with the image tokens in a joint sequence.
         starts: where each image begins in its joint sequence [B], if that differs.
         frames: how many sequences of the batch belong to each image.
-        shelf: where the indices are kept from step to step.
+        static: where the indices are kept from step to step.
 
     Attributes:
         images: as above.
         image: the same for every sequence of image tokens, frames of an image one by one.
         by_layout: the computed rows of sequences of each layout.
-        shelf: as above.
+        static: as above.
     """
 
     def __init__(
@@ -39,9 +39,9 @@ class Rows:
         text: int = 0,
         starts: Tensor | None = None,
         frames: int = 1,
-        shelf: Shelf | None = None,
+        static: StaticBuffers | None = None,
     ) -> None:
-        self.shelf = Shelf() if shelf is None else shelf
+        self.static = StaticBuffers() if static is None else static
         self._made: dict[Hashable, Selection] = {}
         self.images = self.image = self._once("images", lambda: images)
         if frames > 1:
@@ -77,10 +77,10 @@ class Rows:
         return self._once((layout, length, image), lambda: chosen.within(length, first))
 
     def _once(self, name: Hashable, make: Callable[[], Selection]) -> Selection:
-        """What goes by this name, made when it is first asked for and put on the shelf."""
+        """What goes by this name, made when it is first asked for and kept at its address."""
         if name not in self._made:
             made = make()
-            self._made[name] = Selection(self.shelf.put(name, made.index), made.num_tokens)
+            self._made[name] = Selection(self.static.put(name, made.index), made.num_tokens)
         return self._made[name]
 
 

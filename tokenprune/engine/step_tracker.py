@@ -17,7 +17,7 @@ MOST_BRANCHES = 4
 
 
 @dataclass(frozen=True)
-class Moment:
+class CallPosition:
     """Where a call stands.
 
     Attributes:
@@ -81,7 +81,7 @@ class TimestepReader:
         return self._values[place], place, not known
 
 
-class Run:
+class StepTracker:
     """Follows the calls of one model from step to step.
 
     A step is a new timestep. The same timestep again is another guidance branch of that step if it is the same
@@ -103,13 +103,13 @@ class Run:
         self._reader = TimestepReader()
         self.reset()
 
-    def copied(self) -> Run:
+    def copied(self) -> StepTracker:
         """Where this one stands, for calls that it is not to notice."""
         other = copy.copy(self)
         other._reader, other._calls = copy.copy(self._reader), dict(self._calls)
         return other
 
-    def renewed(self) -> Run:
+    def renewed(self) -> StepTracker:
         """Another one that has followed no calls yet."""
         other = copy.copy(self)
         other._reader = TimestepReader()
@@ -127,7 +127,7 @@ class Run:
         self._calls_of_first_step = 0
         self._latents: Tensor | None = None
 
-    def advance(self, timestep: Tensor | float | int, latents: Tensor, name: str = "") -> Moment:
+    def advance(self, timestep: Tensor | float | int, latents: Tensor, name: str = "") -> CallPosition:
         """Take in the next call, under the name that the pipeline gives its branch, and say where it stands.
 
         Raises:
@@ -159,7 +159,7 @@ class Run:
             self._calls_of_first_step += 1
         self._time, self._place = time, place
         span = self._first_time - self._end
-        return Moment(
+        return CallPosition(
             step=self._step,
             time=time,
             branch=BranchKey(order, shape, name),
@@ -202,10 +202,10 @@ class Run:
         return len(more) == 2 * len(fewer) and halves_agree(more)
 
 
-class OneGeneration(Run):
+class OneGeneration(StepTracker):
     """Takes every call for the next step of one generation, without looking at its timestep."""
 
-    def advance(self, timestep: Tensor | float | int, latents: Tensor, name: str = "") -> Moment:
+    def advance(self, timestep: Tensor | float | int, latents: Tensor, name: str = "") -> CallPosition:
         """Take in the next call."""
         self._step += 1
-        return Moment(self._step, 0.0, BranchKey(0, tuple(latents.shape)), self._step == 0, True)
+        return CallPosition(self._step, 0.0, BranchKey(0, tuple(latents.shape)), self._step == 0, True)

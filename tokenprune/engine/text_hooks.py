@@ -13,7 +13,7 @@ from tokenprune.ops.static_memory import version_of
 ATTRIBUTE = "_tokenprune_constant"
 
 
-class ConstantState:
+class TextLayerState:
     """What the hooks of one text-only module share; the module holds it under `ATTRIBUTE`.
 
     Attributes:
@@ -28,7 +28,7 @@ class ConstantState:
         self.reused = False
 
 
-def prepare(states: Iterable[ConstantState], branch: BranchCache, text: Any, pruned: bool) -> None:
+def prepare(states: Iterable[TextLayerState], branch: BranchCache, text: Any, pruned: bool) -> None:
     """Tell all text-only modules whether the coming call reuses their outputs: at pruned steps with the same text."""
     same = branch.text is not None and branch.text[0] is text and branch.text[1] == version_of(text)
     for state in states:
@@ -38,15 +38,15 @@ def prepare(states: Iterable[ConstantState], branch: BranchCache, text: Any, pru
         branch.text = (text, version_of(text))
 
 
-def before_constant(module: nn.Module, args: tuple[Any, ...]) -> Any:
+def before_text_layer(module: nn.Module, args: tuple[Any, ...]) -> Any:
     """Forward pre-hook: no rows while the last output is reused."""
-    state: ConstantState = getattr(module, ATTRIBUTE)
+    state: TextLayerState = getattr(module, ATTRIBUTE)
     return (args[0][:, :0], *args[1:]) if state.reused else None
 
 
-def after_constant(module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
+def after_text_layer(module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
     """Forward hook: keep the output, or give the kept one."""
-    state: ConstantState = getattr(module, ATTRIBUTE)
+    state: TextLayerState = getattr(module, ATTRIBUTE)
     if state.reused:
         return state.kept.output
     state.kept.record(output)

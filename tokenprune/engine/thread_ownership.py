@@ -9,13 +9,13 @@ from typing import Any
 
 from torch import Tensor
 
-from tokenprune.engine.step_tracker import Moment, Run
+from tokenprune.engine.step_tracker import CallPosition, StepTracker
 from tokenprune.errors import ConcurrentUseError
 
 _ENTERING = threading.Lock()
 
 
-class Turns:
+class ThreadOwnership:
     """Lets threads use one model in turns, a whole generation each, and stops them from mixing their caches.
 
     Between generations any thread may go on. A thread whose generation was cut off by another thread's is told so at
@@ -28,7 +28,7 @@ class Turns:
     def __init__(self, model: str) -> None:
         self._model = model
         self._owner = 0
-        self._runs: dict[int, Run] = {}
+        self._trackers: dict[int, StepTracker] = {}
         self._caller = 0
         self._frame: FrameType | None = None
 
@@ -58,11 +58,13 @@ class Turns:
         self._caller, self._frame = 0, None
         return self._owner in (0, me)
 
-    def advance(self, run: Run, timestep: Tensor | float | int, latents: Tensor, name: str) -> tuple[Run, Moment]:
+    def advance(
+        self, tracker: StepTracker, timestep: Tensor | float | int, latents: Tensor, name: str
+    ) -> tuple[StepTracker, CallPosition]:
         """Take this thread's next call for a step of its generation.
 
         Args:
-            run: follows the generation that the caches hold.
+            tracker: follows the generation that the caches hold.
             timestep: as the model received it.
             latents: the noisy latents.
             name: of the guidance branch.
@@ -76,27 +78,27 @@ class Turns:
         me = threading.get_ident()
         if self._owner in (0, me):
             self._owner = me
-            return run, run.advance(timestep, latents, name)
-        own = self._runs.setdefault(me, run.renewed())
-        step = run.copied().advance(timestep, latents, name).step
-        moment = own.advance(timestep, latents, name)
-        if step > 0 or not moment.first_of_generation:
+            return tracker, tracker.advance(timestep, latents, name)
+        own = self._trackers.setdefault(me, tracker.renewed())
+        step = tracker.copied().advance(timestep, latents, name).step
+        position = own.advance(timestep, latents, name)
+        if step > 0 or not position.first_of_generation:
             raise ConcurrentUseError(
                 f"{self._model}: expected all calls of a generation from one thread, with no other generation in "
-                f"between, got step {step or moment.step} of one while the caches are another thread's; let one "
+                f"between, got step {step or position.step} of one while the caches are another thread's; let one "
                 f"generation end before the next begins, give each thread its own copy of the model, or call "
                 f"handle.reset() if the other generation was given up"
             )
         alive = sys._current_frames()
-        self._runs[self._owner] = run
-        self._runs = {ident: found for ident, found in self._runs.items() if ident in alive and ident != me}
+        self._trackers[self._owner] = tracker
+        self._trackers = {ident: found for ident, found in self._trackers.items() if ident in alive and ident != me}
         self._owner = me
-        return own, moment
+        return own, position
 
     def reset(self) -> None:
         """The caches are nobody's; a call that an interrupt stopped is over."""
         self._owner = 0
-        self._runs = {}
+        self._trackers = {}
         if not self._under_way():
             self._caller, self._frame = 0, None
 

@@ -67,7 +67,7 @@ class Counted(TorchFunctionMode):
         self._attention += query.shape[:-1].numel() * key.shape[-2] * (query.shape[-1] + value.shape[-1])
 
 
-class Calls:
+class CallCounter:
     """Sums up what is counted between the beginnings and ends of calls."""
 
     def __init__(self, counted: Counted) -> None:
@@ -94,13 +94,13 @@ def counting() -> Iterator[Counted]:
 
 
 @contextlib.contextmanager
-def counting_calls(model: nn.Module) -> Iterator[Calls]:
+def counting_calls(model: nn.Module) -> Iterator[CallCounter]:
     """Count the operations of the model's calls, its hooks included, among whatever runs within.
 
     Hooks that are on the model before the context are counted, too; those registered within it as they come.
     """
     with counting() as counted:
-        calls = Calls(counted)
+        calls = CallCounter(counted)
         before = model.register_forward_pre_hook(calls.begin, prepend=True)
         after = model.register_forward_hook(calls.end, always_call=True)
         try:

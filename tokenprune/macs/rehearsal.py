@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map
 
 from tokenprune.engine.copies import bare
 from tokenprune.engine.masked_module import MaskedModule
-from tokenprune.engine.step_tracker import Moment, OneGeneration
+from tokenprune.engine.step_tracker import CallPosition, OneGeneration
 from tokenprune.errors import ConfigurationError
 from tokenprune.macs.counting import Counted, call_on_meta, counting
 from tokenprune.modulemap import ModuleMap
@@ -35,7 +35,7 @@ Layers = Mapping[str, Macs]
 
 
 @dataclass(frozen=True)
-class Call:
+class CallPattern:
     """How a pipeline calls a model at every step.
 
     Attributes:
@@ -108,7 +108,7 @@ def counts_of(schedule: Schedule, tokens: int, steps: int) -> tuple[int, ...]:
 
 
 def rehearse(
-    model: nn.Module, module_map: ModuleMap, call: Call, plan: Plan, steps: int, dtype: torch.dtype | None = None
+    model: nn.Module, module_map: ModuleMap, call: CallPattern, plan: Plan, steps: int, dtype: torch.dtype | None = None
 ) -> Rehearsal:
     """Call the model as a pruned generation would, once for each number of tokens; it is left as it was.
 
@@ -183,11 +183,11 @@ class _Rehearsed(OneGeneration):
         self._each, self._steps = calls, steps
         self._made = 0
 
-    def advance(self, timestep: Any, latents: Tensor, name: str = "") -> Moment:
+    def advance(self, timestep: Any, latents: Tensor, name: str = "") -> CallPosition:
         step, order = divmod(self._made, self._each)
         self._made += 1
         key, first = BranchKey(order, tuple(latents.shape)), self._made == 1
-        return Moment(step, float(self._steps - step), key, first, order == 0, remaining=self._steps - step)
+        return CallPosition(step, float(self._steps - step), key, first, order == 0, remaining=self._steps - step)
 
 
 @contextlib.contextmanager

@@ -20,17 +20,17 @@ def is_writable(kept: Tensor | None) -> bool:
     return kept is None or torch.is_inference_mode_enabled() or not kept.is_inference()
 
 
-class Shelf:
+class StaticBuffers:
     """Tensors that are made anew at each step, kept at one address for each name and shape."""
 
     def __init__(self) -> None:
         self._kept: dict[tuple[Hashable, torch.Size], Tensor] = {}
         self._wanted: set[tuple[Hashable, torch.Size]] = set()
-        self._parts: dict[Hashable, Shelf] = {}
+        self._parts: dict[Hashable, StaticBuffers] = {}
 
-    def part(self, name: Hashable) -> Shelf:
-        """A shelf of its own."""
-        return self._parts.setdefault(name, Shelf())
+    def part(self, name: Hashable) -> StaticBuffers:
+        """Buffers of their own."""
+        return self._parts.setdefault(name, StaticBuffers())
 
     def put(self, name: Hashable, fresh: Tensor) -> Tensor:
         """A copy of a tensor where the last one of this name and shape was; that one is overwritten."""

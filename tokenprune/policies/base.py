@@ -12,7 +12,7 @@ from tokenprune.ops.grid import TokenGrid
 from tokenprune.ops.selection import Selection
 from tokenprune.schedule import Schedule, WarmupSchedule
 
-Need = Literal["surprise", "attention"]
+Need = Literal["forecast_error", "attention"]
 
 
 Memory = dict[str, Tensor]
@@ -36,10 +36,10 @@ class Observation:
         time: timestep of the coming step as the model receives it.
         previous: the selection of the last pruned step, None before the first.
         age: steps since each token was last computed [B, N], int32; 1 for a token computed at the last step.
-        surprise: how far each token's prediction was from its forecast when it was last computed,
+        forecast_error: how far each token's prediction was from its forecast when it was last computed,
             ||fresh - forecast||_2 [B, N], float32, 0 before there was a forecast; None unless the policy needs it.
             Where both halves of guidance share a batch, of the guided prediction (by a usual scale, if unknown).
-        gap: the age each token had reached at that computation [B, N], int32; None unless the policy needs surprise.
+        gap: the age each token had reached at that computation [B, N], int32; None if there is no forecast error.
         attention: what `SelectionPolicy.weigh_attention` made of the last full step, mean over the attention modules
             [B, N], float32; None unless the policy needs it.
     """
@@ -53,7 +53,7 @@ class Observation:
     time: float
     previous: Selection | None
     age: Tensor | None = None
-    surprise: Tensor | None = None
+    forecast_error: Tensor | None = None
     gap: Tensor | None = None
     attention: Tensor | None = None
 
@@ -79,7 +79,7 @@ class SelectionPolicy(ABC):
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset()
-    """What the engine must collect for the policy beyond predictions, selections and ages: "surprise", "attention"."""
+    """What the engine must collect beyond predictions, selections and ages: "forecast_error", "attention"."""
 
     alpha: float = 0.3
     warmup_steps: int = 8

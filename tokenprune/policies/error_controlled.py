@@ -17,7 +17,7 @@ class ErrorControlledPolicy(ScorePolicy):
     """Select the tokens whose forecast is expected to be furthest from what the model would say.
 
     Our own; no paper. A forecast of order p is off by an amount that grows like the (p + 1)-th power of the time it
-    reaches ahead. When a token was last computed, its forecast reached `gap` steps ahead and was off by its surprise
+    reaches ahead. When a token was last computed, its forecast reached `gap` steps ahead and was off by its error
     s = ||fresh - forecast||_2; left alone at the coming step it reaches `age` steps ahead. Hence
 
         score = (s + floor * mean(s)) * (age / gap)^(order + 1),
@@ -31,14 +31,14 @@ class ErrorControlledPolicy(ScorePolicy):
 
     Args:
         order: p of the forecast in use: 0 for `Hold`, 1 and 2 for `Taylor` of that order.
-        floor: fraction of the image's mean surprise added to every token's, at least 0.
+        floor: fraction of the image's mean forecast error added to every token's, at least 0.
         smoothing: sigma of the neighbourhood in tokens; 0 leaves the scores as they are.
 
     Raises:
         ValueError: an argument is out of its range.
     """
 
-    needs: ClassVar[frozenset[Need]] = frozenset({"surprise"})
+    needs: ClassVar[frozenset[Need]] = frozenset({"forecast_error"})
 
     order: int = 0
     floor: float = 0.1
@@ -54,15 +54,15 @@ class ErrorControlledPolicy(ScorePolicy):
             raise ValueError(f"smoothing: expected a number of at least 0, got {self.smoothing}")
 
     def score(self, seen: Observation, memory: Memory) -> Tensor:
-        """The expected error of every token [B, N], relative to the image's largest surprise."""
+        """The expected error of every token [B, N], relative to the image's largest forecast error."""
         if seen.age is None:
             return torch.zeros(seen.prediction.shape[:2], device=seen.prediction.device)
         age = seen.age.float()
-        if seen.surprise is None or seen.gap is None:
+        if seen.forecast_error is None or seen.gap is None:
             return age
-        surprise = seen.surprise.float().nan_to_num()
-        largest = surprise.amax(dim=1, keepdim=True)
-        share = surprise / largest.clamp_min(torch.finfo(surprise.dtype).tiny)
+        forecast_error = seen.forecast_error.float().nan_to_num()
+        largest = forecast_error.amax(dim=1, keepdim=True)
+        share = forecast_error / largest.clamp_min(torch.finfo(forecast_error.dtype).tiny)
         expected = share + self.floor * share.mean(dim=1, keepdim=True)
         expected = expected * (age / seen.gap.clamp_min(1)) ** (self.order + 1)
         if self.smoothing > 0:

@@ -31,7 +31,7 @@ class TokenRecord:
         age: steps since each token was last computed, before the step [B, N].
         selection: the computed tokens of a pruned step.
         ran: whether the model computed tokens; False at a skipped step.
-        surprise: ||fresh - forecast||_2 of the computed tokens [B, n].
+        forecast_error: ||fresh - forecast||_2 of the computed tokens [B, n].
         prediction: the step's whole prediction as policies see it [B, N, C]; it comes last.
         relative_noise: its distance from the branch's reference [B, N].
         labels: cluster labels [B, N] by their key in the policy's memory.
@@ -40,7 +40,7 @@ class TokenRecord:
     age: Tensor | None
     selection: Selection | None = None
     ran: bool = False
-    surprise: Tensor | None = None
+    forecast_error: Tensor | None = None
     prediction: Tensor | None = None
     relative_noise: Tensor | None = None
     labels: dict[str, Tensor] = field(default_factory=dict)
@@ -49,7 +49,7 @@ class TokenRecord:
     def nbytes(self) -> int:
         """Bytes of tensor memory held."""
         index = None if self.selection is None else self.selection.index
-        tensors = (self.age, index, self.surprise, self.prediction, self.relative_noise, *self.labels.values())
+        tensors = (self.age, index, self.forecast_error, self.prediction, self.relative_noise, *self.labels.values())
         return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
@@ -64,10 +64,10 @@ class Recorder:
         found = {key: tensor for key, tensor in memory.items() if key.rpartition(".")[2] == LABELS}
         self._tokens.append(TokenRecord(age, labels={key: tensor.clone() for key, tensor in found.items()}))
 
-    def note(self, selection: Selection | None, surprise: Tensor | None) -> None:
-        """Take in what was computed: the selected tokens (None: all), and their surprises [B, n]."""
+    def note(self, selection: Selection | None, forecast_error: Tensor | None) -> None:
+        """Take in what was computed: the selected tokens (None: all), and their forecast errors [B, n]."""
         record = self._tokens[-1]
-        record.ran, record.selection, record.surprise = True, selection, surprise
+        record.ran, record.selection, record.forecast_error = True, selection, forecast_error
 
     def end_call(self, prediction: Tensor, reference: Tensor) -> None:
         """Take in the whole prediction after a call, and what it is relative to, [B, N, C] both."""
@@ -135,15 +135,15 @@ class TraceStep:
         return self._tokens.relative_noise.cpu()
 
     @cached_property
-    def surprise(self) -> Tensor | None:
+    def forecast_error(self) -> Tensor | None:
         """||fresh - forecast||_2 [B, N], float32, of the tokens computed, NaN of all others.
 
         None at a generation's first step, which has no forecast, and at skipped steps. The forecast reached `age`
-        steps ahead, so age and surprise of a token say how the error grows with the gap.
+        steps ahead, so age and forecast error of a token say how the error grows with the gap.
         """
-        if self._tokens.surprise is None:
+        if self._tokens.forecast_error is None:
             return None
-        found = self._tokens.surprise.cpu()
+        found = self._tokens.forecast_error.cpu()
         return torch.full(self.computed.shape, float("nan")).masked_scatter(self.computed, found)
 
     @cached_property

@@ -23,21 +23,21 @@ class ClusterCorrection(Reuse):
 
     After ClusCa (Zheng et al., Compute Only 16 Tokens in One Timestep, arXiv 2509.10312). The tokens of every image,
     of each guidance half on its own, are clustered by k-means on the prediction of the last full step. At a pruned
-    step the surprises fresh - forecast of the computed tokens are averaged over each cluster, and a token that is
+    step the forecast errors fresh - forecast of the computed tokens are averaged over each cluster, and a token that is
     not computed becomes
 
-        forecast + d * strength * (mean surprise of its cluster),
+        forecast + d * strength * (mean forecast error of its cluster),
 
     or its forecast, where no token of its cluster was computed. The inner rule remembers what was computed, never a
     correction. `memory` keeps that part of a token's correction for its next forecast, until it is computed.
 
     The damping d, one for each image, is what the correction would have been worth to the computed tokens
-    themselves: the factor, by least squares and within [0, 1], of the mean surprise of the *other* computed tokens of
+    themselves: the factor, by least squares and within [0, 1], of the mean error of the *other* computed tokens of
     a cluster in a token's own. It is learnt from the step itself and, fading, the ones before; 1 while no cluster
     had two computed tokens.
 
     Differences: ClusCa blends the cluster's mean feature itself into its tokens', in each layer, with a small fixed
-    factor (0.005 in a public example script); adding a surprise leaves the differences between tokens of a cluster
+    factor (0.005 in a public example script); adding an error leaves the differences between tokens of a cluster
     alone. Damping and memory are ours.
 
     Cost: k-means at the first pruned step after each full one; some K B N C multiplications at each pruned step.
@@ -81,7 +81,7 @@ class ClusterCorrection(Reuse):
 class _CorrectedState(ReuseState):
     """`unclustered`: the last full prediction [B, N, C] while its clusters are unknown; then `labels` [B, N].
 
-    `offset` [B, N, C]: what is left of earlier corrections; None for 0. `damping`: how far surprises follow the mean
+    `offset` [B, N, C]: what is left of earlier corrections; None for 0. `damping`: how far errors follow the mean
     of the others in their cluster.
     """
 
@@ -99,8 +99,8 @@ class _CorrectedState(ReuseState):
 
     def complete(self, fresh: Tensor, selection: Selection, time: float) -> Tensor:
         expected = selection.gather(self.forecast(time).float())
-        surprise = (fresh.float() - expected).nan_to_num(0.0, 0.0, 0.0)
-        offset = self._correction(surprise, selection)
+        forecast_error = (fresh.float() - expected).nan_to_num(0.0, 0.0, 0.0)
+        offset = self._correction(forecast_error, selection)
         if self._offset is not None:
             offset = offset + self._offset
         inner = self._inner.complete(fresh, selection, time)
@@ -118,18 +118,18 @@ class _CorrectedState(ReuseState):
         own = (self._unclustered, self._labels, self._offset)
         return self._inner.nbytes + sum(tensor.nbytes for tensor in own if tensor is not None)
 
-    def _correction(self, surprise: Tensor, selection: Selection) -> Tensor:
-        """Damped mean [B, N, C] of the surprises [B, n, C] in every token's cluster; 0 where there are none."""
+    def _correction(self, forecast_error: Tensor, selection: Selection) -> Tensor:
+        """Damped mean [B, N, C] of the forecast errors [B, n, C] in every token's cluster; 0 where there are none."""
         labels = self._clusters()
         chosen = selection.gather(labels)
-        members = memberships(chosen, self._rule.num_clusters).to(surprise.dtype)
-        sums, sizes = members @ surprise, members.sum(-1, keepdim=True)
+        members = memberships(chosen, self._rule.num_clusters).to(forecast_error.dtype)
+        sums, sizes = members @ forecast_error, members.sum(-1, keepdim=True)
         correction = self._rule.strength * _of_clusters(sums / sizes.clamp_min(1), labels)
         if not self._rule.damped:
             return correction
         others = _of_clusters(sizes, chosen) - 1
-        leading = (_of_clusters(sums, chosen) - surprise) / others.clamp_min(1) * (others > 0)
-        self._damping.learn(surprise, leading)
+        leading = (_of_clusters(sums, chosen) - forecast_error) / others.clamp_min(1) * (others > 0)
+        self._damping.learn(forecast_error, leading)
         return self._damping.factor * correction
 
     def _clusters(self) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tokenprune.ops.selection import Selection
-from tokenprune.ops.static_memory import Shelf, is_writable, store
+from tokenprune.ops.static_memory import StaticBuffers, is_writable, store
 
 Span = tuple[int, int]
 """Where image tokens begin among keys, and how many there are; all around them is computed at every call."""
@@ -41,15 +41,15 @@ class FreshKeys:
     first: int
 
     @classmethod
-    def of(cls, selection: Selection, span: Span, shelf: Shelf) -> FreshKeys:
+    def of(cls, selection: Selection, span: Span, static: StaticBuffers) -> FreshKeys:
         """The keys of a selection out of whole sequences, in which image tokens lie at `span`."""
         (first, images), length = span, selection.num_tokens
-        rows = shelf.put("rows", selection.rows(length))
+        rows = static.put("rows", selection.rows(length))
         if images == length:
             return cls(selection, rows, rows, rows, 0)
         index = selection.index[:, first : first + selection.count - (length - images)]
         chosen, places = Selection(index, length).rows(length), Selection(index - first, images).rows(images)
-        return cls(selection, rows, shelf.put("chosen", chosen), shelf.put("places", places), first)
+        return cls(selection, rows, static.put("chosen", chosen), static.put("places", places), first)
 
 
 class KeyValueBuffer:

@@ -76,8 +76,8 @@ class _TaylorState(ReuseState):
         terms = self._terms(time)
         forecast = self._sum(terms)
         if self._rule.damped:
-            surprise = fresh.float() - selection.gather(self._values[0]).float()
-            self._learn([selection.gather(term) for term in terms], surprise)
+            forecast_error = fresh.float() - selection.gather(self._values[0]).float()
+            self._learn([selection.gather(term) for term in terms], forecast_error)
         whole = selection.scatter(fresh, forecast.to(fresh.dtype))
         self._push(whole, selection.mask().unsqueeze(-1), time)
         return whole
@@ -131,9 +131,9 @@ class _TaylorState(ReuseState):
         """Damping factor of one term [G * B, 1, 1], within [0, 1]; 0 before anything was learnt, 1 if not damped."""
         return self._dampings[place].factor if self._rule.damped else 1.0
 
-    def _learn(self, terms: list[Tensor], surprise: Tensor) -> None:
+    def _learn(self, terms: list[Tensor], forecast_error: Tensor) -> None:
         """Fit each damping to what was left over by the terms before it."""
-        left = surprise
+        left = forecast_error
         for place, term in enumerate(terms):
             self._dampings[place].learn(left, term)
             left = left - self._factor(place) * term

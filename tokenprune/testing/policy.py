@@ -196,10 +196,10 @@ class _Player:
             self._previous = self._select(self._observation(step))
             self._pruned_steps += 1
             self.made.append(self._previous.index.clone())
-        surprise = self._predictions[step].norm(dim=-1) if step else None
-        if surprise is not None and self._previous is not None:
-            surprise = surprise.gather(1, self._previous.index)
-        self._history.note(step, self._previous, surprise)
+        forecast_error = self._predictions[step].norm(dim=-1) if step else None
+        if forecast_error is not None and self._previous is not None:
+            forecast_error = forecast_error.gather(1, self._previous.index)
+        self._history.note(step, self._previous, forecast_error)
 
     def _observation(self, step: int) -> Observation:
         return Observation(
@@ -212,7 +212,7 @@ class _Player:
             time=1000.0 - step,
             previous=self._previous,
             age=self._history.age(step),
-            surprise=self._history.surprise,
+            forecast_error=self._history.forecast_error,
             gap=self._history.gap,
             attention=self._attention,
         )

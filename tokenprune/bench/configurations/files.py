@@ -47,21 +47,21 @@ def read_configurations(path: Path, steps: int) -> list[Configuration]:
     if set(content) != {LIST} or not isinstance(entries, list) or not entries:
         got = ", ".join(map(str, content)) or "nothing"
         raise ConfigurationError(f"{path}: expected a list {LIST!r} and nothing else, got {got}")
-    found = {way.name: way for way in fewer_steps(steps)}
+    found = {one.name: one for one in fewer_steps(steps)}
     for number, entry in enumerate(entries, 1):
-        way = _read(entry, path, number)
-        if way.name in found:
+        one = _read(entry, path, number)
+        if one.name in found:
             known = ", ".join(found)
-            raise ConfigurationError(f"{path}: {LIST} {number}: name: expected none of {known}, got {way.name!r}")
-        found[way.name] = way
+            raise ConfigurationError(f"{path}: {LIST} {number}: name: expected none of {known}, got {one.name!r}")
+        found[one.name] = one
     return list(found.values())
 
 
 def digest(configurations: Sequence[Configuration]) -> str:
     """The same for the same configurations, whatever their file's layout and comments."""
     told = [
-        [way.name, way.steps, way.source, way.compiled, str(way.cache_dtype), way.plan and mapping_of(way.plan)]
-        for way in configurations
+        [one.name, one.steps, one.source, one.compiled, str(one.cache_dtype), one.plan and mapping_of(one.plan)]
+        for one in configurations
     ]
     return sha256(json.dumps(told).encode()).hexdigest()[:16]
 

@@ -270,13 +270,13 @@ def storage(budget: float, steps: int) -> list[Configuration]:
     schedule, plans = after_warmup(budget, steps, WARMUPS[-1]), {"tokenprune.plan": best_plan(budget)}
     if schedule is not None:
         plans["CAT"] = Plan(CATPolicy(), schedule)
-    ways = [
+    configurations = [
         Configuration(f"{name}, {'own type' if dtype is None else str(dtype)}", plan, cache_dtype=dtype)
         for name, plan in plans.items()
         for dtype in STORAGE
         if dtype is None or dtype.itemsize >= plan.reuse.start_keys().least_bytes
     ]
-    return [plain(max(1, round(budget * steps))), *ways]
+    return [plain(max(1, round(budget * steps))), *configurations]
 
 
 SHORT = ("sensitivity", "rivals", "presets", "speed", "storage")

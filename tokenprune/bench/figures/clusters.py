@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tokenprune.bench.figures.canvas import INK, Plot, faded, new_figure, over_pixels, rounded, show
-from tokenprune.bench.figures.runs import Drawn, Runs
+from tokenprune.bench.figures.runs import Runs, Samples
 from tokenprune.ops.grid import TokenGrid, neighbour_edges
 from tokenprune.policies import CATPolicy
 
@@ -50,7 +50,7 @@ def neighbours_together(labels: Tensor, grid: TokenGrid) -> float:
     return float((labels[source] == labels[target]).float().mean())
 
 
-def _map(drawn: Drawn, labels: Tensor) -> NDArray[np.float64]:
+def _map(drawn: Samples, labels: Tensor) -> NDArray[np.float64]:
     """Colours over the faded picture [S, S, 3]; clusters are numbered in the order of their first token."""
     _, first = np.unique(labels.numpy(), return_index=True)
     order = torch.from_numpy(labels.numpy()[np.sort(first)])

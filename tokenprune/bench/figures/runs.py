@@ -60,7 +60,7 @@ class Settings:
 
 
 @dataclass(frozen=True, eq=False)
-class Drawn:
+class Samples:
     """One picture [S, S, 3], and how it came about."""
 
     picture: Picture
@@ -86,28 +86,28 @@ class Runs:
         self.settings = settings
         self._pipe = pipe
         self._arguments = arguments
-        self._drawn: dict[tuple[SelectionPolicy, int], Drawn] = {}
+        self._drawn: dict[tuple[SelectionPolicy, int], Samples] = {}
 
-    def draw(self, policy: SelectionPolicy, steps: int | None = None) -> Drawn:
+    def draw(self, policy: SelectionPolicy, steps: int | None = None) -> Samples:
         """The picture under a policy, in as many steps as the settings say unless told otherwise."""
         key = (policy, steps or self.settings.steps)
         if key not in self._drawn:
             with tokenprune.apply(self._pipe, policy, trace=True) as handle:
                 picture = self._picture(key[1])
-                self._drawn[key] = Drawn(picture, handle.trace, handle)
+                self._drawn[key] = Samples(picture, handle.trace, handle)
         return self._drawn[key]
 
     @property
-    def dense(self) -> Drawn:
+    def dense(self) -> Samples:
         """The plain model's picture."""
         return self.draw(DensePolicy())
 
-    def fewer_steps(self, like: Drawn) -> tuple[Drawn, int]:
+    def fewer_steps(self, like: Samples) -> tuple[Samples, int]:
         """The plain model in as many steps as cost what another picture did, and how many those are."""
         steps = max(1, round(self.settings.steps * like.report.mac_ratio))
         return self.draw(DensePolicy(), steps), steps
 
-    def psnr(self, drawn: Drawn) -> float | None:
+    def psnr(self, drawn: Samples) -> float | None:
         """Peak signal-to-noise ratio to the plain model's picture in dB; None for the same picture."""
         error = float(np.square(drawn.picture.astype(np.float64) - self.dense.picture).mean())
         return 10 * float(np.log10(255**2 / error)) if error else None

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from tokenprune.bench.figures.canvas import Plot, decibels, faded, new_figure, over_pixels, rounded, show
-from tokenprune.bench.figures.runs import Drawn, Runs
+from tokenprune.bench.figures.runs import Runs, Samples
 from tokenprune.policies import CATPolicy, NoisePolicy, NoiseStalenessPolicy
 
 ROWS = {"noise": NoisePolicy, "noise and staleness": NoiseStalenessPolicy, "CAT": CATPolicy}
@@ -46,7 +46,7 @@ def draw(runs: Runs) -> Plot:
     return Plot(figure, numbers, summary)
 
 
-def _marked(drawn: Drawn, step: int) -> Any:
+def _marked(drawn: Samples, step: int) -> Any:
     trace = drawn.trace
     chosen = over_pixels(trace.computed[step, 0], trace.grid, drawn.picture)
     return np.where(chosen[..., None], drawn.picture, faded(drawn.picture, FADE))

@@ -36,7 +36,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class Samples:
     """Pictures, and what they cost as shares of the plain model's at the same number of steps.
 
     Attributes:
@@ -60,7 +60,7 @@ def batches(task: Task) -> list[range]:
     return [range(start, min(start + task.batch, len(task.prompts))) for start in starts]
 
 
-def draw(pipe: Any, configuration: Configuration, task: Task, at: Sequence[range] | None = None) -> Drawn:
+def draw(pipe: Any, configuration: Configuration, task: Task, at: Sequence[range] | None = None) -> Samples:
     """Draw the task's prompts, or the given batches of them; the pipeline is left as it was.
 
     What a method of another package computes is counted, in one further generation of the first prompt.
@@ -73,10 +73,10 @@ def draw(pipe: Any, configuration: Configuration, task: Task, at: Sequence[range
         report = handle.report() if handle is not None else None
         own = None if plain is None else count(pipe, steps, task)
     if plain is not None and own is not None:
-        return Drawn(pictures, None, own.total / plain.total, own.linear / plain.linear, None)
+        return Samples(pictures, None, own.total / plain.total, own.linear / plain.linear, None)
     if report is None:
-        return Drawn(pictures, scale, scale, scale)
-    return Drawn(
+        return Samples(pictures, scale, scale, scale)
+    return Samples(
         pictures,
         tokens_ratio=scale * report.tokens_ratio,
         mac_ratio=scale * report.mac_ratio,

@@ -13,7 +13,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object, parse_flag_from_env
 
 from tokenprune.bench.configurations.configuration import Configuration
-from tokenprune.bench.measuring.measure import Drawn, Task, batches, draw
+from tokenprune.bench.measuring.measure import Samples, Task, batches, draw
 
 T = TypeVar("T")
 
@@ -59,7 +59,7 @@ def on_main(work: Callable[[], T]) -> T:
     return result  # type: ignore[return-value]
 
 
-def draw_together(pipe: Any, configuration: Configuration, task: Task) -> Drawn:
+def draw_together(pipe: Any, configuration: Configuration, task: Task) -> Samples:
     """Draw the task's prompts, whole batches in each process; all get all pictures.
 
     A batch holds the same prompts however many processes there are, so that its pictures are the same to the last bit.
@@ -67,7 +67,7 @@ def draw_together(pipe: Any, configuration: Configuration, task: Task) -> Drawn:
     with state().split_between_processes(batches(task)) as mine:
         parts = [part for part in together(lambda: draw(pipe, configuration, task, mine) if mine else None) if part]
     last = parts[-1]
-    return Drawn(
+    return Samples(
         np.concatenate([part.pictures for part in parts]),
         last.tokens_ratio,
         last.mac_ratio,

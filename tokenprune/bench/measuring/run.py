@@ -14,7 +14,7 @@ import torch
 
 from tokenprune.bench.configurations.configuration import Configuration
 from tokenprune.bench.measuring.fidelity import Pictures, fidelity, mean_and_ci95
-from tokenprune.bench.measuring.measure import Drawn, Task
+from tokenprune.bench.measuring.measure import Samples, Task
 from tokenprune.bench.measuring.processes import ProcessError, draw_together, is_main, on_main
 from tokenprune.bench.measuring.result_file import VOLATILE, Results, resume
 from tokenprune.bench.measuring.timing import time_pairs
@@ -81,7 +81,7 @@ def run(
     main = is_main()
     timing_batch = min(timing_batch, len(task.prompts))
     results = resume(out, {**settings, **describe(task, repeats, timing_batch)}, () if repeats else VOLATILE)
-    wanted = [way for way in configurations if "error" in (results.row(way.name) or {"error": None})]
+    wanted = [one for one in configurations if "error" in (results.row(one.name) or {"error": None})]
     if not wanted:
         return results
     reference = Configuration(f"plain, {task.steps} steps")
@@ -90,7 +90,7 @@ def run(
     dense = draw_together(pipe, reference, task)
     stale = False
 
-    def measure(configuration: Configuration, drawn: Drawn) -> dict[str, Any]:
+    def measure(configuration: Configuration, drawn: Samples) -> dict[str, Any]:
         figures = figures_of(drawn, dense.pictures)
         if repeats:
             timing = time_pairs(pipe, configuration, task, repeats, timing_batch)
@@ -150,7 +150,7 @@ def is_plain(configuration: Configuration, steps: int) -> bool:
     return not others and configuration.steps in (None, steps)
 
 
-def figures_of(drawn: Drawn, reference: Pictures) -> dict[str, Any]:
+def figures_of(drawn: Samples, reference: Pictures) -> dict[str, Any]:
     """What drawing computed and kept, and how near its pictures are to the reference's."""
     closeness = fidelity(drawn.pictures, reference)
     psnr, psnr_ci95 = mean_and_ci95(closeness["psnr"])

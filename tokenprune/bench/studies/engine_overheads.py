@@ -34,7 +34,7 @@ PARTS: dict[str, tuple[Any, str]] = {
 """What is timed, and where it is."""
 
 
-WAYS: dict[str, Plan] = {"CAT": Plan(CATPolicy(0.3)), "tokenprune.plan, 0.5": best_plan(0.5)}
+CONFIGURATIONS: dict[str, Plan] = {"CAT": Plan(CATPolicy(0.3)), "tokenprune.plan, 0.5": best_plan(0.5)}
 
 
 STEPS = 12
@@ -49,7 +49,7 @@ def main(
 ) -> None:
     """Print a Markdown table: shares of a pruned step on the CPU, medians over the pruned steps of one generation."""
     pipe = RandomPipeline(model, layers, dtype=DTYPES[dtype])
-    found = {name: shares(pipe, plan, size) for name, plan in WAYS.items()}
+    found = {name: shares(pipe, plan, size) for name, plan in CONFIGURATIONS.items()}
     print(f"| share of a pruned step | {' | '.join(found)} |\n|---|{'---|' * len(found)}")
     for part in PARTS:
         print(f"| {part} | {' | '.join(f'{each[part]:.1%}' for each in found.values())} |")

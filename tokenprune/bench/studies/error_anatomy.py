@@ -24,7 +24,7 @@ from tokenprune.api import Handle
 from tokenprune.bench.configurations.configuration import Configuration
 from tokenprune.bench.configurations.suites import after_warmup
 from tokenprune.bench.measuring.fidelity import fidelity, mean_and_ci95
-from tokenprune.bench.measuring.measure import Drawn, Task, draw, draw_all
+from tokenprune.bench.measuring.measure import Samples, Task, draw, draw_all
 from tokenprune.bench.measuring.run import machine, versions
 from tokenprune.embedded import scenes
 from tokenprune.embedded.load import EMBEDDED, quiet
@@ -89,27 +89,27 @@ class Beside(nn.Module):
         return mask.repeat(len(latents) // len(mask), 1, 1, 1).to(latents.device)
 
 
-def draw_part(pipe: Any, plan: Plan, task: Task, part: Part) -> Drawn:
+def draw_part(pipe: Any, plan: Plan, task: Task, part: Part) -> Samples:
     """Draw the task with one part of the plan's error."""
     transformer = pipe.transformer
     plain = copy.deepcopy(transformer)
     try:
         with tokenprune.apply(transformer, plan, trace=True) as handle:
             pipe.transformer = Beside(transformer, plain, handle, part)
-            return Drawn(draw_all(pipe, task.steps, task))
+            return Samples(draw_all(pipe, task.steps, task))
     finally:
         pipe.transformer = transformer
 
 
-def surprise_by_gap(pipe: Any, task: Task, plan: Plan) -> dict[int, dict[str, float]]:
-    """Median of guided surprise over ||fresh|| (conditional) of computed tokens, by how far the forecast reached."""
+def forecast_error_by_gap(pipe: Any, task: Task, plan: Plan) -> dict[int, dict[str, float]]:
+    """Median guided forecast error over ||fresh|| (conditional) of computed tokens, by the steps that it reached."""
     found: dict[int, list[Tensor]] = defaultdict(list)
     with tokenprune.apply(pipe, plan, trace=True) as handle:
         draw_all(pipe, task.steps, task)
         for step in handle.trace.steps:
-            if step.report.full or step.surprise is None:
+            if step.report.full or step.forecast_error is None:
                 continue
-            share = step.surprise / step.prediction.norm(dim=-1).clamp_min(1e-6)
+            share = step.forecast_error / step.prediction.norm(dim=-1).clamp_min(1e-6)
             for gap in step.age[step.computed].unique().tolist():
                 found[gap].append(share[step.computed & (step.age == gap)])
     whole = {gap: torch.cat(parts) for gap, parts in sorted(found.items())}
@@ -146,14 +146,14 @@ def main(
     for name, plan in plans(task.steps).items():
         drawn = {"both": draw(pipe, Configuration(name, plan), task)}
         drawn |= {part: draw_part(pipe, plan, task, part) for part in ("predictions", "keys")}  # type: ignore[arg-type]
-        psnr = {part: mean_and_ci95(fidelity(way.pictures, reference)["psnr"]) for part, way in drawn.items()}
+        psnr = {part: mean_and_ci95(fidelity(samples.pictures, reference)["psnr"]) for part, samples in drawn.items()}
         parts.append({"name": name, **{part: list(values) for part, values in psnr.items()}})
         print(parts[-1], flush=True)
     schedule = WarmupSchedule(0.3, 8)
     rules = {"hold": Hold(), "linear": Taylor(1), "linear, undamped": Taylor(1, damped=False)}
     asking = {name: Plan(_RandomWithSurprise(), schedule, rule) for name, rule in rules.items()}
-    surprise = {name: surprise_by_gap(pipe, task, plan) for name, plan in asking.items()}
-    print(surprise)
+    forecast_error = {name: forecast_error_by_gap(pipe, task, plan) for name, plan in asking.items()}
+    print(forecast_error)
     settings = {
         "command": f"python -m tokenprune.bench.anatomy --model {model} --prompts {prompts}",
         "model": model,
@@ -166,13 +166,15 @@ def main(
         "date": date.today().isoformat(),
     }
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps({"settings": settings, "parts": parts, "surprise": surprise}, indent=1) + "\n")
+    out.write_text(
+        json.dumps({"settings": settings, "parts": parts, "forecast_error": forecast_error}, indent=1) + "\n"
+    )
 
 
 class _RandomWithSurprise(RandomPolicy):
-    """Random tokens, whose surprises are traced: every gap comes up, whatever the surprise."""
+    """Random tokens, whose forecast errors are traced: every gap comes up, however large they are."""
 
-    needs = frozenset({"surprise"})
+    needs = frozenset({"forecast_error"})
 
 
 if __name__ == "__main__":

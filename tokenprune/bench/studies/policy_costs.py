@@ -90,7 +90,7 @@ def selections(policy: SelectionPolicy, device: torch.device) -> list[float]:
             time=900.0 - step,
             previous=previous,
             age=torch.arange(TOKENS, device=device, dtype=torch.int32).unsqueeze(0) % 7 + 1,
-            surprise=_random(1, TOKENS, device=device).abs(),
+            forecast_error=_random(1, TOKENS, device=device).abs(),
             gap=torch.ones(1, TOKENS, dtype=torch.int32, device=device),
             attention=_random(1, TOKENS, device=device).softmax(-1),
         )

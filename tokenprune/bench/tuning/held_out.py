@@ -19,7 +19,7 @@ TUNED = "tuned"
 
 
 @dataclass(frozen=True)
-class Row:
+class HeldOutRow:
     """One way of drawing, on both sets of prompts.
 
     Attributes:
@@ -78,7 +78,7 @@ def compare(
     tuning: Task,
     held_out: Task,
     begin: Callable[[str], None] | None = None,
-) -> list[Row]:
+) -> list[HeldOutRow]:
     """Draw the contenders and the plain model with as many fewer steps on the held-out prompts; the tuned plan first.
 
     Args:
@@ -97,20 +97,20 @@ def compare(
         begin(name)
         drawn = draw(pipe, Configuration(name, tried.plan), held_out)
         psnr = fidelity(drawn.pictures, dense)["psnr"]
-        rows.append(Row(name, drawn.tokens_ratio or tried.tokens_ratio, drawn.mac_ratio, tried.psnr, psnr))
+        rows.append(HeldOutRow(name, drawn.tokens_ratio or tried.tokens_ratio, drawn.mac_ratio, tried.psnr, psnr))
     fewer = plain(max(1, round(found.budget * held_out.steps)))
     begin(fewer.name)
     return [*rows, _plain(pipe, fewer, ((tuning, found.dense), (held_out, dense)))]
 
 
-def _plain(pipe: Any, fewer: Configuration, sets: tuple[tuple[Task, Pictures], tuple[Task, Pictures]]) -> Row:
+def _plain(pipe: Any, fewer: Configuration, sets: tuple[tuple[Task, Pictures], tuple[Task, Pictures]]) -> HeldOutRow:
     steps = fewer.steps or 1
     psnr = [fidelity(draw_all(pipe, steps, task), dense)["psnr"] for task, dense in sets]
     share = steps / sets[0][0].steps
-    return Row(fewer.name, share, share, *psnr)
+    return HeldOutRow(fewer.name, share, share, *psnr)
 
 
-def judge(found: Found, rows: list[Row]) -> Verdict:
+def judge(found: Found, rows: list[HeldOutRow]) -> Verdict:
     """The tuned plan against the best preset, on the held-out prompts of the rows."""
     by_name = {row.name: row for row in rows}
     rivals = [tried for tried in contenders(found) if tried.name != found.best.name]
@@ -135,7 +135,7 @@ def judge(found: Found, rows: list[Row]) -> Verdict:
     return Verdict(rival, gain, ci95, text)
 
 
-def notes(found: Found, rows: list[Row], verdict: Verdict, settings: Mapping[str, Any]) -> dict[str, Any]:
+def notes(found: Found, rows: list[HeldOutRow], verdict: Verdict, settings: Mapping[str, Any]) -> dict[str, Any]:
     """What a plan file says beside the plan: how it was found, what it is worth, and the preset to use instead.
 
     Args:
