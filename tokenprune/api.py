@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 from tokenprune.compiled import forget_graphs
 from tokenprune.engine.cache_conflicts import refuse_caches
 from tokenprune.engine.masked_module import MaskedModule
+from tokenprune.engine.settings import PruningSettings
 from tokenprune.errors import TraceError, UnknownModelError
 from tokenprune.macs.counting import count_steps
 from tokenprune.modulemap import ModuleMap
@@ -83,7 +84,7 @@ class Handle:
             macs=macs,
             dense_macs=dense_macs,
             cache_bytes=masked.peak_bytes,
-            grid=masked.generation.grid,
+            grid=masked.generation.view.grid,
             token_counts=history.counts.clone() if (history := masked.generation.history) else None,
             notes=notes,
         )
@@ -98,7 +99,7 @@ class Handle:
         generation = self._masked.generation if self._masked is not None else None
         if generation is None or generation.recorder is None:
             raise TraceError("trace: nothing was recorded; ask for it beforehand with apply(..., trace=True)")
-        return generation.recorder.trace(generation.records, generation.grid)
+        return generation.recorder.trace(generation.records, generation.view.grid)
 
     def _count_operations(self, masked: MaskedModule) -> dict[tuple[BranchKey, int | None], Macs]:
         """What calls of the latest generation cost, by branch and tokens computed; None stands for the plain model."""
@@ -130,9 +131,10 @@ class Handle:
             state = "removed" if self._removed else "before its first call"
             return f"Handle({type(self._source.model).__name__}, {state})"
         state = "removed" if self._removed else f"{masked.generations} generations so far"
+        settings = masked.settings
         return (
-            f"Handle({type(masked.model).__name__}, {masked.policy!r}, {masked.schedule!r}, {masked.reuse!r}: "
-            f"{len(masked.map.blocks)} blocks, {len(masked.attentions)} attention modules, {state})"
+            f"Handle({type(masked.model).__name__}, {settings.policy!r}, {settings.schedule!r}, {settings.reuse!r}: "
+            f"{len(masked.map.blocks)} blocks, {len(masked.map.attentions)} attention modules, {state})"
         )
 
 
@@ -197,8 +199,10 @@ def apply(
     numbers, keeping = schedule or policy.schedule(), reuse or Hold()
     _check_cache_dtype(cache_dtype, keeping)
 
+    settings = PruningSettings(policy, numbers, keeping, guidance, guidance_scale, trace, cache_dtype)
+
     def make(module_map: ModuleMap) -> MaskedModule:
-        return MaskedModule(model, module_map, policy, numbers, keeping, guidance, guidance_scale, trace, cache_dtype)
+        return MaskedModule(model, module_map, settings)
 
     source: MaskedModule | PendingModule
     try:

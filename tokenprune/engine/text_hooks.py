@@ -27,6 +27,10 @@ class TextLayerState:
         self.kept = KeptOutput()
         self.reused = False
 
+    def forget(self) -> None:
+        """Let go of all tensors."""
+        self.kept, self.reused = KeptOutput(), False
+
 
 def prepare(states: Iterable[TextLayerState], branch: BranchCache, text: Any, pruned: bool) -> None:
     """Tell all text-only modules whether the coming call reuses their outputs: at pruned steps with the same text."""

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_map
 
 from tokenprune.engine.copies import bare
 from tokenprune.engine.masked_module import MaskedModule
+from tokenprune.engine.settings import PruningSettings
 from tokenprune.engine.step_tracker import CallPosition, OneGeneration
 from tokenprune.errors import ConfigurationError
 from tokenprune.macs.counting import Counted, call_on_meta, counting
@@ -150,8 +151,8 @@ def rehearse(
                 call_on_meta(model, ((), arguments), dtype)
 
     with bare(model):
-        masked = MaskedModule(model, module_map, SequentialPolicy(), CountSchedule(order), plan.reuse, halves, None)
-        masked.run = _Rehearsed(call.times, len(order))
+        settings = PruningSettings(SequentialPolicy(), CountSchedule(order), plan.reuse, guidance=halves)
+        masked = MaskedModule(model, module_map, settings, _Rehearsed(call.times, len(order)))
         masked.install()
         for step, count in enumerate(order):
             for call_of_step in range(call.times):
