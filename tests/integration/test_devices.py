@@ -71,7 +71,9 @@ def run(model: nn.Module, inputs: dict[str, Any], way: SelectionPolicy | Plan) -
     """Where the keys of every attention module are kept, after each of some steps."""
     where = []
     with torch.no_grad(), tokenprune.apply(model, way, guidance="none") as handle:
-        handle._masked._tracker = OneGeneration(time_rises=False)  # fake timesteps cannot be read
+        handle._masked._tracker = handle._masked._window.tracker = OneGeneration(
+            time_rises=False
+        )  # fake timesteps cannot be read
         for _ in range(4):
             model(**inputs)
             (branch,) = handle._masked.generation.branches.values()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from tokenprune.engine.branch_cache import BranchCache
+from tokenprune.engine.call_arguments import Given
 from tokenprune.engine.policy_view import PolicyView
 from tokenprune.engine.step_tracker import CallPosition
 from tokenprune.engine.token_choice import TokenChoice
@@ -40,6 +42,7 @@ class Generation:
         choice: what the policy chose so far, and remembers.
         history: when each token was computed, and how far from its forecast it then was.
         attention: the policy's attention statistics of the last full step [B, N]; None while nobody needs them.
+        examples: arguments of a call for each guidance branch, on the meta device where their values do not matter.
     """
 
     def __init__(self, view: PolicyView, recorder: Recorder | None) -> None:
@@ -54,6 +57,7 @@ class Generation:
         self.choice = TokenChoice()
         self.history: TokenHistory | None = None
         self.attention: Tensor | None = None
+        self.examples: dict[BranchKey, Given] = {}
 
     @property
     def nbytes(self) -> int:
@@ -63,8 +67,21 @@ class Generation:
     def emptied(self) -> Generation:
         """What stays of the generation when its caches are freed: what a report tells of it."""
         rest = Generation(self.view, self.recorder)
-        rest.records, rest.history = self.records, self.history
+        rest.records, rest.history, rest.examples = self.records, self.history, self.examples
         return rest
+
+    def adopt(self, given_up: int) -> None:
+        """Forget the first calls of the first step: they were another generation's, which was given up."""
+
+        def renamed(key: BranchKey) -> BranchKey:
+            return key._replace(order=key.order - given_up)
+
+        self.branches = {renamed(key): found for key, found in self.branches.items() if key.order >= given_up}
+        self.examples = {renamed(key): found for key, found in self.examples.items() if key.order >= given_up}
+        calls = self.records[0].calls[given_up:]
+        self.records[0].calls = [replace(call, branch=renamed(call.branch)) for call in calls]
+        self.attention = None  # it was the other one's
+        self.end_call()
 
     @property
     def guidance(self) -> Guidance:
@@ -82,7 +99,8 @@ class Generation:
         self.conditional_branch = position.branch
         watch = None
         self.selection, self.skipping = None, False
-        if count >= tokens or cache is None or cache.prediction is None:
+        blind = "attention" in policy.needs and self.attention is None
+        if count >= tokens or cache is None or cache.prediction is None or (blind and count):
             self.choice.full_step()
             count = tokens
         elif count == 0:

@@ -6,6 +6,7 @@ import contextlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -184,7 +185,9 @@ class _Rehearsed(OneGeneration):
         self._each, self._steps = calls, steps
         self._made = 0
 
-    def advance(self, timestep: Any, latents: Tensor, name: str = "") -> CallPosition:
+    def advance(
+        self, timestep: Any, latents: Tensor, name: str = "", others: Mapping[str, Any] = MappingProxyType({})
+    ) -> CallPosition:
         step, order = divmod(self._made, self._each)
         self._made += 1
         key, first = BranchKey(order, tuple(latents.shape)), self._made == 1
