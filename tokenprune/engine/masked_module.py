@@ -200,7 +200,9 @@ class MaskedModule:
         known = branch.prediction is not None
         selection = self._for_batch(generation.selection, len(latents)) if known else None
         self._call = CallUnderWay(position, branch, selection, skips=known and generation.skipping)
-        self.sites.prepare(given, branch, selection, generation.view.tokens, position.time)
+        siblings = [b for b in generation.branches.values() if b is not branch and b.step == position.step]
+        view = generation.view
+        self.sites.prepare(given, branch, selection, view.tokens, position.time, view.images, siblings)
         self.sites.prepare_text(given, branch, pruned=selection is not None)
         if not known and branch.makes_buffers:
             # Compiled blocks must never see the buffers being made: that would be another graph for each layer.
