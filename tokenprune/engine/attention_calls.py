@@ -64,6 +64,7 @@ class Run(NamedTuple):
         number: of the keys.
         calls: how many.
         parts: whether each has a part of the queries; a pruned call may then make fewer.
+        asking: whether image tokens are among the queries of parts.
         copied: whether any of them has a copy of the keys.
     """
 
@@ -71,6 +72,7 @@ class Run(NamedTuple):
     number: int
     calls: int = 1
     parts: bool = False
+    asking: bool = True
     copied: bool = False
 
 
@@ -109,18 +111,22 @@ class SeenCalls:
 
     def passes(self, shape: CallShape, selected: int) -> bool:
         """Whether a pruned call's attention call can see no image keys: fewer than n, or as many as one that did not."""
-        return shape.keys < selected or any(call.number is None and call.shape.keys == shape.keys for call in self.calls)
+        return shape.keys < selected or any(
+            call.number is None and call.shape.keys == shape.keys for call in self.calls
+        )
 
 
 def runs_of(calls: list[SeenCall], tokens: int) -> list[Run]:
     """The calls with image keys, N = tokens of them, in runs of the same keys."""
     runs = []
+    lengths = {tokens} | {call.shape.keys for call in calls if call.number is not None}
     for number, group in groupby((call for call in calls if call.number is not None), key=lambda call: call.number):
         run = list(group)
         shape = run[0].shape._replace(queries=sum(call.shape.queries for call in run))
-        parts = len(run) > 1 and shape.queries in (tokens, shape.keys)
+        parts = len(run) > 1 and any(call.shape.queries not in lengths for call in run)
+        copied = any(call.copied for call in run)
         if number is not None:
-            runs.append(Run(shape, number, len(run), parts, any(call.copied for call in run)))
+            runs.append(Run(shape, number, len(run), parts, shape.queries in lengths, copied))
     return runs
 
 
@@ -162,7 +168,7 @@ class Walk:
             return True
         run = self._runs[self._at]
         if run.parts:
-            return self._calls > 0 and self._queries == run.shape.queries - self._dropped
+            return self._queries == run.shape.queries - (self._dropped if run.asking else 0)
         return self._calls == run.calls
 
 

@@ -123,7 +123,8 @@ class FullAttention(AttentionService):
                     f"{site.layout!r}"
                 )
             self._refuse_unknown_rows()
-            self._refuse_unknown_queries({size for leaf in tree_leaves(output) for size in getattr(leaf, "shape", ())})
+            outputs = [leaf.shape for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+            self._refuse_unknown_queries({size for shape in outputs for size in shape})
             for number in range(len(self._firsts), len(self.plan.keys)):
                 coming.branch.buffers.pop(BufferKey(self.path, number), None)
             seen.note(self._calls, coming.tokens, processor)
@@ -149,10 +150,10 @@ class FullAttention(AttentionService):
         for number, held in enumerate(self._held):
             if held.holds(key, value):
                 return SeenCall(shape, number, self._firsts[number].first, masked)
-        if shape.queries not in (coming.tokens, shape.keys) and not torch.compiler.is_compiling():
-            for number, held in enumerate(self._held):
-                if (known is not None and known.copied and known.number == number) or held.equals(key, value):
-                    return SeenCall(shape, number, self._firsts[number].first, masked, copied=True)
+        part = shape.queries not in (coming.tokens, shape.keys) and not torch.compiler.is_compiling()
+        for number, held in enumerate(self._held if part else ()):
+            if held.equals(key, value) if known is None else (known.copied and known.number == number):
+                return SeenCall(shape, number, self._firsts[number].first, masked, copied=True)
         first = 0 if shape.rows == coming.batch else self._covered % coming.batch
         return SeenCall(shape, len(self._held), first, masked)
 
@@ -204,7 +205,7 @@ class FullAttention(AttentionService):
         for number, first in enumerate(self._firsts):
             calls = [call for call in self._calls if call.number == number]
             queries = [call.shape.queries for call in calls]
-            whole = {self.plan.coming.tokens, first.shape.keys} | sizes
+            whole = {self.plan.coming.tokens, *(call.shape.keys for call in self._firsts)} | sizes
             if set(queries) <= whole:
                 continue
             came = f"got {', '.join(map(str, queries))} queries for {first.shape.keys} keys"
