@@ -22,6 +22,7 @@ from tokenprune.macs.counting import count_steps
 from tokenprune.modulemap import ModuleMap
 from tokenprune.ops.guidance import BranchKey, Guidance
 from tokenprune.plans.plan import Plan
+from tokenprune.plans.presets import best_plan, share_of
 from tokenprune.policies.base import SelectionPolicy
 from tokenprune.registry import Adapter, find_adapter, transformer_of
 from tokenprune.reports.report import Macs, Report
@@ -31,7 +32,6 @@ from tokenprune.schedule import Schedule
 
 if TYPE_CHECKING:
     from tokenprune.discovery import PendingModule
-from tokenprune.plans.presets import best_plan, share_of
 
 
 class Handle:
