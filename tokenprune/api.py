@@ -146,6 +146,12 @@ class Handle:
     ) -> None:
         self.remove()
 
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        raise TypeError(
+            f"{self!r}: expected to stay with its model, got copied or pickled; copy or send the model or pipeline, "
+            f"which arrives plain, and apply a policy to it there"
+        )
+
     def __repr__(self) -> str:
         masked = self._masked
         if masked is None:
