@@ -178,7 +178,7 @@ def test_what_fails_on_the_clock_is_a_failure_but_an_interrupt_is_not(
     def stop(*_: Any) -> None:
         raise error("stop")
 
-    monkeypatch.setattr("tokenprune.bench.run.time_pairs", stop)
+    monkeypatch.setattr("tokenprune.bench.measuring.run.time_pairs", stop)
     error: type[BaseException] = ValueError
     assert run(pipe, [plain(2)], short(task), tmp_path / "r.json", SETTINGS, repeats=1).rows[0]["error"] == (
         "ValueError: stop"

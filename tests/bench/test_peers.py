@@ -136,7 +136,7 @@ def test_what_a_peer_saves_is_counted(drawn: Any, name: str) -> None:
 
 
 def test_a_missing_package_says_what_to_install(drawn: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tokenprune.bench.peers.dual_block_cache.find_spec", lambda _: None)
+    monkeypatch.setattr("tokenprune.bench.configurations.peers.dual_block_cache.find_spec", lambda _: None)
     configuration = CONFIGURATIONS["cache-dit DBCache, F1"]
     with pytest.raises(ImportError, match=r"^cache-dit is not installed: pip install 'tokenprune-dit\[peers\]'$"):
         configuration.on(drawn[0]).__enter__()

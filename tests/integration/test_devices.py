@@ -71,11 +71,13 @@ def run(model: nn.Module, inputs: dict[str, Any], way: SelectionPolicy | Plan) -
     """Where the keys of every attention module are kept, after each of some steps."""
     where = []
     with torch.no_grad(), tokenprune.apply(model, way, guidance="none") as handle:
-        handle._masked.run = OneGeneration(time_rises=False)  # fake timesteps cannot be read
+        handle._masked._tracker = handle._masked._window.tracker = OneGeneration(
+            time_rises=False
+        )  # fake timesteps cannot be read
         for _ in range(4):
             model(**inputs)
             (branch,) = handle._masked.generation.branches.values()
-            where.append({path: str(buffer.key.device) for path, buffer in branch.buffers.items() if buffer.length})
+            where.append({key.path: str(buffer.key.device) for key, buffer in branch.buffers.items() if buffer.length})
         tokens = [record.calls[0].tokens for record in handle._masked.generation.records]
     assert tokens[0] == tokens[1] > tokens[2] == tokens[3] > 0
     return where

@@ -193,7 +193,7 @@ def test_surprise_is_the_one_that_policies_get(sd3: nn.Module, generate: Callabl
 def test_labels(policy: SelectionPolicy, keys: set[str], sd3: nn.Module, generate: Callable[..., Tensor]) -> None:
     with tokenprune.apply(sd3, policy, trace=True) as handle:
         generate(sd3, seeds=(0, 1))
-        memory = {key: tensor.clone() for key, tensor in handle._masked.generation._memory.items()}
+        memory = {key: tensor.clone() for key, tensor in handle._masked.generation.choice.memory.items()}
         steps = handle.trace.steps
     assert [set(step.labels) for step in steps] == [set()] * 3 + [keys] * 3
     for key in keys:

@@ -1,4 +1,4 @@
-"""Where the error of pruning comes from: `python -m tokenprune.bench.anatomy`.
+"""Where the error of pruning comes from: `python -m tokenprune.bench.studies.error_anatomy`.
 
 Two experiments that no user would run, for docs/analysis.md. The first computes every step in full beside the pruned
 one, and lets only one of the two errors through: predictions that are not computed (all keys and values fresh), or
@@ -155,7 +155,7 @@ def main(
     forecast_error = {name: forecast_error_by_gap(pipe, task, plan) for name, plan in asking.items()}
     print(forecast_error)
     settings = {
-        "command": f"python -m tokenprune.bench.anatomy --model {model} --prompts {prompts}",
+        "command": f"python -m tokenprune.bench.studies.error_anatomy --model {model} --prompts {prompts}",
         "model": model,
         "prompts": prompts,
         "split": "tuning",
