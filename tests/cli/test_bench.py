@@ -50,7 +50,7 @@ def test_a_suite_gives_tables_a_file_a_plot_and_renews_a_document(
 ) -> None:
     plotted: list[tuple[Results, Path]] = []
     pareto = SimpleNamespace(plot=lambda results, path: plotted.append((results, path)))
-    monkeypatch.setitem(sys.modules, "tokenprune.bench.pareto", pareto)
+    monkeypatch.setitem(sys.modules, "tokenprune.bench.tables.pareto", pareto)
     out, document, table = tmp_path / "small.json", tmp_path / "page.md", tmp_path / "new" / "table.md"
     document.write_text("# Page\n<!-- small.json: start -->\n<!-- small.json: end -->\n")
     plot = tmp_path / "new" / "plot.png"

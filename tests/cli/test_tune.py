@@ -108,7 +108,7 @@ def test_a_pipeline_without_guidance_takes_no_scale(tmp_path: Path) -> None:
 
 
 def test_without_optuna_a_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("tokenprune.bench.tune", "tokenprune.bench.space"):
+    for module in ("tokenprune.bench.tuning.search", "tokenprune.bench.tuning.space"):
         monkeypatch.delitem(sys.modules, module, raising=False)
     monkeypatch.setitem(sys.modules, "optuna", None)
     refused("tune", run(), "to search, install 'optuna' (the extra 'tune')")

@@ -189,13 +189,13 @@ def _described(prompts: Prompts) -> dict[str, Any]:
 
 
 def _show(rows: list[HeldOutRow], title: str, task: Task, held_out: Task) -> None:
-    from tokenprune.bench.measuring.fidelity import mean_and_ci95
+    from tokenprune.bench.measuring.fidelity import in_words, psnr_summary
 
     table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1))
-    sets = {"tuning": task, "held-out": held_out}
-    for place, name in enumerate(("", "tokens", "MACs", *(f"{n}, {len(t.prompts)} prompts" for n, t in sets.items()))):
+    sets = [f"{name}, {len(of.prompts)} prompts (dB)" for name, of in (("tuning", task), ("held-out", held_out))]
+    for place, name in enumerate(("", "tokens", "MACs", *sets)):
         table.add_column(name, justify="right" if place else "left")
     for row in rows:
-        psnr = ("{:.2f} ± {:.2f} dB".format(*mean_and_ci95(values)) for values in (row.tuning, row.held_out))
+        psnr = (in_words(*psnr_summary(each), each.count(None), digits=2) for each in (row.tuning, row.held_out))
         table.add_row(row.name, f"{row.tokens_ratio:.3f}", f"{row.mac_ratio:.3f}", *psnr)
     Console().print(table)

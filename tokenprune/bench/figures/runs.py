@@ -1,4 +1,4 @@
-"""Pictures to make figures of: each way of drawing runs once, traced, and is then remembered."""
+"""Pictures to make figures of: each configuration draws once, traced, and is then remembered."""
 
 from __future__ import annotations
 
@@ -9,17 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 import tokenprune
 from tokenprune.api import Handle
+from tokenprune.bench.measuring.fidelity import Picture, psnr
 from tokenprune.policies import CATPolicy, DensePolicy
 from tokenprune.policies.base import SelectionPolicy
 from tokenprune.reports.report import Report
 from tokenprune.reports.trace import Trace
-
-Picture = NDArray[np.uint8]
-
 
 FEWEST_PRUNED_STEPS = 3
 
@@ -108,9 +105,8 @@ class Runs:
         return self.draw(DensePolicy(), steps), steps
 
     def psnr(self, drawn: Samples) -> float | None:
-        """Peak signal-to-noise ratio to the plain model's picture in dB; None for the same picture."""
-        error = float(np.square(drawn.picture.astype(np.float64) - self.dense.picture).mean())
-        return 10 * float(np.log10(255**2 / error)) if error else None
+        """PSNR to the plain model's picture in dB; None where it is identical."""
+        return psnr(drawn.picture, self.dense.picture)
 
     def _picture(self, steps: int) -> Picture:
         result = self._pipe(

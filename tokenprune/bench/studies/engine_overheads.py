@@ -1,4 +1,4 @@
-"""What the engine's own work takes of a pruned step: `python -m tokenprune.bench.overheads`."""
+"""What the engine's own work takes of a pruned step: `python -m tokenprune.bench.studies.engine_overheads`."""
 
 from __future__ import annotations
 

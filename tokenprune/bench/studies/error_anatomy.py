@@ -1,4 +1,4 @@
-"""Where the error of pruning comes from: `python -m tokenprune.bench.anatomy`.
+"""Where the error of pruning comes from: `python -m tokenprune.bench.studies.error_anatomy`.
 
 Two experiments that no user would run, for docs/analysis.md. The first computes every step in full beside the pruned
 one, and lets only one of the two errors through: predictions that are not computed (all keys and values fresh), or
@@ -23,7 +23,7 @@ import tokenprune
 from tokenprune.api import Handle
 from tokenprune.bench.configurations.configuration import Configuration
 from tokenprune.bench.configurations.suites import after_warmup
-from tokenprune.bench.measuring.fidelity import fidelity, mean_and_ci95
+from tokenprune.bench.measuring.fidelity import psnr_of_each, psnr_summary
 from tokenprune.bench.measuring.measure import Samples, Task, draw, draw_all
 from tokenprune.bench.measuring.run import machine, versions
 from tokenprune.embedded import scenes
@@ -146,7 +146,7 @@ def main(
     for name, plan in plans(task.steps).items():
         drawn = {"both": draw(pipe, Configuration(name, plan), task)}
         drawn |= {part: draw_part(pipe, plan, task, part) for part in ("predictions", "keys")}  # type: ignore[arg-type]
-        psnr = {part: mean_and_ci95(fidelity(samples.pictures, reference)["psnr"]) for part, samples in drawn.items()}
+        psnr = {part: psnr_summary(psnr_of_each(samples.pictures, reference)) for part, samples in drawn.items()}
         parts.append({"name": name, **{part: list(values) for part, values in psnr.items()}})
         print(parts[-1], flush=True)
     schedule = WarmupSchedule(0.3, 8)
@@ -155,7 +155,7 @@ def main(
     forecast_error = {name: forecast_error_by_gap(pipe, task, plan) for name, plan in asking.items()}
     print(forecast_error)
     settings = {
-        "command": f"python -m tokenprune.bench.anatomy --model {model} --prompts {prompts}",
+        "command": f"python -m tokenprune.bench.studies.error_anatomy --model {model} --prompts {prompts}",
         "model": model,
         "prompts": prompts,
         "split": "tuning",
@@ -166,9 +166,8 @@ def main(
         "date": date.today().isoformat(),
     }
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(
-        json.dumps({"settings": settings, "parts": parts, "forecast_error": forecast_error}, indent=1) + "\n"
-    )
+    content = {"settings": settings, "parts": parts, "forecast_error": forecast_error}
+    out.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 class _RandomWithSurprise(RandomPolicy):

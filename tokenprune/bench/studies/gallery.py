@@ -1,4 +1,4 @@
-"""The pictures of the model cards: `python -m tokenprune.embedded.gallery --model shapes-pixart`."""
+"""The pictures of the model cards: `python -m tokenprune.bench.studies.gallery --model shapes-pixart`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a selection costs at full size: `python -m tokenprune.policies.benchmark`.
+"""What a selection costs at full size: `python -m tokenprune.bench.studies.policy_costs`.
 
 Times every policy on random predictions of one image of 64 x 64 tokens, the attention statistics of one module, the
 forecasts of both guidance halves, and, to compare with, one transformer block of SD3-medium's width. On a CPU the

@@ -1,4 +1,4 @@
-"""Renewing all tables in the documents from their result files: `python -m tokenprune.bench.render`."""
+"""Renewing all tables in the documents from their result files: `python -m tokenprune.bench.tables.render docs`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PAGE = "results.md"
 
 HEADING = """# Results
 
-Every result file of `docs/results`, as `tokenprune bench` wrote it; made by `python -m tokenprune.bench.render
+Every result file of `docs/results`, as `tokenprune bench` wrote it; made by `python -m tokenprune.bench.tables.render
 docs`. What the figures mean stands in [benchmarking.md](benchmarking.md), what follows from them in
 [analysis.md](analysis.md).
 """
