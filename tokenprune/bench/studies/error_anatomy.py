@@ -22,7 +22,7 @@ from torch import Tensor, nn
 import tokenprune
 from tokenprune.api import Handle
 from tokenprune.bench.configurations.configuration import Configuration
-from tokenprune.bench.configurations.suites import after_warmup
+from tokenprune.bench.configurations.schedules import after_warmup
 from tokenprune.bench.measuring.fidelity import psnr_of_each, psnr_summary
 from tokenprune.bench.measuring.measure import Samples, Task, draw, draw_all
 from tokenprune.bench.measuring.run import machine, versions

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,9 +117,9 @@ def is_timed(results: Results) -> bool:
 
 def markdown(results: Results, by_psnr: bool = True) -> str:
     """The tables with their source, and the errors."""
-    lines = [source_line(results), "", *_table(*cells(results, by_psnr))]
+    lines = [source_line(results), "", *table_of(*cells(results, by_psnr))]
     if is_timed(results):
-        lines += ["", *_table(*cost_cells(results, by_psnr))]
+        lines += ["", *table_of(*cost_cells(results, by_psnr))]
     if failed := failures(results):
         lines += ["", *(f"- `{line.replace('`', chr(39))}`" for line in failed)]
     return "\n".join(lines) + "\n"
@@ -169,7 +169,8 @@ def _cells_of(row: Row, columns: Mapping[str, Callable[[Row], str]]) -> list[str
     return [*named, row["error"].partition(":")[0], *[NONE] * (len(columns) - len(named) - 1)]
 
 
-def _table(columns: list[str], rows: list[list[str]]) -> list[str]:
+def table_of(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table."""
     return [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}", *(f"| {' | '.join(row)} |" for row in rows)]
 
 
