@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 import tokenprune
 from tokenprune.api import Handle
+from tokenprune.bench.commands import check_known, check_output, run
 from tokenprune.bench.configurations.configuration import Configuration
 from tokenprune.bench.configurations.schedules import after_warmup
 from tokenprune.bench.measuring.fidelity import psnr_of_each, psnr_summary
@@ -135,6 +136,8 @@ def main(
     out: Annotated[Path, typer.Option(help="JSON file.")] = Path("docs/results/anatomy.json"),
 ) -> None:
     """Run both experiments and write their figures."""
+    check_known("model", [model], EMBEDDED)
+    check_output("out", out, ".json")
     quiet()
     embedded = EMBEDDED[model]
     pipe = embedded.load()
@@ -177,4 +180,4 @@ class _RandomWithSurprise(RandomPolicy):
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main, "tokenprune.bench.studies.error_anatomy")

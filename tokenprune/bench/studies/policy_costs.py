@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tokenprune.bench.commands import run
 from tokenprune.ops.selection import Selection
 from tokenprune.policies import ALL
 from tokenprune.policies.base import Memory, Observation, SelectionPolicy
@@ -159,4 +160,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main, "tokenprune.bench.studies.policy_costs")

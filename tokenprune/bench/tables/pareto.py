@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 from matplotlib.figure import Figure
 
+from tokenprune.bench.commands import check_output, run
 from tokenprune.bench.measuring.result_file import Results, load
 
 Row = dict[str, Any]
@@ -197,8 +198,9 @@ def main(
     picture: Annotated[Path, typer.Argument(help="PNG file to write.")],
 ) -> None:
     """Draw the plot of a result file."""
+    check_output("picture", picture, ".png")
     plot(load(results), picture)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main, "tokenprune.bench.tables.pareto")

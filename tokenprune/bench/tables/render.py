@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from tokenprune.bench.commands import check_output, run
 from tokenprune.bench.measuring.result_file import Results, load
 from tokenprune.bench.tables import policies
 from tokenprune.bench.tables.cells import markdown, marks, renew
@@ -56,6 +57,7 @@ def main(
     docs: Annotated[Path, typer.Argument(help="Folder of the documents; result files lie in its `results`.")],
 ) -> None:
     """Put every table between its marks, wherever they stand, and all of them on a page of their own."""
+    check_output("docs", docs / PAGE, ".md")
     for name, text in {policies.NAME: policies.table(), **tables(docs / "results")}.items():
         for document in sorted(docs.glob("*.md")):
             if marks(name)[0] in document.read_text():
@@ -65,4 +67,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main, "tokenprune.bench.tables.render")
