@@ -50,6 +50,8 @@ from tokenprune.schedule import (
     WarmupSchedule,
 )
 
+__version__ = "0.1.0"
+
 __all__ = [
     "AlreadyPrunedError",
     "AttentionError",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +13,16 @@ from torch.utils._pytree import tree_leaves
 from tokenprune.compiled import forget_graphs
 from tokenprune.engine.cache_conflicts import refuse_caches
 from tokenprune.engine.masked_module import MaskedModule
+from tokenprune.engine.sampler import Sampler
+from tokenprune.engine.settings import PruningSettings
+from tokenprune.engine.step_tracker import StepTracker
+from tokenprune.engine.thread_label import ThreadLabel
 from tokenprune.errors import TraceError, UnknownModelError
 from tokenprune.macs.counting import count_steps
 from tokenprune.modulemap import ModuleMap
 from tokenprune.ops.guidance import BranchKey, Guidance
 from tokenprune.plans.plan import Plan
+from tokenprune.plans.presets import best_plan, share_of
 from tokenprune.policies.base import SelectionPolicy
 from tokenprune.registry import Adapter, find_adapter, transformer_of
 from tokenprune.reports.report import Macs, Report
@@ -26,14 +32,14 @@ from tokenprune.schedule import Schedule
 
 if TYPE_CHECKING:
     from tokenprune.discovery import PendingModule
-from tokenprune.plans.presets import best_plan, share_of
 
 
 class Handle:
     """A pruned model. `remove` ends it; as a context manager it ends with the block."""
 
-    def __init__(self, source: MaskedModule | PendingModule, called: nn.Module) -> None:
+    def __init__(self, source: MaskedModule | PendingModule, called: nn.Module, window: ThreadLabel) -> None:
         self._source = source
+        self._window = window
         self._called = called
         self._costs: dict[tuple[tuple[torch.Size, ...], int | None], Macs] = {}
         self._removed = False
@@ -49,6 +55,22 @@ class Handle:
         """Free the caches; the next call of the model starts a generation."""
         if self._masked is not None:
             self._masked.reset()
+
+    def window(self, name: str) -> AbstractContextManager[None]:
+        """Calls of the model within belong to a generation of this name, with steps and caches of its own.
+
+        For windows of one large picture or video, and for generations that take turns in one thread: each step calls
+        the model once for each of them, with other latents. A window keeps its caches until `reset` or `remove`.
+
+            for time in sampler.timesteps:
+                for name, part in parts.items():
+                    with handle.window(name):
+                        prediction = transformer(part, time, text)
+
+        Args:
+            name: any name; the empty one is that of calls outside of windows.
+        """
+        return self._window.set(name)
 
     @property
     def _masked(self) -> MaskedModule | None:
@@ -83,7 +105,7 @@ class Handle:
             macs=macs,
             dense_macs=dense_macs,
             cache_bytes=masked.peak_bytes,
-            grid=masked.generation.grid,
+            grid=masked.generation.view.grid,
             token_counts=history.counts.clone() if (history := masked.generation.history) else None,
             notes=notes,
         )
@@ -98,12 +120,12 @@ class Handle:
         generation = self._masked.generation if self._masked is not None else None
         if generation is None or generation.recorder is None:
             raise TraceError("trace: nothing was recorded; ask for it beforehand with apply(..., trace=True)")
-        return generation.recorder.trace(generation.records, generation.grid)
+        return generation.recorder.trace(generation.records, generation.view.grid)
 
     def _count_operations(self, masked: MaskedModule) -> dict[tuple[BranchKey, int | None], Macs]:
         """What calls of the latest generation cost, by branch and tokens computed; None stands for the plain model."""
         found: dict[tuple[BranchKey, int | None], Macs] = {}
-        for branch, example in masked.examples.items():
+        for branch, example in masked.generation.examples.items():
             shapes = tuple(leaf.shape for leaf in tree_leaves(example) if isinstance(leaf, Tensor))
             calls = (call for record in masked.generation.records for call in record.calls if call.branch == branch)
             counts = {call.tokens for call in calls} - {0}
@@ -130,9 +152,10 @@ class Handle:
             state = "removed" if self._removed else "before its first call"
             return f"Handle({type(self._source.model).__name__}, {state})"
         state = "removed" if self._removed else f"{masked.generations} generations so far"
+        settings = masked.settings
         return (
-            f"Handle({type(masked.model).__name__}, {masked.policy!r}, {masked.schedule!r}, {masked.reuse!r}: "
-            f"{len(masked.map.blocks)} blocks, {len(masked.attentions)} attention modules, {state})"
+            f"Handle({type(masked.model).__name__}, {settings.policy!r}, {settings.schedule!r}, {settings.reuse!r}: "
+            f"{len(masked.map.blocks)} blocks, {len(masked.map.attentions)} attention modules, {state})"
         )
 
 
@@ -197,8 +220,12 @@ def apply(
     numbers, keeping = schedule or policy.schedule(), reuse or Hold()
     _check_cache_dtype(cache_dtype, keeping)
 
+    sampler, window = None if target is model else Sampler(target), ThreadLabel()
+    settings = PruningSettings(policy, numbers, keeping, guidance, guidance_scale, trace, cache_dtype)
+
     def make(module_map: ModuleMap) -> MaskedModule:
-        return MaskedModule(model, module_map, policy, numbers, keeping, guidance, guidance_scale, trace, cache_dtype)
+        tracker = StepTracker(module_map.time_rises, guidance != "none", sampler)
+        return MaskedModule(model, module_map, settings, tracker, window)
 
     source: MaskedModule | PendingModule
     try:
@@ -214,7 +241,7 @@ def apply(
     called = target if isinstance(target, nn.Module) else target.transformer
     forget_graphs(called)
     source.install()
-    return Handle(source, called)
+    return Handle(source, called, window)
 
 
 def _check_cache_dtype(dtype: torch.dtype | None, reuse: Reuse) -> None:

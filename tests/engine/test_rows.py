@@ -11,11 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tokenprune import AttentionError, AttentionSite, ExitSite, Selection, TokenArgument
-from tokenprune.engine.attention_hooks import AttentionState, attend, prepare
+from tokenprune import AttentionError, AttentionSite, ExitSite, Hold, Selection, TokenArgument
+from tokenprune.engine.attention_hooks import attend
+from tokenprune.engine.attention_state import AttentionState, prepare
+from tokenprune.engine.branch_cache import BranchCache
 from tokenprune.engine.exit_hooks import Exit
 from tokenprune.engine.rows import Rows, gather
-from tokenprune.reuse.key_value import KeyValueBuffer
+from tokenprune.reuse.key_value import BufferKey
 
 B, N, T, H, D = 2, 6, 3, 2, 4
 CHOSEN = torch.tensor([[0, 2, 5], [1, 2, 3]])
@@ -108,11 +110,11 @@ def pruned_attention(layout: Any, mask: Tensor | None, computed: Tensor | None, 
     """Attention of a pruned call whose every key is known, with the mask as it comes, of `queries` queries."""
     length = N if layout == "image" else N + T
     key, value = draw(B, H, length, D), draw(B, H, length, D) + 1
-    state, buffer = AttentionState(AttentionSite("attn", layout)), KeyValueBuffer()
-    prepare([state], {"attn": buffer}, None, N, torch.zeros(()))
+    state, branch = AttentionState(AttentionSite("attn", layout)), BranchCache(Hold())
+    prepare([state], branch, None, N, torch.zeros(()))
     attend(state, draw(B, H, length, D), key, value, mask)
     rows = Rows(Selection(CHOSEN, N), (), T)
-    prepare([state], {"attn": buffer}, rows, N, torch.zeros(()))
+    prepare([state], branch, rows, N, torch.zeros(()))
     fresh = rows.sequence(layout, length)
     taken = [fresh.take(tensor, 2, 0) for tensor in (draw(B, H, length, D), key, value)]
     query = taken[0] if queries == fresh.count else taken[0][:, :, -queries:]
@@ -186,6 +188,6 @@ def test_the_exit_reads_and_writes_images(layout: Any, frames: int, turned: bool
 
 def test_one_state_for_each_image() -> None:
     state = AttentionState(AttentionSite("attn", "image-text", per_image=True))
-    assert [own.path for own in state.of_batch(2)] == ["attn#0", "attn#1"]
+    assert [own.key for own in state.of_batch(2)] == [BufferKey("attn", 0), BufferKey("attn", 1)]
     assert state.serving(1, 9) is state.of_batch(2)[1]
     assert state.serving(2, 9) is None

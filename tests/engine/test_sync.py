@@ -2,56 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 import torch_geometric  # noqa: F401  makes tensors when it is first imported, as policies do
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import tokenprune
 from tokenprune import Memory, NoisePolicy, Observation, Selection, SelectionPolicy
-
-WAITING = (
-    "aten._local_scalar_dense",
-    "aten.equal",
-    "aten.is_nonzero",
-    "aten.masked_select",
-    "aten.nonzero",
-    "aten.unique",
-    "aten._unique",
-)
-
-
-COPYING = (Tensor.tolist, Tensor.numpy, Tensor.cpu, Tensor.new_tensor, torch.tensor, torch.as_tensor)
-"""Copies between host and device, which wait on a GPU; on the CPU they are no operators, or unremarkable ones."""
-
-
-class _Operators(TorchDispatchMode):
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        by_mask = str(func).startswith(("aten.index.", "aten.index_put")) and any(
-            place is not None and place.dtype == torch.bool for place in args[1]
-        )
-        if str(func).startswith(WAITING) or by_mask:
-            raise AssertionError(f"{func} waits for the device")
-        return func(*args, **(kwargs or {}))
-
-
-class _Calls(TorchFunctionMode):
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in COPYING:
-            raise AssertionError(f"{func} waits for the device")
-        return func(*args, **(kwargs or {}))
-
-
-@contextmanager
-def no_waiting() -> Iterator[None]:
-    with _Calls(), _Operators():
-        yield
+from tokenprune.testing import WaitedError, no_waiting
 
 
 @pytest.mark.parametrize(
@@ -75,7 +37,7 @@ def no_waiting() -> Iterator[None]:
 )
 def test_the_check_can_fail(wait: Callable[[Tensor], Any]) -> None:
     values = torch.arange(4.0)
-    with no_waiting(), pytest.raises(AssertionError, match="waits for the device"):
+    with no_waiting(), pytest.raises(WaitedError, match="waits for the device"):
         wait(values)
 
 

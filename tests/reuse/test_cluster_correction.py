@@ -268,7 +268,7 @@ def test_without_strength_the_model_draws_what_the_inner_rule_does(
 
 
 @pytest.mark.parametrize("guidance", ["batched", "sequential", "none"])
-@pytest.mark.parametrize("kind", ["sd3", "pixart"])
+@pytest.mark.parametrize("family", ["sd3", "pixart"])
 def test_an_image_is_its_own_in_models(
     family: str, guidance: Any, make_model: Callable[[str], nn.Module], generate: Callable[..., Tensor]
 ) -> None:
@@ -281,7 +281,7 @@ def test_an_image_is_its_own_in_models(
     torch.testing.assert_close(together[:, 1:], alone, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["sd3", "pixart"])
+@pytest.mark.parametrize("family", ["sd3", "pixart"])
 def test_guidance_halves_have_clusters_of_their_own(
     family: str, make_model: Callable[[str], nn.Module], generate: Callable[..., Tensor]
 ) -> None:

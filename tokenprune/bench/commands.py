@@ -33,6 +33,14 @@ UsageError: Any = typer.BadParameter.__base__
 class Command(TyperCommand):
     """A command that checks its extra first; see the module."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the options; what cannot be read names the command."""
+        try:
+            return super().parse_args(ctx, args)
+        except UsageError as error:
+            error.ctx = error.ctx or ctx
+            raise
+
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
         try:

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from tokenprune.discovery.discover import discover
-from tokenprune.engine.copies import COPYING, reduce_plainly
+from tokenprune.engine.installation import Claim
 from tokenprune.engine.masked_module import MaskedModule
-from tokenprune.engine.model_hooks import MASKED, before_model
-from tokenprune.engine.step_tracker import StepTracker
-from tokenprune.errors import AlreadyPrunedError
+from tokenprune.engine.model_hooks import before_model
 from tokenprune.modulemap import ModuleMap
 
 WAITING = "no adapter describes this model; its map will be found at its first call"
@@ -40,6 +36,7 @@ class PendingModule:
         self.masked: MaskedModule | None = None
         self.notes: tuple[str, ...] = (WAITING,)
         self._make = make
+        self._claim = Claim(model)
         self._first_time: float | None = None
         self._hook: RemovableHandle | None = None
 
@@ -49,23 +46,15 @@ class PendingModule:
         Raises:
             AlreadyPrunedError: the model carries hooks of another handle.
         """
-        if MASKED in self.model.__dict__:
-            raise AlreadyPrunedError(
-                f"{type(self.model).__name__}: already pruned by another handle; call its remove() first"
-            )
-        self.model.__dict__[MASKED] = self
-        self._own = {COPYING: self.model.__dict__.get(COPYING)}
-        self.model.__dict__[COPYING] = functools.partial(reduce_plainly, self.model, (MASKED,), self._own)
+        self._claim.take(self)
         self._hook = self.model.register_forward_pre_hook(self._first_call, with_kwargs=True)
 
     def remove(self) -> None:
         """Take all hooks off; the model is as it was."""
         self._unhook()
+        self._claim.release()
         if self.masked is not None:
             self.masked.remove()
-        elif self.model.__dict__.get(MASKED) is self:
-            del self.model.__dict__[MASKED], self.model.__dict__[COPYING]
-            self.model.__dict__.update({name: value for name, value in self._own.items() if value is not None})
 
     def _unhook(self) -> None:
         if self._hook is not None:
@@ -100,7 +89,5 @@ class PendingModule:
             return
         self._unhook()
         if time > self._first_time:
-            masked.map = replace(masked.map, time_rises=True)
-            masked.run = StepTracker(time_rises=True, halves=masked.guidance != "none")
-            masked.generations -= 1  # the next call begins it again
+            masked.restart_with_rising_time()
             self.notes = (*self.notes, f"{masked.map.time!r} rises as the noise falls")

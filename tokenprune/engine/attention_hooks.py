@@ -7,8 +7,6 @@ module's attention call is seen after query/key normalisation and rotary embeddi
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from types import FrameType
 from typing import Any
 
@@ -17,100 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from tokenprune.engine.rows import Rows
+from tokenprune.engine.attention_state import AttentionState
 from tokenprune.errors import AttentionError
-from tokenprune.modulemap import AttentionSite
 from tokenprune.ops.selection import Selection
-from tokenprune.reuse.key_value import FreshKeys, KeyValueBuffer, Span
 
 ATTRIBUTE = "_tokenprune_attention"
-
-
-SECOND = "#second"
-"""What the path of a module's second attention call ends with."""
-
-
-class AttentionState:
-    """What the hooks of one attention module share; the module holds it under `ATTRIBUTE`.
-
-    Attributes:
-        site: where the module is and how its keys lie.
-        image: the place in the batch of the only image it serves, where the site attends to each by itself.
-        path: what its keys and values are kept under: the module's name, of one image `name#place`.
-        pruned: whether the coming call computes only some of the image tokens.
-        fresh: at a pruned call, which of the keys it computes: selected image tokens and all text tokens.
-        num_tokens: N of the coming call.
-        starts: where image tokens begin in each sequence [B], if that differs.
-        scale: the last full call's, where the site keeps it.
-        images: states of single images, where the site attends to each in a call of its own.
-        second: the state of the module's second attention call, where that may see image keys.
-        apart: of a second call, whether the last full one saw no image keys, so that it passes unchanged.
-        buffer: keys and values of the coming call's guidance branch.
-        mode: the mode entered by the pre-hook, while the module runs.
-        weigh: at a full call whose attention the policy wants to know, its `weigh_attention`.
-        weights: what that gave [G, N].
-    """
-
-    def __init__(self, site: AttentionSite, image: int | None = None) -> None:
-        self.site = site
-        self.image = image
-        self.path = site.path if image is None else f"{site.path}#{image}"
-        self.pruned = False
-        self.fresh: FreshKeys | None = None
-        self.scale: float | None = None
-        self.images: list[AttentionState] = []
-        self.second: AttentionState | None = None
-        if site.second is not None:
-            self.second = AttentionState(replace(site, layout=site.second, second=None))
-            self.second.path = site.path + SECOND
-        self.apart = False
-        self.num_tokens = 0
-        self.starts: Tensor | None = None
-        self.buffer = KeyValueBuffer()
-        self.mode: AttentionMode | None = None
-        self.weigh: Callable[[Tensor, Tensor, float], Tensor] | None = None
-        self.weights: Tensor | None = None
-
-    def first(self, length: int) -> int:
-        """Where image tokens begin among so many queries or keys; the last place where they do, if it differs."""
-        return length - self.num_tokens if self.site.layout == "text-image" else 0
-
-    def span(self, length: int) -> Span:
-        """Where image tokens lie among so many queries or keys; anywhere, if it differs."""
-        return (self.first(length), self.num_tokens) if self.starts is None else (0, length)
-
-    def of_images(self, sequence: Tensor) -> Tensor:
-        """The image tokens' rows [B, H, N, D] of a full sequence of queries or keys."""
-        if self.starts is None:
-            return sequence.narrow(2, self.first(sequence.shape[2]), self.num_tokens)
-        starts = self.starts.to(sequence.device)[:, None, None, None]
-        places = torch.arange(self.num_tokens, device=sequence.device)[:, None]
-        return torch.take_along_dim(sequence, starts + places, dim=2)
-
-    def of_batch(self, batch: int) -> list[AttentionState]:
-        """The states that serve the coming call: this one, or one for each image."""
-        if not self.site.per_image:
-            return [self] if self.second is None else [self, self.second]
-        for place in range(len(self.images), batch):
-            self.images.append(AttentionState(self.site, place))
-            self.images[place].weigh = self.weigh
-        return self.images[:batch]
-
-    def serving(self, call: int, keys: int) -> AttentionState | None:
-        """What serves the module's next attention call, to so many keys; None lets it pass (an IP-adapter's)."""
-        if self.site.per_image:
-            return self.images[call] if call < len(self.images) else None
-        if call == 1 and self.second is not None:
-            if not self.second.pruned:
-                self.second.apart = keys < self.second.num_tokens
-            return None if self.second.apart else self.second
-        return self if call == 0 else None
-
-    def forget(self) -> None:
-        """Let go of all tensors."""
-        self.buffer, self.fresh, self.starts, self.images = KeyValueBuffer(), None, None, []
-        if self.second is not None:
-            self.second.forget()
 
 
 class AttentionMode(TorchFunctionMode):
@@ -160,26 +69,28 @@ def attend(
     """
     if is_causal:
         raise AttentionError(f"{state.site.path}: causal attention cannot be pruned")
-    if not state.pruned:
+    plan = state.plan
+    buffer, images = plan.buffer, plan.images
+    if not plan.pruned:
         _check_full(state, key)
-        if state.buffer.clock is not None and state.buffer.clock.device != key.device:
-            state.buffer.clock = state.buffer.clock.to(key.device)
-        state.buffer.record(key, value, state.span(key.shape[2]))
+        if buffer.clock is not None and buffer.clock.device != key.device:
+            buffer.clock = buffer.clock.to(key.device)
+        buffer.record(key, value, images.span(key.shape[2]))
         if state.site.keeps_scale:
             state.scale = options.get("scale")
         if state.weigh is not None:
             scale = options.get("scale") or query.shape[-1] ** -0.5
-            images = query if query.shape[2] == state.num_tokens else state.of_images(query)
-            state.weights = state.weigh(images, state.of_images(key), scale)
+            queries = query if query.shape[2] == images.count else images.rows(query)
+            state.weights = state.weigh(queries, images.rows(key), scale)
     else:
-        fresh = state.fresh
+        fresh = plan.fresh
         if fresh is None or key.shape[0] * key.shape[2] != fresh.rows.shape[0]:
             raise AttentionError(
-                f"{state.path}: expected fresh keys for the selected and text tokens, got {list(key.shape)} "
+                f"{state.key}: expected fresh keys for the selected and text tokens, got {list(key.shape)} "
                 f"[B, H, n + T, D]; the text changed its length, or the layer was skipped, or an image prompt came or "
                 f"changed, since the last full step; call the handle's reset() when you change such a thing"
             )
-        key, value = state.buffer.update(fresh, key, value)
+        key, value = buffer.update(fresh, key, value)
         if attn_mask is not None:
             attn_mask = _fit_mask(state, fresh.selection, attn_mask, query.shape[2])
         if state.site.keeps_scale:
@@ -188,7 +99,7 @@ def attend(
 
 
 def _check_full(state: AttentionState, key: Tensor) -> None:
-    length, tokens = key.shape[2], state.num_tokens
+    length, tokens = key.shape[2], state.plan.images.count
     if length < tokens or (state.site.layout == "image" and length != tokens):
         expected = f"{tokens} image keys" + ("" if state.site.layout == "image" else " and the text keys")
         raise AttentionError(
@@ -212,7 +123,7 @@ def _fit_mask(state: AttentionState, fresh: Selection, mask: Tensor, queries: in
         mask = torch.take_along_dim(mask, fresh.index[:, None, :, None], dim=-2)
     if mask.shape[-1] == computed != length:
         places = torch.arange(computed, device=mask.device).expand_as(fresh.index)
-        image = torch.full_like(fresh.index[:, :1], min(state.first(length), computed - 1))
+        image = torch.full_like(fresh.index[:, :1], min(state.plan.images.first(length), computed - 1))
         columns = image.expand(-1, length).scatter(1, fresh.index, places)
         mask = torch.take_along_dim(mask, columns[:, None, None, :], dim=-1)
     if mask.shape[-1] not in (1, length) or mask.shape[-2] not in (1, queries):
@@ -223,49 +134,11 @@ def _fit_mask(state: AttentionState, fresh: Selection, mask: Tensor, queries: in
     return mask
 
 
-def prepare(
-    states: Iterable[AttentionState],
-    buffers: Mapping[str, KeyValueBuffer],
-    rows: Rows | None,
-    tokens: int,
-    clock: Tensor,
-    starts: Tensor | None = None,
-) -> None:
-    """Tell all attention modules what the coming call computes.
-
-    Args:
-        states: of the modules, or of the images in them.
-        buffers: the guidance branch's keys and values, by path.
-        rows: at a pruned call, which rows are computed; None at a full one.
-        tokens: N, all image tokens.
-        clock: the timestep, a tensor [].
-        starts: where image tokens begin in each joint sequence [B], if that differs.
-    """
-    found: dict[tuple[str, int, int | None, torch.device], FreshKeys] = {}
-    clocks: dict[torch.device, Tensor] = {clock.device: clock}
-    for state in states:
-        layout = state.site.layout
-        state.buffer = buffers[state.path]
-        device = clock.device if state.buffer.key is None else state.buffer.key.device
-        if device not in clocks:
-            clocks[device] = clock.to(device)
-        state.buffer.clock = clocks[device]
-        state.num_tokens = tokens
-        state.starts = None if layout == "image" else starts
-        state.weights = state.fresh = None
-        state.pruned = rows is not None
-        length = state.buffer.length
-        if rows is not None and length:  # 0: a layer that this branch skips
-            key = (layout, length, state.image, device)
-            if key not in found:
-                fresh = rows.sequence(layout, length, state.image).to(device)
-                found[key] = FreshKeys.of(fresh, state.span(length), rows.static.part(key))
-            state.fresh = found[key]
-
-
 def enter_attention(module: nn.Module, args: Any) -> None:
     """Forward pre-hook of an attention module."""
     state: AttentionState = getattr(module, ATTRIBUTE)
+    if not state.active:
+        return
     frame = None if torch.compiler.is_compiling() else sys._getframe(1)
     state.mode = AttentionMode(state, frame)
     state.mode.__enter__()
@@ -289,7 +162,7 @@ def leave_attention(module: nn.Module, args: Any, output: Any) -> None:
     """Forward hook of an attention module; raises AttentionError if no attention call was seen."""
     state: AttentionState = getattr(module, ATTRIBUTE)
     mode, state.mode = state.mode, None
-    if mode is None:
+    if not isinstance(mode, AttentionMode):
         return
     mode.__exit__(None, None, None)
     mode.frame = None

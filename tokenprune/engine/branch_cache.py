@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tokenprune.ops.guidance import Guidance
 from tokenprune.ops.static_memory import is_writable, store
-from tokenprune.reuse.base import ReuseState
-from tokenprune.reuse.key_value import KeyValueBuffer
+from tokenprune.reuse.base import Reuse
+from tokenprune.reuse.key_value import BufferKey, KeyValueBuffer
 
 
 class KeptOutput:
@@ -34,14 +34,19 @@ class KeptOutput:
         return is_writable(self.output)
 
 
-@dataclass
 class BranchCache:
     """Everything one guidance branch keeps.
 
-    Attributes:
+    Args:
+        rule: what becomes of predictions, keys and values that are not computed.
         guidance: how classifier-free guidance lies in the branch's batch.
+        dtype: what keys and values are kept in; None keeps them as they come.
+        reference: the prediction that the branch's first one is relative to [B, N, C], if there is one.
+
+    Attributes:
+        guidance: as above.
         step: the last step that called the branch; -1 before the first.
-        buffers: keys and values by attention path.
+        buffers: keys and values of attention modules.
         constants: outputs of text-only modules by path.
         text: the text argument that `constants` belong to, and its version.
         reuse: memory of the rule for predictions that are not computed.
@@ -50,15 +55,42 @@ class BranchCache:
         output_map: makes the model's output from tokens, where steps may be skipped.
     """
 
-    reuse: ReuseState
-    guidance: Guidance = "none"
-    step: int = -1
-    buffers: dict[str, KeyValueBuffer] = field(default_factory=dict)
-    constants: dict[str, KeptOutput] = field(default_factory=dict)
-    text: tuple[Tensor, int] | None = None
-    prediction: Tensor | None = None
-    reference: Tensor | None = None
-    output_map: Callable[[Tensor], Any] | None = None
+    def __init__(
+        self,
+        rule: Reuse,
+        guidance: Guidance = "none",
+        dtype: torch.dtype | None = None,
+        reference: Tensor | None = None,
+    ) -> None:
+        self._rule, self._dtype = rule, dtype
+        self.guidance: Guidance = guidance
+        self.step = -1
+        self.buffers: dict[BufferKey, KeyValueBuffer] = {}
+        self.constants: dict[str, KeptOutput] = {}
+        self.text: tuple[Tensor, int] | None = None
+        self.reuse = rule.start(guidance)
+        self.prediction: Tensor | None = None
+        self.reference = reference
+        self.output_map: Callable[[Tensor], Any] | None = None
+
+    def buffer(self, key: BufferKey) -> KeyValueBuffer:
+        """The keys and values kept under a key; empty where there are none yet."""
+        if key not in self.buffers:
+            self.buffers[key] = self._rule.start_keys(self.guidance)
+            self.buffers[key].dtype = self._dtype
+        return self.buffers[key]
+
+    def take_memory(self, former: BranchCache) -> None:
+        """Use the memory of an earlier generation's branch again, where it can be written; not what is in it."""
+        self.buffers = {key: buffer for key, buffer in former.buffers.items() if buffer.writable}
+        for buffer in self.buffers.values():
+            buffer.restart()
+        self.constants = {path: output for path, output in former.constants.items() if output.writable}
+
+    @property
+    def makes_buffers(self) -> bool:
+        """Whether the coming call makes a buffer; a second attention call's may stay empty for good."""
+        return any(not buffer.length for key, buffer in self.buffers.items() if not key.second)
 
     @property
     def nbytes(self) -> int:

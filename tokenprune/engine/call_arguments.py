@@ -72,6 +72,23 @@ class CallArguments:
         """The text, where the map names it."""
         return self.arguments.get(self._map.text) if self._map.text else None
 
+    @property
+    def conditions(self) -> dict[str, Any]:
+        """All arguments but latents and timestep, by name."""
+        return {
+            name: value for name, value in self.arguments.items() if name not in (self._map.latents, self._map.time)
+        }
+
+    @property
+    def image_starts(self) -> Tensor | None:
+        """Where each image begins in its joint sequence [B], if that differs."""
+        return self._map.text_lengths(self.arguments) if self._map.text_lengths else None
+
+    @property
+    def frames(self) -> int:
+        """F, how many sequences of the batch belong to each image."""
+        return self._map.frames(self.arguments) if self._map.frames else 1
+
     def gathered(self, rows: Rows | None) -> Given:
         """The arguments with the computed rows only of those that have a row for each token; None is all rows."""
         if rows is None:

@@ -12,18 +12,20 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from tokenprune.engine import attention_hooks, block_hooks, exit_hooks, text_hooks
-from tokenprune.engine.block_hooks import BlockState
 from tokenprune.engine.copies import COPYING, reduce_plainly
 from tokenprune.engine.model_hooks import (
     ATTRIBUTES,
     MASKED,
+    CallHandler,
     after_exit,
     after_model,
     before_model,
     forward_or_skip,
     named_calls,
 )
+from tokenprune.engine.sites import Sites
 from tokenprune.errors import AlreadyPrunedError
+from tokenprune.modulemap import ModuleMap
 
 PART_HOOKS: tuple[Any, ...] = (
     block_hooks.before_block,
@@ -37,21 +39,93 @@ PART_HOOKS: tuple[Any, ...] = (
 """Hooks of the model's parts."""
 
 
-class HookInstallation:
-    """What `MaskedModule` has put on its model.
+class Claim:
+    """That a model is pruned, and by whom; with the methods that stand in for its own meanwhile.
 
     Args:
-        masked: the `MaskedModule`; its model, map, and the states of its parts.
+        model: the model.
     """
 
-    def __init__(self, masked: Any) -> None:
-        self._masked = masked
-        self._model: nn.Module = masked.model
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._owner: object = None
+        self._replaced: dict[str, Any] = {}
+        self._standing_in: dict[str, Any] = {}
+
+    def take(self, owner: object) -> None:
+        """Mark the model as the owner's; copies of it are plain models.
+
+        Raises:
+            AlreadyPrunedError: it is another's.
+        """
+        if MASKED in self._model.__dict__:
+            raise AlreadyPrunedError(
+                f"{type(self._model).__name__}: already pruned by another handle; call its remove() first"
+            )
+        self._owner = self._model.__dict__[MASKED] = owner
+        self.stand_in(COPYING, functools.partial(reduce_plainly, self._model, ATTRIBUTES, self._replaced))
+
+    def stand_in(self, name: str, value: Any) -> None:
+        """Give the model a method of its own, until it is released."""
+        self._replaced[name] = self._model.__dict__.get(name)
+        self._standing_in[name] = self._model.__dict__[name] = value
+
+    def stands_in(self, name: str) -> bool:
+        """Whether ours is still the model's method of this name, or under the wrappers of others."""
+        ours = self._standing_in.get(name)
+        return ours is not None and inspect.unwrap(getattr(self._model, name), stop=lambda f: f is ours) is ours
+
+    def release(self) -> None:
+        """Give the model its own methods again, but for those that somebody wrapped or replaced since."""
+        own = self._model.__dict__
+        if own.get(MASKED) is self._owner:
+            own.pop(MASKED, None)
+        for name, former in self._replaced.items():
+            if own.get(name) is not self._standing_in[name]:
+                continue
+            del own[name]
+            if former is not None:
+                own[name] = former
+        self._replaced.clear()
+        self._standing_in.clear()
+
+
+class ModuleWatch:
+    """Which modules stand at given paths of a model, so that replaced ones are noticed at the cost of dict look-ups."""
+
+    def __init__(self, model: nn.Module, paths: Iterable[str]) -> None:
+        prefixes = {path.rsplit(".", drop)[0] for path in paths for drop in range(path.count(".") + 1)}
+        self._links = []
+        for prefix in sorted(prefixes - {""}):
+            parent, _, name = prefix.rpartition(".")
+            modules = model.get_submodule(parent)._modules
+            self._links.append((modules, name, modules[name]))
+
+    @property
+    def changed(self) -> bool:
+        """Whether another module stands at one of the paths by now."""
+        return any(modules.get(name) is not module for modules, name, module in self._links)
+
+
+class HookInstallation:
+    """What is put on a model.
+
+    Args:
+        model: the model.
+        module_map: where its parts are.
+        sites: what the hooks of its parts find there.
+        handler: what the hooks of the model itself and of its exit tell.
+        skips: whether the model's forward may be skipped.
+    """
+
+    def __init__(
+        self, model: nn.Module, module_map: ModuleMap, sites: Sites, handler: CallHandler, skips: bool
+    ) -> None:
+        self._model, self._map, self._sites, self._handler, self._skips = model, module_map, sites, handler, skips
+        self._claim = Claim(model)
         self._handles: list[RemovableHandle] = []
         self._parts: list[RemovableHandle] = []
         self._held: list[tuple[nn.Module, str]] = []
-        self._replaced: dict[str, Any] = {}
-        self._standing_in: dict[str, Any] = {}
 
     def put_on(self) -> None:
         """Register all hooks.
@@ -60,40 +134,33 @@ class HookInstallation:
             AlreadyPrunedError: the model carries hooks of another handle.
         """
         model = self._model
-        if MASKED in model.__dict__:
-            raise AlreadyPrunedError(
-                f"{type(model).__name__}: already pruned by another handle; call its remove() first"
-            )
-        model.__dict__[MASKED] = self._masked
+        self._claim.take(self._handler)
         begin, end = torch.compiler.disable(before_model), torch.compiler.disable(after_model)
         self._handles.append(model.register_forward_pre_hook(begin, with_kwargs=True))
         self._handles.append(model.register_forward_hook(end, with_kwargs=True, always_call=True))
         self.put_on_parts()
-        self._stand_in(COPYING, functools.partial(reduce_plainly, model, ATTRIBUTES, self._replaced))
         self.stand_in_forward()
         if hasattr(model, "cache_context"):
             names: Any = model.cache_context
-            self._stand_in("cache_context", functools.partial(named_calls, self._masked, names))
+            self._claim.stand_in("cache_context", functools.partial(named_calls, self._handler, names))
 
     def put_on_parts(self) -> None:
         """Register the hooks of the model's parts on the modules that stand there now."""
-        masked = self._masked
-        for site in masked.map.block_sites:
-            masked.blocks[site.path] = BlockState(site, self._model.get_submodule(site.path))
-            self._fit(
-                site.path, block_hooks.ATTRIBUTE, masked.blocks[site.path], before=block_hooks.before_block, kwargs=True
-            )
-        for state in masked.attentions:
+        sites = self._sites
+        sites.find_blocks(self._model)
+        for path, block in sites.blocks.items():
+            self._fit(path, block_hooks.ATTRIBUTE, block, before=block_hooks.before_block, kwargs=True)
+        for attention in sites.attentions:
             enter, leave = attention_hooks.enter_attention, attention_hooks.leave_attention
-            self._fit(state.site.path, attention_hooks.ATTRIBUTE, state, before=enter, after=leave)
-        for state in masked.constants:
+            self._fit(attention.site.path, attention_hooks.ATTRIBUTE, attention, before=enter, after=leave)
+        for layer in sites.text_layers:
             before, after = text_hooks.before_text_layer, text_hooks.after_text_layer
-            self._fit(state.path, text_hooks.ATTRIBUTE, state, before=before, after=after)
-        site = masked.map.exit_site
+            self._fit(layer.path, text_hooks.ATTRIBUTE, layer, before=before, after=after)
+        site = self._map.exit_site
         if site.expand is not None:
-            self._fit(site.expand, exit_hooks.EXPANDED, masked.expand, after=exit_hooks.after_expanded)
-        self._fit(site.path, MASKED, masked, after=torch.compiler.disable(after_exit))
-        self._places = ModuleWatch(self._model, masked.map.paths)
+            self._fit(site.expand, exit_hooks.EXPANDED, sites.expand, after=exit_hooks.after_expanded)
+        self._fit(site.path, MASKED, self._handler, after=torch.compiler.disable(after_exit))
+        self._watch = ModuleWatch(self._model, self._map.paths)
 
     def take_off_parts(self) -> None:
         """Remove the hooks of the model's parts, also from what has taken a part's place."""
@@ -114,35 +181,19 @@ class HookInstallation:
             handle.remove()
         self._handles.clear()
         self.take_off_parts()
-        own = self._model.__dict__
-        own.pop(MASKED, None)
-        for name, former in self._replaced.items():
-            if own.get(name) is not self._standing_in[name]:
-                continue  # somebody wrapped or replaced it since
-            del own[name]
-            if former is not None:
-                own[name] = former
-        self._replaced.clear()
-        self._standing_in.clear()
+        self._claim.release()
 
     @property
     def displaced(self) -> bool:
         """Whether other modules took the place of some that carry hooks (wrapped, unwrapped or quantised layers)."""
-        return self._places.changed
+        return self._watch.changed
 
     def stand_in_forward(self) -> None:
         """Put ours before the model's forward where steps may be skipped, unless it is still under others' wrappers."""
-        forward: Any = self._model.forward
-        ours = self._standing_in.get("forward")
-        skips = self._masked.schedule.skips
-        if not skips or (ours and inspect.unwrap(forward, stop=lambda found: found is ours) is ours):
-            return
-        self._stand_in("forward", functools.wraps(forward)(functools.partial(forward_or_skip, self._masked, forward)))
-
-    def _stand_in(self, name: str, value: Any) -> None:
-        """Give the model a method of its own, until all is taken off."""
-        self._replaced[name] = self._model.__dict__.get(name)
-        self._standing_in[name] = self._model.__dict__[name] = value
+        if self._skips and not self._claim.stands_in("forward"):
+            forward: Any = self._model.forward
+            ours = functools.wraps(forward)(functools.partial(forward_or_skip, self._handler, forward))
+            self._claim.stand_in("forward", ours)
 
     def _fit(
         self,
@@ -161,20 +212,3 @@ class HookInstallation:
             self._parts.append(module.register_forward_pre_hook(before, with_kwargs=kwargs))
         if after is not None:
             self._parts.append(module.register_forward_hook(after))
-
-
-class ModuleWatch:
-    """Which modules stand at given paths of a model, so that replaced ones are noticed at the cost of dict look-ups."""
-
-    def __init__(self, model: nn.Module, paths: Iterable[str]) -> None:
-        prefixes = {path.rsplit(".", drop)[0] for path in paths for drop in range(path.count(".") + 1)}
-        self._links = []
-        for prefix in sorted(prefixes - {""}):
-            parent, _, name = prefix.rpartition(".")
-            modules = model.get_submodule(parent)._modules
-            self._links.append((modules, name, modules[name]))
-
-    @property
-    def changed(self) -> bool:
-        """Whether another module stands at one of the paths by now."""
-        return any(modules.get(name) is not module for modules, name, module in self._links)

@@ -1,42 +1,63 @@
-"""One model with its hooks: what they work with, and what happens from the start of a call to its end."""
+"""One model with its hooks: what happens from the start of a call of the model to its end."""
 
 from __future__ import annotations
 
 import inspect
-import threading
-from collections.abc import Mapping
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map, tree_structure
 
-from tokenprune.engine import attention_hooks, text_hooks
-from tokenprune.engine.attention_hooks import AttentionState
-from tokenprune.engine.block_hooks import BlockState
-from tokenprune.engine.branch_cache import BranchCache, KeptOutput
+from tokenprune.engine.branch_cache import BranchCache
 from tokenprune.engine.cache_conflicts import refuse_caches
 from tokenprune.engine.call_arguments import CallArguments, Given
-from tokenprune.engine.exit_hooks import Exit, ExpandState
 from tokenprune.engine.generation import Generation
 from tokenprune.engine.installation import HookInstallation
-from tokenprune.engine.rows import Rows
+from tokenprune.engine.policy_view import PolicyView
 from tokenprune.engine.set_aside import SetAside
+from tokenprune.engine.settings import PruningSettings
+from tokenprune.engine.sites import Sites
 from tokenprune.engine.skipped_steps import OutputMap
 from tokenprune.engine.step_tracker import CallPosition, StepTracker
-from tokenprune.engine.text_hooks import TextLayerState
+from tokenprune.engine.thread_label import ThreadLabel
 from tokenprune.engine.thread_ownership import ThreadOwnership
 from tokenprune.errors import UnsupportedCallError
 from tokenprune.modulemap import ModuleMap
-from tokenprune.ops.grid import num_tokens
-from tokenprune.ops.guidance import BranchKey, Guidance, halves_agree
+from tokenprune.ops.guidance import BranchKey, halves_agree
 from tokenprune.ops.selection import Selection
-from tokenprune.ops.static_memory import StaticBuffers, is_writable
-from tokenprune.policies.base import SelectionPolicy
 from tokenprune.reports.records import CallRecord, Stopwatch
 from tokenprune.reports.trace import Recorder
-from tokenprune.reuse.base import Reuse
-from tokenprune.schedule import Schedule
+
+
+@dataclass
+class CallUnderWay:
+    """What one call of the model computes.
+
+    Attributes:
+        position: where it stands.
+        branch: what its guidance branch keeps.
+        selection: the computed tokens of every image of the batch; None for all, or for none if it skips.
+        skips: whether it computes nothing.
+        numbered: tokens to put in the place of the exit's [B, N, C], while their places in the output are sought.
+    """
+
+    position: CallPosition
+    branch: BranchCache
+    selection: Selection | None
+    skips: bool
+    numbered: Tensor | None = None
+
+
+@dataclass
+class Window:
+    """One of the generations that may take turns on a model: its steps so far, and what it keeps."""
+
+    tracker: StepTracker
+    generation: Generation
 
 
 class MaskedModule:
@@ -45,69 +66,59 @@ class MaskedModule:
     Args:
         model: the transformer.
         module_map: where its parts are; checked here.
-        policy: chooses the tokens of each step.
-        schedule: says how many.
-        reuse: says what the other tokens' predictions become.
-        guidance: None compares the halves of a batch at the start of each generation to find batched guidance.
-        guidance_scale: None shows policies the conditional prediction; a number shows them the guided one.
-        trace: whether to record what happens to every token at every step.
-        cache_dtype: what keys and values are kept in; None keeps them in the model's type.
+        settings: how it is pruned.
+        tracker: tells steps and guidance branches apart; None tells them by the timesteps.
+        window: what the generation goes by that the coming calls belong to, where several take turns.
+
+    Attributes:
+        model: as above.
+        map: as above.
+        settings: as above.
+        signature: of the model's forward.
+        sites: the states of all hooked places.
+        generations: how many began since the hooks were put on.
+        peak_bytes: most memory that the caches held.
+        notes: how the map was found, where that is worth telling.
     """
+
+    notes: tuple[str, ...] = ()
 
     def __init__(
         self,
         model: nn.Module,
         module_map: ModuleMap,
-        policy: SelectionPolicy,
-        schedule: Schedule,
-        reuse: Reuse,
-        guidance: Guidance | None,
-        guidance_scale: float | None,
-        trace: bool = False,
-        cache_dtype: torch.dtype | None = None,
+        settings: PruningSettings,
+        tracker: StepTracker | None = None,
+        window: ThreadLabel | None = None,
     ) -> None:
         module_map.check(model)
         self.model = model
         self.map = module_map
-        self.policy = policy
-        self.schedule = schedule
-        self.reuse = reuse
-        self.guidance = guidance
-        self.guidance_scale = guidance_scale
-        self.tracing = trace
-        self.cache_dtype = cache_dtype
+        self.settings = settings
         self.signature = inspect.signature(model.forward)
-        self.exit = Exit(module_map.exit_site)
-        self.blocks: dict[str, BlockState] = {}
-        self.expand = ExpandState(module_map.exit_site)
-        self.attentions = [AttentionState(site) for site in module_map.attentions]
-        for state in self.attentions:
-            state.weigh = policy.weigh_attention if "attention" in policy.needs else None
-        self.constants = [TextLayerState(path) for path in module_map.constants]
-        self.run = StepTracker(module_map.time_rises, halves=guidance != "none")
-        self.ownership = ThreadOwnership(type(model).__name__)
-        self.called: dict[int, str] = {}
+        weigh = settings.policy.weigh_attention if "attention" in settings.policy.needs else None
+        self.sites = Sites(module_map, weigh)
         self.generations = 0
         self.peak_bytes = 0
-        self.installation = HookInstallation(self)
-        self.aside = SetAside()
-        self.examples: dict[BranchKey, Given] = {}
-        self.generation = self._new_generation(0)
-        self.position: CallPosition | None = None
-        self.clock = torch.zeros(())
-        self.branch: BranchCache | None = None
-        self.selection: Selection | None = None
-        self.skipping = False
-        self.numbered: Tensor | None = None
+        self._tracker = tracker or StepTracker(module_map.time_rises, halves=settings.guidance != "none")
+        self._label, self._branch_name = window or ThreadLabel(), ThreadLabel()
+        self._ownership = ThreadOwnership(type(model).__name__)
+        self._installation = HookInstallation(model, module_map, self.sites, self, settings.schedule.skips)
+        self._set_aside = SetAside()
+        self._output_maps: dict[tuple[torch.Size, torch.dtype, str], OutputMap] = {}
+        self._call: CallUnderWay | None = None
+        self._window = Window(self._tracker, self._new_generation(PolicyView(module_map, "none", None, 0, ())))
         self.reset()
-
-    notes: tuple[str, ...] = ()
-    """How the map was found, where that is worth telling."""
 
     @property
     def masked(self) -> MaskedModule:
         """What prunes the model: this; a model without adapter has it only from its first call on."""
         return self
+
+    @property
+    def generation(self) -> Generation:
+        """The one under way, or the last."""
+        return self._window.generation
 
     # Hooks on and off ------------------------------------------------------------------------------------------
 
@@ -117,49 +128,54 @@ class MaskedModule:
         Raises:
             AlreadyPrunedError: the model carries hooks of another handle.
         """
-        self.installation.put_on()
+        self._installation.put_on()
 
     def remove(self) -> None:
         """Take all hooks off and free the caches; the model is as it was."""
         self.unwind()
-        self.installation.take_off()
+        self._installation.take_off()
         self.reset()
+
+    def reset(self) -> None:
+        """Free the caches; the next call starts a generation."""
+        self._ownership.reset()
+        self._window = Window(self._tracker.renewed(), self.generation.emptied())
+        self._windows = {"": self._window}
+        self._output_maps.clear()
+        self._end_call()
+        self.sites.forget()
+
+    def restart_with_rising_time(self) -> None:
+        """The timestep turned out to grow as the noise falls: the coming call begins the generation once more."""
+        self.map = replace(self.map, time_rises=True)
+        self._tracker = self._tracker.with_rising_time()
+        for window in self._windows.values():
+            window.tracker = self._tracker.renewed()
+        self.generations -= 1
+
+    def unwind(self) -> None:
+        """Leave whatever an exception or an interrupt left behind: attention modes, forced eager execution."""
+        self._set_aside.take_back()
+        self.sites.leave_modes()
 
     def _follow_displaced(self) -> None:
         """Move the hooks to the modules that took the place of others."""
-        self.installation.take_off_parts()
+        self._installation.take_off_parts()
         try:
             self.map.check(self.model)
         finally:
             self.reset()
-        self.installation.put_on_parts()
-
-    def reset(self) -> None:
-        """Free the caches; the next call starts a generation."""
-        self.run = self.run.renewed()
-        self.ownership.reset()
-        self.exit.rows = self.exit.starts = self.expand.rows = None
-        for block in self.blocks.values():
-            block.rows = None
-        self.generation = self.generation.emptied()
-        self.static = StaticBuffers()
-        self.output_maps: dict[tuple[torch.Size, torch.dtype, str], OutputMap] = {}
-        self._end_call()
-        for state in self.attentions:
-            state.forget()
-        for constant in self.constants:
-            constant.kept = KeptOutput()
-
-    def unwind(self) -> None:
-        """Leave whatever an exception or an interrupt left behind: attention modes, forced eager execution."""
-        self.aside.take_back()
-        attention_hooks.leave_modes(self.attentions)
+        self._installation.put_on_parts()
 
     # One call of the model -------------------------------------------------------------------------------------
 
+    def named(self, name: str) -> AbstractContextManager[None]:
+        """Calls of this thread within belong to the guidance branch of this name."""
+        return self._branch_name.set(name)
+
     def begin_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Given:
         """Decide what this call computes; returns the model's arguments, per-token ones gathered."""
-        if self.ownership.enter():  # an interrupt that torch's hooks do not see stopped the last call
+        if self._ownership.enter():  # an interrupt that torch's hooks do not see stopped the last call
             self.abandon()
         self.unwind()
         if torch.is_grad_enabled():
@@ -167,94 +183,79 @@ class MaskedModule:
                 f"{type(self.model).__name__}: pruning keeps keys and values from earlier steps and cannot give "
                 f"gradients; call the model under torch.no_grad() or remove() the handle to train"
             )
-        if self.installation.displaced:
+        if self._installation.displaced:
             self._follow_displaced()
-        call = self._call(args, kwargs)
-        latents, name = call.latents, self.called.get(threading.get_ident(), "")
-        self.run, position = self.ownership.advance(self.run, call.time, latents, name)
+        given = self._arguments(args, kwargs)
+        latents = given.latents
+        position = self._find_position(given, latents)
         if position.first_of_generation:
-            self._begin_generation(position, latents, call.arguments)
-        generation, grid = self.generation, self.generation.grid
+            self._begin_generation(position, given)
+        generation = self.generation
+        if position.adopted:
+            generation.adopt(position.adopted)
+            self.generations += 1
         if position.first_of_step:
-            generation.begin_step(position, grid, self.schedule, self.policy)
-        branch = self._begin_branch(position, call)
+            generation.begin_step(position, self.settings.schedule, self.settings.policy)
+        branch = self._begin_branch(position, given)
         known = branch.prediction is not None
-        self.position, self.branch = position, branch
-        if self.clock.device != latents.device or not is_writable(self.clock):
-            self.clock = torch.zeros((), device=latents.device)
-        self.clock.fill_(position.time)
-        self.skipping = known and generation.skipping
-        self.selection = self._for_batch(generation.selection, len(latents)) if known else None
-        self._prepare(branch, call, len(latents))
-        text_hooks.prepare(self.constants, branch, call.text, pruned=self.selection is not None)
-        empty = (
-            not buffer.length for path, buffer in branch.buffers.items() if not path.endswith(attention_hooks.SECOND)
-        )
-        if not known and any(empty):
+        selection = self._for_batch(generation.selection, len(latents)) if known else None
+        self._call = CallUnderWay(position, branch, selection, skips=known and generation.skipping)
+        self.sites.prepare(given, branch, selection, generation.view.tokens, position.time)
+        self.sites.prepare_text(given, branch, pruned=selection is not None)
+        if not known and branch.makes_buffers:
             # Compiled blocks must never see the buffers being made: that would be another graph for each layer.
-            self.aside.put(map(self.model.get_submodule, self.blocks))
-        tokens = 0 if self.skipping else self.selection.count if self.selection else num_tokens(grid)
+            self._set_aside.put(map(self.model.get_submodule, self.sites.blocks))
+        whole = generation.records[-1].num_tokens
+        tokens = 0 if self._call.skips else selection.count if selection else whole
         generation.records[-1].calls.append(CallRecord(position.branch, tokens, Stopwatch(latents.device)))
-        return call.gathered(self.exit.rows)
+        return given.gathered(self.sites.exit.rows)
 
     def complete(self, output: Tensor) -> Tensor:
         """Take in what the exit module gave: of N tokens at a full call, unchanged; of n, completed, otherwise."""
-        if self.branch is None or self.position is None:
+        call = self._call
+        if call is None:
             return output
-        if self.numbered is not None:
-            return self.exit.write(output, self.numbered)
-        images = self.exit.read(output)
-        if self.position.first_of_step:
-            self.generation.note(images, self._forecast(), self.selection is not None, self._attention_weights())
-        if self.selection is None:
-            last = self.branch.reference if self.branch.prediction is None else self.branch.prediction
-            self.branch.prediction = images.detach().clone()
-            self.branch.reference = self.branch.prediction if last is None else last
-            self.branch.reuse.record(images, self.position.time)
+        if call.numbered is not None:
+            return self.sites.exit.write(output, call.numbered)
+        images, branch, time = self.sites.exit.read(output), call.branch, call.position.time
+        if call.position.first_of_step:
+            forecast = self._forecast(call)
+            self.generation.note(images, forecast, call.selection is not None, self.sites.attention_weights())
+        if call.selection is None:
+            last = branch.reference if branch.prediction is None else branch.prediction
+            branch.prediction = images.detach().clone()
+            branch.reference = branch.prediction if last is None else last
+            branch.reuse.record(images, time)
             return output
-        completed = self.branch.reuse.complete(images, self.selection, self.position.time)
-        self.branch.prediction = completed.clone()
-        return self.exit.write(output, completed)
+        completed = branch.reuse.complete(images, call.selection, time)
+        branch.prediction = completed.clone()
+        return self.sites.exit.write(output, completed)
 
-    def _attention_weights(self) -> list[Tensor]:
-        """What the policy made of each attention module at this full call; nothing where it does not ask."""
-        weights = [
-            [state.weights for state in (site.images if site.site.per_image else [site]) if state.weights is not None]
-            for site in self.attentions
-        ]
-        joined = [torch.cat(found) for found in weights if found]
-        return [found.to(joined[0].device) for found in joined]
-
-    def _forecast(self) -> Tensor | None:
-        """What the coming tokens would have been taken for, where policy or trace need to know and there is a past."""
-        wanted = self.tracing or "forecast_error" in self.policy.needs
-        if not wanted or self.branch is None or self.branch.prediction is None:
-            return None
-        forecast = self.branch.reuse.forecast(self.position.time if self.position else 0.0)
-        return forecast if self.selection is None else self.selection.gather(forecast)
-
-    def skipped_output(self) -> Any:
-        """The model's output for forecast tokens."""
-        if self.branch is None or self.branch.output_map is None or self.position is None:
+    def run_or_skip(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The model's output: of its forward, or made of forecast tokens at a skipped step."""
+        call = self._call
+        if call is None or not call.skips:
+            return forward(*args, **kwargs)
+        if call.branch.output_map is None:
             raise RuntimeError("a generation starts with a full step")
-        self.branch.prediction = self.branch.reuse.forecast(self.position.time)
-        return self.branch.output_map(self.branch.prediction)
+        call.branch.prediction = call.branch.reuse.forecast(call.position.time)
+        return call.branch.output_map(call.branch.prediction)
 
     def end_call(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Book-keeping after a call that went through."""
-        record = self.generation.records[-1]
-        record.calls[-1].watch.mark()
-        self.peak_bytes = max(self.peak_bytes, self.generation.nbytes)
+        call = self._call
+        self.generation.records[-1].calls[-1].watch.mark()
+        self.peak_bytes = max(self.peak_bytes, sum(window.generation.nbytes for window in self._windows.values()))
         self.generation.end_call()
-        if self.schedule.skips and self.selection is None and not self.skipping:
-            self._map_output(args, kwargs, output)
-        self.aside.take_back()
+        if self.settings.schedule.skips and call is not None and call.selection is None and not call.skips:
+            self._map_output(call, args, kwargs, output)
+        self._set_aside.take_back()
         self._end_call()
-        self.ownership.leave()
+        self._ownership.leave()
 
     def fail_call(self) -> None:
         """An exception stopped this thread's call: start afresh with the next one, unless the caches are another's."""
-        if self.ownership.leave():
+        if self._ownership.leave():
             self.abandon()
 
     def abandon(self) -> None:
@@ -263,55 +264,71 @@ class MaskedModule:
         self.reset()
 
     def _end_call(self) -> None:
-        self.position, self.branch, self.selection, self.numbered = None, None, None, None
-        self.skipping = False
+        self._call = None
+        self.sites.clear()
 
-    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> CallArguments:
+    def _arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> CallArguments:
         return CallArguments(type(self.model).__name__, self.map, self.signature, args, kwargs)
 
-    def _begin_generation(self, position: CallPosition, latents: Tensor, arguments: Mapping[str, Any]) -> None:
+    def _find_position(self, given: CallArguments, latents: Tensor) -> CallPosition:
+        """Where the coming call stands among those of its window."""
+        label = self._label.name
+        if label not in self._windows:
+            view = PolicyView(self.map, "none", None, 0, ())
+            self._windows[label] = Window(self._tracker.renewed(), self._new_generation(view))
+        window = self._windows[label]
+        tracker, position = self._ownership.advance(
+            window.tracker, given.time, latents, self._branch_name.name, given.conditions
+        )
+        if tracker is not window.tracker:  # another thread begins: its generation takes the place of all others
+            window.tracker, self._windows = tracker, {label: window}
+        self._window = window
+        return position
+
+    def _begin_generation(self, position: CallPosition, given: CallArguments) -> None:
         """Start anew; key and value buffers stay, for their memory, while the latents keep their shape."""
         refuse_caches(self.model)
-        self.installation.stand_in_forward()
+        self._installation.stand_in_forward()
         last = self.generation.branches
-        self.examples = {}
-        self.generation = self._new_generation(self._count_images(latents))
-        self.generation.grid = self.map.grid(arguments)
-        if self.map.references is not None:
-            self.generation.references = self.map.references(arguments)
+        self._window.generation = self._new_generation(self._view(given))
         if position.branch in last:
-            self.static.tidy()
-            for key, branch in last.items():
-                kept = {path: buffer for path, buffer in branch.buffers.items() if buffer.writable}
-                for buffer in kept.values():
-                    buffer.restart()
-                outputs = {path: output for path, output in branch.constants.items() if output.writable}
-                guidance, cache = self.generation.guidance_of(key.shape[0]), self.generation.branches
-                cache[key] = BranchCache(self.reuse.start(guidance), guidance, buffers=kept, constants=outputs)
+            self.sites.tidy()
+            for key, former in last.items():
+                branch = self.generation.branches[key] = self._new_branch(key)
+                branch.take_memory(former)
         else:
-            self.static = StaticBuffers()
-            self.output_maps.clear()
+            self.sites.forget_rows()
+            self._output_maps.clear()
         self.generations += 1
 
-    def _new_generation(self, images: int) -> Generation:
-        recorder = Recorder() if self.tracing else None
-        return Generation(self.map, self.guidance or self.map.guidance, images, self.guidance_scale, recorder)
+    def _new_generation(self, view: PolicyView) -> Generation:
+        return Generation(view, Recorder() if self.settings.trace else None)
 
-    def _count_images(self, latents: Tensor) -> int:
-        """B, how many images a batch holds, guidance aside."""
-        guided = halves_agree(latents) if self.guidance is None else self.guidance != "none"
-        return len(latents) // 2 if guided else len(latents)
+    def _view(self, given: CallArguments) -> PolicyView:
+        """What policies see of the coming generation; finds batched guidance by its latents, if nobody says."""
+        latents, settings = given.latents, self.settings
+        guided = halves_agree(latents) if settings.guidance is None else settings.guidance != "none"
+        images = len(latents) // 2 if guided else len(latents)
+        guidance = settings.guidance or self.map.guidance
+        references = self.map.references(given.arguments) if self.map.references is not None else (0, 0)
+        return PolicyView(
+            self.map, guidance, settings.guidance_scale, images, self.map.grid(given.arguments), references
+        )
 
-    def _begin_branch(self, position: CallPosition, call: CallArguments) -> BranchCache:
-        branches: dict[BranchKey, BranchCache] = self.generation.branches
+    def _new_branch(self, key: BranchKey, reference: Tensor | None = None) -> BranchCache:
+        guidance = self.generation.view.guidance_of(key.shape[0])
+        return BranchCache(self.settings.reuse, guidance, self.settings.cache_dtype, reference)
+
+    def _begin_branch(self, position: CallPosition, given: CallArguments) -> BranchCache:
+        branches = self.generation.branches
         if position.branch not in branches:
-            guidance = self.generation.guidance_of(position.branch.shape[0])
             reference = self.generation.handed_on if position.first_of_step else None
-            branches[position.branch] = BranchCache(self.reuse.start(guidance), guidance, reference=reference)
+            branches[position.branch] = self._new_branch(position.branch, reference)
         branch = branches[position.branch]
         branch.step = position.step
-        if position.branch not in self.examples:
-            self.examples[position.branch] = call.given if self.map.reads_values else tree_map(_on_meta, call.given)
+        if position.branch not in self.generation.examples:
+            example = given.given if self.map.reads_values else tree_map(_on_meta, given.given)
+            self.generation.examples[position.branch] = example
         return branch
 
     def _for_batch(self, selection: Selection | None, batch: int) -> Selection | None:
@@ -321,61 +338,36 @@ class MaskedModule:
             raise UnsupportedCallError(
                 f"{type(self.model).__name__}: expected a batch with all {selection.batch_size} images, got {batch}"
             )
-        before = self.generation.references[0]
-        return Selection(selection.index + before, self._tokens).repeat(batch // selection.batch_size)
+        view = self.generation.view
+        return Selection(selection.index + view.references[0], view.tokens).repeat(batch // selection.batch_size)
 
-    @property
-    def _tokens(self) -> int:
-        """N of this generation, reference tokens included."""
-        return num_tokens(self.generation.grid) + sum(self.generation.references)
+    def _forecast(self, call: CallUnderWay) -> Tensor | None:
+        """What the coming tokens would have been taken for, where policy or trace need to know and there is a past."""
+        wanted = self.settings.trace or "forecast_error" in self.settings.policy.needs
+        if not wanted or call.branch.prediction is None:
+            return None
+        forecast = call.branch.reuse.forecast(call.position.time)
+        return forecast if call.selection is None else call.selection.gather(forecast)
 
-    def _prepare(self, branch: BranchCache, call: CallArguments, batch: int) -> None:
-        """Tell all hooks what the coming call computes."""
-        starts = self.map.text_lengths(call.arguments) if self.map.text_lengths else None
-        frames = self.map.frames(call.arguments) if self.map.frames else 1
-        rows = None
-        if starts is not None and self.selection is not None:
-            starts = starts.to(self.selection.index.device)
-        states = [state for site in self.attentions for state in site.of_batch(batch)]
-        for state in states:
-            if state.path not in branch.buffers:
-                branch.buffers[state.path] = self.reuse.start_keys(branch.guidance)
-                branch.buffers[state.path].dtype = self.cache_dtype
-        if self.selection is not None:
-            joint = [
-                branch.buffers[state.path].length
-                for state in states
-                if state.site.layout != "image" and not state.path.endswith(attention_hooks.SECOND)
-            ]
-            text = max(joint, default=self._tokens) - self._tokens
-            rows = Rows(self.selection, self.map.layouts, max(text, 0), starts, frames, self.static)
-        self.exit.rows, self.exit.tokens = rows, self._tokens
-        self.exit.starts, self.exit.frames = starts, frames
-        self.expand.rows = rows
-        for block in self.blocks.values():
-            block.rows = rows
-        attention_hooks.prepare(states, branch.buffers, rows, self._tokens, self.clock, starts)
-
-    def _map_output(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def _map_output(self, call: CallUnderWay, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Find out how the model lays out its tokens, by runs on no image tokens at all."""
-        if self.branch is None or self.branch.prediction is None:
+        tokens = call.branch.prediction
+        if tokens is None:
             return
-        branch, tokens = self.branch, self.branch.prediction
         key = (tokens.shape, tokens.dtype, str(tree_structure(output)))
-        if key in self.output_maps:
-            branch.output_map = self.output_maps[key]
-            return
+        if key not in self._output_maps:
+            nothing = torch.empty(len(tokens), 0, dtype=torch.int64, device=tokens.device)
+            call.selection = Selection(nothing, tokens.shape[1])
+            given = self._arguments(args, kwargs)
+            self.sites.prepare(given, call.branch, call.selection, tokens.shape[1], call.position.time)
+            args, kwargs = given.gathered(self.sites.exit.rows)
 
-        def rearrange(numbered: Tensor) -> Any:
-            self.numbered = numbered
-            return self.model.forward(*gathered[0], **gathered[1])
+            def rearrange(numbered: Tensor) -> Any:
+                call.numbered = numbered
+                return self.model.forward(*args, **kwargs)
 
-        nothing = torch.empty(len(tokens), 0, dtype=torch.int64, device=tokens.device)
-        self.selection = Selection(nothing, tokens.shape[1])
-        call = self._call(args, kwargs)
-        self._prepare(branch, call, len(tokens))
-        gathered = call.gathered(self.exit.rows)
-        self.output_maps[key] = branch.output_map = OutputMap(tokens, output, rearrange)
+            self._output_maps[key] = OutputMap(tokens, output, rearrange)
+        call.branch.output_map = self._output_maps[key]
 
 
 def _on_meta(value: Any) -> Any:

@@ -9,9 +9,9 @@ values, `after_exit` completes the prediction, `after_model` cleans up, also aft
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
@@ -24,9 +24,35 @@ MASKED = "_tokenprune"
 ATTRIBUTES = (MASKED, attention_hooks.ATTRIBUTE, block_hooks.ATTRIBUTE, exit_hooks.EXPANDED, text_hooks.ATTRIBUTE)
 
 
+class CallHandler(Protocol):
+    """What the hooks of a model tell of its calls; the model and its exit hold it under `MASKED`."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The model that it is for."""
+
+    def begin_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A call begins; gives the arguments that it goes on with."""
+
+    def end_call(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """A call went through."""
+
+    def fail_call(self) -> None:
+        """An exception stopped a call."""
+
+    def complete(self, output: Tensor) -> Tensor:
+        """The exit's output, made whole."""
+
+    def run_or_skip(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The model's output."""
+
+    def named(self, name: str) -> AbstractContextManager[None]:
+        """Calls within belong to the guidance branch of this name."""
+
+
 def before_model(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Forward pre-hook of the model."""
-    masked = model.__dict__[MASKED]
+    masked: CallHandler = model.__dict__[MASKED]
     if masked.model is not model:
         raise UnsupportedCallError(
             f"{type(model).__name__}: this is a shallow copy or a replica of a pruned model, and shares its caches; "
@@ -41,7 +67,7 @@ def before_model(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 
 def after_model(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
     """Forward hook of the model, called on the way of an exception, too: then without output."""
-    masked = model.__dict__[MASKED]
+    masked: CallHandler = model.__dict__[MASKED]
     if masked.model is not model:
         return
     if output is None:
@@ -54,25 +80,21 @@ def after_model(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any],
         raise
 
 
-def forward_or_skip(masked: Any, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def forward_or_skip(masked: CallHandler, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Stands in for the model's forward while a schedule may skip steps."""
-    return masked.skipped_output() if masked.skipping else forward(*args, **kwargs)
+    return masked.run_or_skip(forward, args, kwargs)
 
 
 def after_exit(module: nn.Module, args: Any, output: Tensor) -> Tensor:
     """Forward hook of the last projection."""
-    masked = getattr(module, MASKED)
-    completed: Tensor = masked.complete(output)
-    return completed
+    masked: CallHandler = getattr(module, MASKED)
+    return masked.complete(output)
 
 
 @contextlib.contextmanager
-def named_calls(masked: Any, announce: Callable[..., Any], name: str, *args: Any, **kwargs: Any) -> Iterator[None]:
+def named_calls(
+    masked: CallHandler, announce: Callable[..., AbstractContextManager[Any]], name: str, *args: Any, **kwargs: Any
+) -> Iterator[None]:
     """Stands in for a model's `cache_context`: pipelines tell by it which guidance branch the coming call is."""
-    thread = threading.get_ident()
-    masked.called[thread] = name
-    try:
-        with announce(name, *args, **kwargs):
-            yield
-    finally:
-        masked.called.pop(thread, None)
+    with masked.named(name), announce(name, *args, **kwargs):
+        yield

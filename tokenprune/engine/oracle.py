@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from tokenprune.engine.masked_module import MaskedModule
+from tokenprune.engine.settings import PruningSettings
 from tokenprune.engine.step_tracker import OneGeneration
 from tokenprune.modulemap import ModuleMap
 from tokenprune.ops.guidance import Guidance
@@ -48,15 +49,15 @@ def play(
         corrupted: attention modules, by path, whose pruned steps get other keys and values than the kept ones.
     """
     policy = _Drawn(seed, images)
-    masked = MaskedModule(model, module_map, policy, CountSchedule(counts), _Poisoned(), "none", None)
-    masked.run = OneGeneration(module_map.time_rises)
+    settings = PruningSettings(policy, CountSchedule(counts), _Poisoned(), guidance="none")
+    masked = MaskedModule(model, module_map, settings, OneGeneration(module_map.time_rises))
     masked.install()
     try:
         for inputs in steps:
             yield model(**inputs)
             for branch in masked.generation.branches.values():
-                for path, buffer in branch.buffers.items():
-                    buffer.corrupted = path.partition("#")[0] in corrupted  # type: ignore[attr-defined]
+                for key, buffer in branch.buffers.items():
+                    buffer.corrupted = key.path in corrupted  # type: ignore[attr-defined]
     finally:
         masked.remove()
 

@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tokenprune.engine.call_arguments import Given
 from tokenprune.engine.copies import bare
 from tokenprune.engine.masked_module import MaskedModule
+from tokenprune.engine.settings import PruningSettings
 from tokenprune.engine.step_tracker import OneGeneration
 from tokenprune.modulemap import ModuleMap
 from tokenprune.policies.sequential import SequentialPolicy
@@ -173,10 +174,9 @@ def count_steps(
         arguments: what to call it with, tensors on the meta device unless the map says that the model reads values.
         counts: numbers of tokens n, at least 1 each.
     """
-    policy, schedule = SequentialPolicy(), CountSchedule([None, *counts])
+    settings = PruningSettings(SequentialPolicy(), CountSchedule([None, *counts]), Hold(), guidance="none")
     with bare(model):
-        masked = MaskedModule(model, module_map, policy, schedule, Hold(), guidance="none", guidance_scale=None)
-        masked.run = OneGeneration(module_map.time_rises)
+        masked = MaskedModule(model, module_map, settings, OneGeneration(module_map.time_rises))
         masked.install()
         on_meta = not module_map.reads_values
         if on_meta:

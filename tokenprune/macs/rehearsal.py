@@ -6,6 +6,7 @@ import contextlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch.utils._pytree import tree_map
 
 from tokenprune.engine.copies import bare
 from tokenprune.engine.masked_module import MaskedModule
+from tokenprune.engine.settings import PruningSettings
 from tokenprune.engine.step_tracker import CallPosition, OneGeneration
 from tokenprune.errors import ConfigurationError
 from tokenprune.macs.counting import Counted, call_on_meta, counting
@@ -150,8 +152,8 @@ def rehearse(
                 call_on_meta(model, ((), arguments), dtype)
 
     with bare(model):
-        masked = MaskedModule(model, module_map, SequentialPolicy(), CountSchedule(order), plan.reuse, halves, None)
-        masked.run = _Rehearsed(call.times, len(order))
+        settings = PruningSettings(SequentialPolicy(), CountSchedule(order), plan.reuse, guidance=halves)
+        masked = MaskedModule(model, module_map, settings, _Rehearsed(call.times, len(order)))
         masked.install()
         for step, count in enumerate(order):
             for call_of_step in range(call.times):
@@ -183,7 +185,9 @@ class _Rehearsed(OneGeneration):
         self._each, self._steps = calls, steps
         self._made = 0
 
-    def advance(self, timestep: Any, latents: Tensor, name: str = "") -> CallPosition:
+    def advance(
+        self, timestep: Any, latents: Tensor, name: str = "", others: Mapping[str, Any] = MappingProxyType({})
+    ) -> CallPosition:
         step, order = divmod(self._made, self._each)
         self._made += 1
         key, first = BranchKey(order, tuple(latents.shape)), self._made == 1

@@ -7,6 +7,19 @@ from torch import Tensor
 
 from tokenprune.ops.guidance import Guidance, guided
 
+MEMORY = 0.3
+"""How much of what a damping was learnt from is kept from one observation to the next."""
+
+
+def damping_of(product: Tensor, square: Tensor) -> Tensor:
+    """The factor within [0, 1] that a correction is worth, by least squares; 0 where there was no correction.
+
+    Args:
+        product: sums of what was wanted times the correction, of any shape.
+        square: sums of the correction squared, of the same shape.
+    """
+    return (product / square.clamp_min(torch.finfo(square.dtype).tiny)).clamp(0, 1)
+
 
 class Damping:
     """One factor within [0, 1] for each image, by least squares over its tokens, that forgets.
@@ -15,11 +28,11 @@ class Damping:
 
     Args:
         guidance: how classifier-free guidance lies in the batch.
-        memory: how much of what was learnt is kept from one observation to the next.
         unknown: the factor where nothing can be told.
+        memory: how much of what was learnt is kept from one observation to the next.
     """
 
-    def __init__(self, guidance: Guidance, memory: float, unknown: float) -> None:
+    def __init__(self, guidance: Guidance, unknown: float, memory: float = MEMORY) -> None:
         self._guidance = guidance
         self._memory = memory
         self._unknown = unknown
@@ -40,6 +53,5 @@ class Damping:
         if self._fit is None:
             return self._unknown
         product, square = self._fit
-        tiny = torch.finfo(square.dtype).tiny
-        found = torch.where(square > 0, product / square.clamp_min(tiny), self._unknown).clamp(0, 1)
+        found = torch.where(square > 0, damping_of(product, square), self._unknown)
         return found if self._guidance == "none" else found.repeat(2, 1, 1)

@@ -35,10 +35,19 @@ def halves_agree(latents: Tensor) -> bool:
     return bool(second) and torch.equal(first, second[0])
 
 
-def guided(batch: Tensor, guidance: Guidance, scale: float = GUIDANCE_SCALE) -> Tensor:
-    """What guidance makes of a batch [G * B, ...]: uncond + scale (cond - uncond) [B, ...]."""
+def branches_of(batch: Tensor, guidance: Guidance) -> tuple[Tensor, Tensor | None]:
+    """The conditional and the unconditional part [B, ...] of a batch [G * B, ...]; None where it has no such part."""
     if guidance == "none":
-        return batch
+        return batch, None
     first, second = batch.chunk(2)
-    uncond, cond = (first, second) if guidance == "uncond-first" else (second, first)
-    return uncond + scale * (cond - uncond)
+    return (second, first) if guidance == "uncond-first" else (first, second)
+
+
+def combined(cond: Tensor, uncond: Tensor | None, scale: float) -> Tensor:
+    """Uncond + scale (cond - uncond), the guided prediction; the conditional one where there is no other."""
+    return cond if uncond is None else uncond + scale * (cond - uncond)
+
+
+def guided(batch: Tensor, guidance: Guidance, scale: float = GUIDANCE_SCALE) -> Tensor:
+    """What guidance makes of a batch [G * B, ...]: one prediction for each image [B, ...]."""
+    return combined(*branches_of(batch, guidance), scale)

@@ -91,7 +91,7 @@ class _CorrectedState(ReuseState):
         self._unclustered: Tensor | None = None
         self._labels: Tensor | None = None
         self._offset: Tensor | None = None
-        self._damping = Damping(guidance, MEMORY, unknown=1.0)
+        self._damping = Damping(guidance, unknown=1.0, memory=MEMORY)
 
     def record(self, prediction: Tensor, time: float) -> None:
         self._inner.record(prediction, time)

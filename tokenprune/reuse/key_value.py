@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +13,24 @@ from tokenprune.ops.static_memory import StaticBuffers, is_writable, store
 
 Span = tuple[int, int]
 """Where image tokens begin among keys, and how many there are; all around them is computed at every call."""
+
+
+class BufferKey(NamedTuple):
+    """What keys and values are kept under.
+
+    Attributes:
+        path: of the attention module in the model.
+        image: the place in the batch of the only image they belong to, where the module attends to each by itself.
+        second: whether they are those of the module's second attention call.
+    """
+
+    path: str
+    image: int | None = None
+    second: bool = False
+
+    def __str__(self) -> str:
+        place = "" if self.image is None else f", image {self.image}"
+        return f"{self.path}{place}{', its second attention call' if self.second else ''}"
 
 
 def narrow(fresh: Tensor, dtype: torch.dtype | None) -> Tensor:

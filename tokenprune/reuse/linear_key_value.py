@@ -6,17 +6,11 @@ import torch
 from torch import Tensor
 
 from tokenprune.errors import AttentionError
+from tokenprune.ops.damping import MEMORY, damping_of
 from tokenprune.reuse.key_value import FreshKeys, KeyValueBuffer, Span, narrow
-
-MEMORY = 0.3
-"""How much of what a damping was learnt from is kept from one observation to the next."""
-
 
 SAMPLE = 16
 """Dampings are fitted to one of so many computed image tokens."""
-
-
-TINY = torch.finfo(torch.float32).tiny
 
 
 class LinearBuffer(KeyValueBuffer):
@@ -119,8 +113,7 @@ class LinearBuffer(KeyValueBuffer):
 
     def _move_on(self) -> None:
         """Forecasts of all image tokens, from the timestep that they stand at to the one of the call under way."""
-        product, weight = self._fit.unbind()
-        damping = (product / weight.clamp_min(TINY)).clamp(0, 1).repeat(1, self._halves)
+        damping = damping_of(*self._fit.unbind()).repeat(1, self._halves)
         share = damping[..., None] * (self._pace * (self._now - self._moved))
         self._forecast.addcmul_(self._back, _wide(share, self._back), value=-1)
         self._gone.add_(share)

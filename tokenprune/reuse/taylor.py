@@ -14,9 +14,6 @@ from tokenprune.reuse.base import Reuse, ReuseState
 from tokenprune.reuse.key_value import KeyValueBuffer
 from tokenprune.reuse.linear_key_value import LinearBuffer
 
-MEMORY = 0.3
-"""How much of what a damping was learnt from is kept from one observation to the next."""
-
 
 @dataclass(frozen=True)
 class Taylor(Reuse):
@@ -65,7 +62,7 @@ class _TaylorState(ReuseState):
         self._rule = rule
         self._values: list[Tensor] = []
         self._times: list[Tensor] = []
-        self._dampings = [Damping(guidance, MEMORY, unknown=0.0) for _ in range(rule.order)]
+        self._dampings = [Damping(guidance, unknown=0.0) for _ in range(rule.order)]
 
     def record(self, prediction: Tensor, time: float) -> None:
         if self._values and self._rule.damped:

@@ -7,35 +7,21 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from tokenprune.engine.token_history import TokenHistory
 from tokenprune.ops.grid import TokenGrid, num_tokens
 from tokenprune.ops.selection import Selection
 from tokenprune.policies.base import Memory, Observation, SelectionPolicy
+from tokenprune.testing.waiting import WaitedError, no_waiting
 
 GRIDS: tuple[TokenGrid, ...] = ((1, 7), (3, 5), (4, 4, 4))
 NOISES = ("normal", "ties", "constant", "zero", "nan")
 WARMUP, FULL = 2, 4
 """Full steps at the start of the generations played, and the index of a later one."""
-
-WAITING = (
-    "aten._local_scalar_dense",
-    "aten._unique",
-    "aten.equal",
-    "aten.is_nonzero",
-    "aten.masked_select",
-    "aten.nonzero",
-    "aten.unique",
-)
-COPYING = (Tensor.cpu, Tensor.new_tensor, Tensor.numpy, Tensor.tolist, torch.as_tensor, torch.tensor)
-"""Copies between host and device that wait on a GPU; on the CPU they are no operators, or unremarkable ones."""
-
 
 Property = Literal[
     "selects",
@@ -235,10 +221,10 @@ class _Player:
     def _calling(self, method: str) -> Iterator[None]:
         """What the policy raises, and a watched one's waiting, as the properties that they break."""
         try:
-            with _no_waiting() if self._watched else nullcontext():
+            with no_waiting() if self._watched else nullcontext():
                 yield
-        except _WaitedError as error:
-            raise self._error("synchronisation", f"{error} waits for the device") from None
+        except WaitedError as error:
+            raise self._error("synchronisation", str(error)) from None
         except Exception as error:
             raise self._error("selects", f"{method} raised {type(error).__name__}: {error}") from error
 
@@ -286,34 +272,3 @@ def _tensors(seen: Observation) -> dict[str, Tensor]:
     found = {field.name: getattr(seen, field.name) for field in fields(seen)}
     found["previous"] = None if seen.previous is None else seen.previous.index
     return {name: value.clone() for name, value in found.items() if isinstance(value, Tensor)}
-
-
-class _WaitedError(Exception):
-    """An operator whose result the host must wait for."""
-
-
-class _Operators(TorchDispatchMode):
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = str(func)
-        masked = name.startswith("aten.index") and len(args) > 1 and _has_mask(args[1])
-        if name.startswith(WAITING) or masked:
-            raise _WaitedError(f"{name} with a mask" if masked else name)
-        return func(*args, **(kwargs or {}))
-
-
-class _Calls(TorchFunctionMode):
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in COPYING:
-            raise _WaitedError(func.__name__)
-        return func(*args, **(kwargs or {}))
-
-
-def _has_mask(indices: object) -> bool:
-    given = indices if isinstance(indices, (list, tuple)) else ()
-    return any(isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8) for index in given)
-
-
-@contextmanager
-def _no_waiting() -> Iterator[None]:
-    with _Calls(), _Operators():
-        yield

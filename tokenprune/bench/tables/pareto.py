@@ -1,7 +1,4 @@
-"""Fidelity against what it costs, drawn.
-
-From a file: `python -m tokenprune.bench.tables.pareto RESULTS.json PLOT.png`.
-"""
+"""Fidelity against cost, drawn; from a file: `python -m tokenprune.bench.tables.pareto RESULTS.json PLOT.png`."""
 
 from __future__ import annotations
 

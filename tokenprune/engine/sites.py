@@ -1,0 +1,138 @@
+"""The hooked places of one model: what their hooks find there, told before each call and cleared after it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from tokenprune.engine import attention_hooks, attention_state, text_hooks
+from tokenprune.engine.attention_state import AttentionState, Weigh
+from tokenprune.engine.block_hooks import BlockState
+from tokenprune.engine.branch_cache import BranchCache
+from tokenprune.engine.call_arguments import CallArguments
+from tokenprune.engine.exit_hooks import Exit, ExpandState
+from tokenprune.engine.rows import Rows
+from tokenprune.engine.text_hooks import TextLayerState
+from tokenprune.modulemap import ModuleMap
+from tokenprune.ops.selection import Selection
+from tokenprune.ops.static_memory import StaticBuffers, is_writable
+
+
+class Sites:
+    """The states of all hooked places.
+
+    Args:
+        module_map: where they are.
+        weigh: the policy's `weigh_attention`, if it wants to know the attention of full calls.
+
+    Attributes:
+        exit: of the last projection.
+        expand: of the module before it, where that needs all rows.
+        attentions: of attention modules.
+        text_layers: of text-only modules.
+        blocks: of blocks, by path; they exist while hooks are on.
+    """
+
+    def __init__(self, module_map: ModuleMap, weigh: Weigh | None) -> None:
+        self._map = module_map
+        self.exit = Exit(module_map.exit_site)
+        self.expand = ExpandState(module_map.exit_site)
+        self.attentions = [AttentionState(site, weigh) for site in module_map.attentions]
+        self.text_layers = [TextLayerState(path) for path in module_map.constants]
+        self.blocks: dict[str, BlockState] = {}
+        self._clock = torch.zeros(())
+        self._static = StaticBuffers()
+
+    def find_blocks(self, model: nn.Module) -> None:
+        """Read the signatures of the blocks that stand in the model now."""
+        self.blocks = {site.path: BlockState(site, model.get_submodule(site.path)) for site in self._map.block_sites}
+
+    def prepare(
+        self,
+        call: CallArguments,
+        branch: BranchCache,
+        selection: Selection | None,
+        tokens: int,
+        time: float,
+    ) -> None:
+        """Tell all hooks what the coming call computes.
+
+        Args:
+            call: what the model was given.
+            branch: the guidance branch that it belongs to.
+            selection: the computed tokens of every image of the batch; None for all.
+            tokens: N, all image tokens, reference tokens included.
+            time: the timestep.
+        """
+        starts, frames, rows = call.image_starts, call.frames, None
+        if starts is not None and selection is not None:
+            starts = starts.to(selection.index.device)
+        states = [state for site in self.attentions for state in site.of_batch(len(call.latents))]
+        if selection is not None:
+            joint = [
+                branch.buffer(state.key).length
+                for state in states
+                if state.site.layout != "image" and not state.key.second
+            ]
+            text = max(joint, default=tokens) - tokens
+            rows = Rows(selection, self._map.layouts, max(text, 0), starts, frames, self._static)
+        self.exit.rows, self.exit.tokens = rows, tokens
+        self.exit.starts, self.exit.frames = starts, frames
+        self._give_rows(rows)
+        for site in self.attentions:
+            site.active = True
+        attention_state.prepare(states, branch, rows, tokens, self._tell_time(time, call.latents.device), starts)
+
+    def prepare_text(self, call: CallArguments, branch: BranchCache, pruned: bool) -> None:
+        """Tell text-only modules whether the coming call reuses their outputs."""
+        text_hooks.prepare(self.text_layers, branch, call.text, pruned)
+
+    def attention_weights(self) -> list[Tensor]:
+        """What the policy made of each attention module at this full call [G * B, N]; nothing where it does not ask."""
+        weights = [
+            [state.weights for state in (site.images if site.site.per_image else [site]) if state.weights is not None]
+            for site in self.attentions
+        ]
+        joined = [torch.cat(found) for found in weights if found]
+        return [found.to(joined[0].device) for found in joined]
+
+    def clear(self) -> None:
+        """Let all modules work on whatever they are given, as before the first call."""
+        self.exit.rows = self.exit.starts = None
+        self._give_rows(None)
+        for site in self.attentions:
+            site.active = False
+        for layer in self.text_layers:
+            layer.reused = False
+
+    def tidy(self) -> None:
+        """Let go of row indices that the last generation did not use."""
+        self._static.tidy()
+
+    def forget_rows(self) -> None:
+        """Let go of all row indices: the next generation has other shapes."""
+        self._static = StaticBuffers()
+
+    def forget(self) -> None:
+        """Let go of all tensors."""
+        self.clear()
+        self.forget_rows()
+        for state in self.attentions:
+            state.forget()
+        for layer in self.text_layers:
+            layer.forget()
+
+    def leave_modes(self) -> None:
+        """Leave whatever attention modes an exception or an interrupt left behind."""
+        attention_hooks.leave_modes(self.attentions)
+
+    def _give_rows(self, rows: Rows | None) -> None:
+        self.expand.rows = rows
+        for block in self.blocks.values():
+            block.rows = rows
+
+    def _tell_time(self, time: float, device: torch.device) -> Tensor:
+        """The timestep as a tensor [] that keeps its address."""
+        if self._clock.device != device or not is_writable(self._clock):
+            self._clock = torch.zeros((), device=device)
+        return self._clock.fill_(time)
