@@ -33,9 +33,9 @@ FLOORS = {
         {"__main__"},
     ),
     "tokenprune.bench": (
-        {"configurations", "figures"},
+        {"configurations", "commands"},
         {"measuring"},
-        {"subjects", "tables", "tuning"},
+        {"subjects", "tables", "tuning", "figures"},
         {"studies"},
     ),
 }

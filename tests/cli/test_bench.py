@@ -12,23 +12,20 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import typer
 from click.testing import Result
 from typer.testing import CliRunner
 
 from tokenprune import CATPolicy, Plan, save_plan
 from tokenprune.bench.measuring.result_file import Results
-from tokenprune.cli.bench import bench
+from tokenprune.cli.app import APP
 
-APP = typer.Typer(pretty_exceptions_enable=False)
-APP.command()(bench)
 UNTIMED = ("--repeats", "0", "--device", "cpu")
 SMALL = ("--suite", "sensitivity", "--prompts", "2", "--steps", "12", "--batch", "2", *UNTIMED)
 DIRECTORY = str(files("tokenprune.embedded") / "weights" / "shapes-sd3")
 
 
 def run(*arguments: str) -> Result:
-    return CliRunner().invoke(APP, arguments)
+    return CliRunner().invoke(APP, ["bench", *arguments])
 
 
 def settings(path: Path) -> dict[str, Any]:
@@ -140,8 +137,11 @@ def test_a_directory_is_measured_with_configurations_and_prompts_of_ones_own(
         (("--budget", "1.5"), "budget: expected a share"),
         (("--budget", "0"), "budget: expected a share"),
         (("--prompts-file", "missing.txt"), "missing.txt: expected a text file"),
-        (("--prompts-from", "cats"), "prompts: expected parti-prompts, coco or dataset:"),
-        (("--prompts-from", "coco", "--prompts-file", "p.txt"), "prompts: expected --prompts-file or --prompts-from"),
+        (("--prompts-from", "cats"), "prompts: expected parti-prompts, coco-2014, coco-2017 or dataset:"),
+        (
+            ("--prompts-from", "coco-2017", "--prompts-file", "p.txt"),
+            "prompts: expected --prompts-file or --prompts-from",
+        ),
         (("--metric", "fid"), "metric: expected one of lpips, clip-score, clip-iqa, pick-score, got 'fid'"),
         (("--metric", "clip-score"), "metric: expected clip-score=MODEL"),
         (("--metric", "pick-score=nowhere/at-all"), "metric: pick-score=nowhere/at-all cannot be loaded: "),
