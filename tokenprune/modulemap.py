@@ -74,8 +74,8 @@ class AttentionSite:
         path: name of the module in the model, as in `model.get_submodule`.
         layout: order of image and text keys.
         keeps_scale: whether the scale depends on the number of tokens, so that pruned steps need that of full ones.
-        further: order of the keys of all attention calls after the first with image keys, where it is another one (those
-            of an image prompt come after them: SD3's IP-Adapter). None: `layout`.
+        further: order of the keys of attention calls after the first with image keys, where it is another one (those of
+            an image prompt come after them: SD3's IP-Adapter). None: `layout`.
     """
 
     path: str

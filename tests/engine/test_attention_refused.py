@@ -198,7 +198,7 @@ def test_no_attention_at_all(make_model: Callable[[str], nn.Module], generate: C
     model = make_model("pixart")
     processors.put(model, Values())
     message = (
-        r"without torch's .* \(Guidance that leaves attention out, such as PAG or STG, is told from that by a call"
+        r"without torch's .* \(Guidance that leaves attention out, such as PAG or STG, is told from that by an earlier call"
     )
     with tokenprune.apply(model, POLICY), pytest.raises(AttentionError, match=message):
         generate(model, guidance="none")

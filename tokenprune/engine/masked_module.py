@@ -27,7 +27,7 @@ from tokenprune.engine.thread_label import ThreadLabel
 from tokenprune.engine.thread_ownership import ThreadOwnership
 from tokenprune.errors import UnsupportedCallError
 from tokenprune.modulemap import ModuleMap
-from tokenprune.ops.guidance import BranchKey, halves_agree
+from tokenprune.ops.guidance import BranchKey, count_images
 from tokenprune.ops.selection import Selection
 from tokenprune.reports.records import CallRecord, Stopwatch
 from tokenprune.reports.trace import Recorder
@@ -307,11 +307,9 @@ class MaskedModule:
         return Generation(view, Recorder() if self.settings.trace else None)
 
     def _view(self, given: CallArguments) -> PolicyView:
-        """What policies see of the coming generation; finds batched guidance by its latents, if nobody says."""
-        latents, settings = given.latents, self.settings
-        guided = halves_agree(latents) if settings.guidance is None else settings.guidance != "none"
-        images = len(latents) // 2 if guided else len(latents)
-        guidance = settings.guidance or self.map.guidance
+        """What policies see of the coming generation."""
+        settings, guidance = self.settings, self.settings.guidance or self.map.guidance
+        images = count_images(given.latents, settings.guidance)
         references = self.map.references(given.arguments) if self.map.references is not None else (0, 0)
         return PolicyView(
             self.map, guidance, settings.guidance_scale, images, self.map.grid(given.arguments), references

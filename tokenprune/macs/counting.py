@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
@@ -24,6 +26,9 @@ from tokenprune.policies.sequential import SequentialPolicy
 from tokenprune.reports.report import Macs
 from tokenprune.reuse.base import Hold
 from tokenprune.schedule import CountSchedule
+
+Layers = Mapping[str, Macs]
+"""Operations of one call by module path; the empty path stands for the whole model."""
 
 
 class _NoModules:
@@ -95,6 +100,29 @@ def counting() -> Iterator[Counted]:
 
 
 @contextlib.contextmanager
+def by_layer(model: nn.Module, counted: Counted) -> Iterator[dict[str, Macs]]:
+    """Operations within each of the model's modules, by path, of whatever is counted in the context."""
+    paths = {module: path for path, module in model.named_modules()}
+    begun: list[Macs] = []
+    found: dict[str, Macs] = defaultdict(lambda: Macs(0, 0))
+
+    def begin(module: nn.Module, args: Any) -> None:
+        if module in paths:
+            begun.append(counted.macs)
+
+    def end(module: nn.Module, args: Any, output: Any) -> None:
+        if module in paths:
+            found[paths[module]] += counted.macs + begun.pop() * -1
+
+    handles = register_module_forward_pre_hook(begin), register_module_forward_hook(end)
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextlib.contextmanager
 def counting_calls(model: nn.Module) -> Iterator[CallCounter]:
     """Count the operations of the model's calls, its hooks included, among whatever runs within.
 
@@ -120,13 +148,17 @@ def count_call(model: nn.Module, arguments: Given, on_meta: bool = True) -> Macs
         on_meta: whether tensors of the arguments are on the meta device; parameters are then replaced by meta tensors
             for the call.
     """
+    return _layers_of_call(model, arguments, on_meta)[""]
+
+
+def _layers_of_call(model: nn.Module, arguments: Given, on_meta: bool) -> Layers:
     args, kwargs = arguments
-    with torch.no_grad(), counting() as counted:
+    with torch.no_grad(), counting() as counted, by_layer(model, counted) as found:
         if on_meta:
             call_on_meta(model, tree_map(_single, arguments), torch.float32)
         else:
             model(*args, **kwargs)
-    return counted.macs
+    return {**found, "": counted.macs}
 
 
 def call_on_meta(model: nn.Module, arguments: Given, dtype: torch.dtype | None = None) -> None:
@@ -163,9 +195,9 @@ def _plain_linears(model: nn.Module) -> None:
             module.__dict__["forward"] = functools.partial(F.linear, weight=torch.empty(sizes, device="meta"))
 
 
-def count_steps(
+def count_layers(
     model: nn.Module, module_map: ModuleMap, arguments: Given, counts: Sequence[int]
-) -> tuple[Macs, dict[int, Macs]]:
+) -> tuple[Layers, dict[int, Layers]]:
     """Operations of a full call, and of calls that compute n image tokens of each image, for every n in `counts`.
 
     Args:
@@ -181,5 +213,26 @@ def count_steps(
         on_meta = not module_map.reads_values
         if on_meta:
             _plain_linears(model)
-        full = count_call(model, arguments, on_meta)
-        return full, {count: count_call(model, arguments, on_meta) for count in counts}
+        full = _layers_of_call(model, arguments, on_meta)
+        return full, {count: _layers_of_call(model, arguments, on_meta) for count in counts}
+
+
+def count_steps(
+    model: nn.Module, module_map: ModuleMap, arguments: Given, counts: Sequence[int]
+) -> tuple[Macs, dict[int, Macs]]:
+    """The whole model's operations of `count_layers`."""
+    full, pruned = count_layers(model, module_map, arguments, counts)
+    return full[""], {count: layers[""] for count, layers in pruned.items()}
+
+
+def with_a_whole_block(full: Layers, pruned: Layers, block: str) -> Macs:
+    """Operations of a pruned call in which one block computes all tokens, as if to rank them by its attention.
+
+    So CAT Pruning's tables (arXiv 2502.00433) seem to count their baseline, AT-EDM's choice of tokens.
+
+    Args:
+        full: operations of a full call.
+        pruned: of a pruned call.
+        block: path of the block.
+    """
+    return pruned[""] + full[block] + pruned[block] * -1

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from tokenprune.ops.kmeans import kmeans
-from tokenprune.ops.ranking import ranks, ranks_within
+from tokenprune.ops.ranking import places_within, ranks
 from tokenprune.policies.base import Memory, Observation, ScorePolicy
+from tokenprune.policies.description import Description, Variant
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,13 @@ class ClusterRandomPolicy(ScorePolicy):
         ValueError: an argument is out of its range.
     """
 
+    description: ClassVar[Description] = Description(
+        "as many random tokens from every cluster",
+        "ClusCa, arXiv 2509.10312",
+        "k-means after each full step, four sorts",
+        variants=(Variant("ClusCa's choice", "re-implementation of arXiv 2509.10312", suites={}),),
+    )
+
     num_clusters: int = 16
     seed: int = 0
 
@@ -48,11 +57,13 @@ class ClusterRandomPolicy(ScorePolicy):
     def score(self, seen: Observation, memory: Memory) -> Tensor:
         """Minus the place of every token [B, N] in the order of selection."""
         images, tokens = seen.prediction.shape[:2]
+        clusters = min(self.num_clusters, tokens)
         if "labels" not in memory or seen.pruned_steps == 0:
             features = seen.prediction.float().nan_to_num()
-            memory["labels"] = kmeans(features, min(self.num_clusters, tokens), self.seed)
+            memory["labels"] = kmeans(features, clusters, self.seed)
         draw = self._draw(seen).expand(images, -1)
-        return -(ranks_within(memory["labels"], draw) * tokens + ranks(draw))
+        order = draw.argsort(dim=1, descending=True, stable=True)
+        return -(places_within(memory["labels"], order, clusters) * tokens + ranks(draw))
 
     def _draw(self, seen: Observation) -> Tensor:
         """Independent uniform numbers [1, N] of the step."""

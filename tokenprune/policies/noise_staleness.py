@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from tokenprune.ops.ranking import stale_first
+import torch
+
+from tokenprune.ops.ranking import staleness_order
 from tokenprune.ops.selection import Selection
-from tokenprune.policies._balance import check_balance, choose, update_frequency
+from tokenprune.policies._balance import check_balance, fill_up, update_frequency
 from tokenprune.policies.base import Memory, Observation, SelectionPolicy
+from tokenprune.policies.description import Between, Description, Variant
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,20 @@ class NoiseStalenessPolicy(SelectionPolicy):
         exploit_share: fraction of the selected tokens taken by noise, 0 to 1; the published code's is 0.25.
     """
 
+    description: ClassVar[Description] = Description(
+        "a share by noise, the rest by staleness",
+        "CAT Pruning, Fig. 5",
+        "one norm, some sorts",
+        variants=(
+            Variant(
+                "noise and staleness",
+                "arXiv 2502.00433, Fig. 5",
+                suites={"ablations": (8, 4), "rivals": (4,), "paper": (8,)},
+                searched={"exploit_share": Between(0.0, 1.0)},
+            ),
+        ),
+    )
+
     decay: float = 0.5
     exploit_share: float = 0.25
 
@@ -30,7 +48,8 @@ class NoiseStalenessPolicy(SelectionPolicy):
 
     def select(self, seen: Observation, memory: Memory) -> Selection:
         """Tokens by ||RN_i||, then tokens with the lowest frequency."""
-        noise = seen.relative_noise.norm(dim=-1)
+        by_noise = seen.relative_noise.norm(dim=-1).argsort(dim=1, descending=True, stable=True)
         frequency = update_frequency(seen, memory, self.decay)
         share = seen.count if seen.pruned_steps == 0 else int(self.exploit_share * seen.count)
-        return choose(noise, share, stale_first(frequency, noise), seen.count)
+        chosen = torch.zeros_like(by_noise, dtype=torch.bool).scatter_(1, by_noise[:, :share], True)
+        return fill_up(chosen, staleness_order(frequency, by_noise), seen.count)
