@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from tokenprune.engine.attention_state import AttentionState
 from tokenprune.errors import AttentionError
+from tokenprune.ops.guidance import branches_of
 from tokenprune.ops.selection import Selection
 
 ATTRIBUTE = "_tokenprune_attention"
@@ -78,10 +79,11 @@ def attend(
         buffer.record(key, value, images.span(key.shape[2]))
         if state.site.keeps_scale:
             state.scale = options.get("scale")
-        if state.weigh is not None:
+        if state.weigh is not None and plan.weighed is not None:
             scale = options.get("scale") or query.shape[-1] ** -0.5
             queries = query if query.shape[2] == images.count else images.rows(query)
-            state.weights = state.weigh(queries, images.rows(key), scale)
+            queries, keys = (branches_of(rows, plan.weighed)[0] for rows in (queries, images.rows(key)))
+            state.weights = state.weigh(queries, keys, scale)
     else:
         fresh = plan.fresh
         if fresh is None or key.shape[0] * key.shape[2] != fresh.rows.shape[0]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -13,10 +13,11 @@ from torch.overrides import TorchFunctionMode
 from tokenprune.engine.branch_cache import BranchCache
 from tokenprune.engine.rows import Rows
 from tokenprune.modulemap import AttentionSite, Layout
+from tokenprune.ops.guidance import Guidance
 from tokenprune.reuse.key_value import BufferKey, FreshKeys, KeyValueBuffer, Span
 
 Weigh: TypeAlias = Callable[[Tensor, Tensor, float], Tensor]
-"""A policy's `weigh_attention`: queries and keys of image tokens [G, H, N, D] and the scale to weights [G, N]."""
+"""A policy's `weigh_attention`: queries and keys of image tokens [B, H, N, D] and the scale to weights [B, N]."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,14 @@ class AttentionPlan:
         images: where image tokens lie.
         pruned: whether only some of the image tokens are computed.
         fresh: at a pruned call, which of the keys: selected image tokens and all text tokens.
+        weighed: how guidance lies in the batch, where the policy wants to know the attention of its conditional half.
     """
 
     buffer: KeyValueBuffer
     images: ImageTokens
     pruned: bool = False
     fresh: FreshKeys | None = None
+    weighed: Guidance | None = None
 
 
 class AttentionState:
@@ -72,7 +75,7 @@ class AttentionState:
 
     Args:
         site: where the module is and how its keys lie.
-        weigh: the policy's `weigh_attention`, if it wants to know the attention of full calls.
+        weigh: the policy's `weigh_attention`, if it wants to know the attention of some full calls.
         key: what its keys and values are kept under.
 
     Attributes:
@@ -83,7 +86,7 @@ class AttentionState:
         apart: of a second call, whether the last full one saw no image keys, so that it passes unchanged.
         active: whether a call of the model is under way; attention called by itself passes unchanged.
         mode: the mode entered by the pre-hook, while the module runs.
-        weights: what `weigh` gave at this call [G, N].
+        weights: what `weigh` gave at this call [B, N].
     """
 
     def __init__(self, site: AttentionSite, weigh: Weigh | None = None, key: BufferKey | None = None) -> None:
@@ -135,12 +138,13 @@ class AttentionState:
 
 
 def prepare(
-    states: Iterable[AttentionState],
+    states: Sequence[AttentionState],
     branch: BranchCache,
     rows: Rows | None,
     tokens: int,
     clock: Tensor,
     starts: Tensor | None = None,
+    weighed: Guidance | None = None,
 ) -> None:
     """Tell all attention modules what the coming call computes.
 
@@ -151,7 +155,9 @@ def prepare(
         tokens: N, all image tokens.
         clock: the timestep, a tensor [].
         starts: where image tokens begin in each joint sequence [B], if that differs.
+        weighed: how guidance lies in the batch, where the policy wants to know the attention of its conditional half.
     """
+    conditional = _conditional_images(states, weighed)
     found: dict[tuple[str, int, int | None, torch.device], FreshKeys] = {}
     clocks: dict[torch.device, Tensor] = {clock.device: clock}
     for state in states:
@@ -167,4 +173,14 @@ def prepare(
                 computed = rows.sequence(layout, buffer.length, state.key.image).to(device)
                 found[key] = FreshKeys.of(computed, images.span(buffer.length), rows.static.part(key))
             fresh = found[key]
-        state.prepare(AttentionPlan(buffer, images, rows is not None, fresh))
+        of_state = weighed if state.key.image is None else "none" if state.key.image in conditional else None
+        state.prepare(AttentionPlan(buffer, images, rows is not None, fresh, of_state))
+
+
+def _conditional_images(states: Sequence[AttentionState], weighed: Guidance | None) -> Sequence[int]:
+    """Which images of a batch are in its conditional half, where each has states of its own."""
+    images = sorted({state.key.image for state in states if state.key.image is not None})
+    if weighed is None:
+        return []
+    middle = 0 if weighed == "none" else len(images) // 2
+    return images[:middle] if weighed == "cond-first" else images[middle:]

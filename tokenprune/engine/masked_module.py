@@ -200,10 +200,12 @@ class MaskedModule:
         known = branch.prediction is not None
         selection = self._for_batch(generation.selection, len(latents)) if known else None
         self._call = CallUnderWay(position, branch, selection, skips=known and generation.skipping)
-        self.sites.prepare(given, branch, selection, generation.view.tokens, position.time)
+        weighed = generation.guidance if generation.weighs and position.first_of_step else None
+        self.sites.prepare(given, branch, selection, generation.view.tokens, position.time, weighed)
         self.sites.prepare_text(given, branch, pruned=selection is not None)
-        if not known and branch.makes_buffers:
-            # Compiled blocks must never see the buffers being made: that would be another graph for each layer.
+        if weighed is not None or (not known and branch.makes_buffers):
+            # Compiled blocks must never see the buffers being made: that would be another graph for each layer. Nor
+            # the attention being weighed, once a generation: that would be a third graph for each kind of block.
             self._set_aside.put(map(self.model.get_submodule, self.sites.blocks))
         whole = generation.records[-1].num_tokens
         tokens = 0 if self._call.skips else selection.count if selection else whole

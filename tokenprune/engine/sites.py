@@ -14,6 +14,7 @@ from tokenprune.engine.exit_hooks import Exit, ExpandState
 from tokenprune.engine.rows import Rows
 from tokenprune.engine.text_hooks import TextLayerState
 from tokenprune.modulemap import ModuleMap
+from tokenprune.ops.guidance import Guidance
 from tokenprune.ops.selection import Selection
 from tokenprune.ops.static_memory import StaticBuffers, is_writable
 
@@ -23,7 +24,7 @@ class Sites:
 
     Args:
         module_map: where they are.
-        weigh: the policy's `weigh_attention`, if it wants to know the attention of full calls.
+        weigh: the policy's `weigh_attention`, if it wants to know the attention of some full calls.
 
     Attributes:
         exit: of the last projection.
@@ -54,6 +55,7 @@ class Sites:
         selection: Selection | None,
         tokens: int,
         time: float,
+        weighed: Guidance | None = None,
     ) -> None:
         """Tell all hooks what the coming call computes.
 
@@ -63,6 +65,8 @@ class Sites:
             selection: the computed tokens of every image of the batch; None for all.
             tokens: N, all image tokens, reference tokens included.
             time: the timestep.
+            weighed: how guidance lies in the batch, where the policy wants to know the attention of its conditional
+                half; None where it does not.
         """
         starts, frames, rows = call.image_starts, call.frames, None
         if starts is not None and selection is not None:
@@ -81,14 +85,15 @@ class Sites:
         self._give_rows(rows)
         for site in self.attentions:
             site.active = True
-        attention_state.prepare(states, branch, rows, tokens, self._tell_time(time, call.latents.device), starts)
+        clock = self._tell_time(time, call.latents.device)
+        attention_state.prepare(states, branch, rows, tokens, clock, starts, weighed)
 
     def prepare_text(self, call: CallArguments, branch: BranchCache, pruned: bool) -> None:
         """Tell text-only modules whether the coming call reuses their outputs."""
         text_hooks.prepare(self.text_layers, branch, call.text, pruned)
 
     def attention_weights(self) -> list[Tensor]:
-        """What the policy made of each attention module at this full call [G * B, N]; nothing where it does not ask."""
+        """What the policy made of each attention module at this full call [B, N]; nothing where it does not ask."""
         weights = [
             [state.weights for state in (site.images if site.site.per_image else [site]) if state.weights is not None]
             for site in self.attentions
