@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenprune import Schedule
-from tokenprune.schedule import LevelSchedule, ListSchedule, RefreshSchedule, Step, WarmupSchedule
+from tokenprune.schedule import BudgetSchedule, LevelSchedule, ListSchedule, RefreshSchedule, Step, WarmupSchedule
 
 fractions = st.floats(0, 1)
 
@@ -159,3 +159,34 @@ def test_skips(schedule: Schedule, skips: bool) -> None:
 def test_bad_arguments_are_named(make: Callable[[], Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}$"):
         make()
+
+
+@given(
+    schedule=st.one_of(
+        st.builds(WarmupSchedule, fractions.filter(bool), st.integers(1, 5), st.integers(0, 3)),
+        st.builds(RefreshSchedule, st.integers(1, 4), fractions, st.integers(1, 4), st.integers(0, 3)),
+        st.builds(ListSchedule, st.lists(st.sampled_from([0.0, 0.5, 1.0]), max_size=8).map(lambda f: (1.0, *f))),
+        st.builds(BudgetSchedule, st.floats(0.1, 1), every=st.sampled_from([None, 2, 3])),
+        st.just(LevelSchedule(((1.0, 1.0), (0.5, 0.3), (0.0, 1.0)), 3)),
+    ),
+    steps=st.integers(1, 12),
+    known=st.booleans(),
+)
+def test_what_comes_next_is_foretold(schedule: Schedule, steps: int, known: bool) -> None:
+    """No step is pruned after one that is said to be followed by a full one; by index it is known exactly."""
+    found = run(schedule, steps, known)
+    for index, fraction in enumerate(found[1:]):
+        foretold = schedule.may_prune_after(at(index, 1 - index / steps, steps - index if known else None))
+        assert foretold >= (fraction < 1)
+        assert foretold == (fraction < 1) or isinstance(schedule, LevelSchedule)
+    assert not (known and schedule.may_prune_after(at(steps - 1, 1 / steps, 1)))
+
+
+def test_a_schedule_that_knows_nothing_of_the_next_step_expects_it_to_be_pruned() -> None:
+    class Own(Schedule):
+        def fraction(self, step: Step) -> float:
+            return 1.0
+
+    assert Own().may_prune_after(at(0))
+    assert Own().may_prune_after(at(0, remaining=2))
+    assert not Own().may_prune_after(at(0, remaining=1))

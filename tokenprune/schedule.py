@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import ClassVar
 
@@ -27,7 +27,10 @@ class Step:
 
 
 class Schedule(ABC):
-    """A fraction of the image tokens for every step of a generation."""
+    """A fraction of the image tokens for every step of a generation.
+
+    One whose fractions depend on nothing but index and remaining steps may derive from `IndexSchedule` instead.
+    """
 
     @abstractmethod
     def fraction(self, step: Step) -> float:
@@ -45,9 +48,27 @@ class Schedule(ABC):
             return num_tokens
         return max(1, int(fraction * num_tokens)) if fraction > 0 else 0
 
+    def may_prune_after(self, step: Step) -> bool:
+        """Whether the step after this one may compute fewer tokens than all; True where that cannot be told.
+
+        What a policy has to find out at a full step, but needs at a pruned one alone, is not found out where this is
+        False. Whoever says so and prunes after all gets one more full step first.
+        """
+        return step.remaining != 1
+
+
+class IndexSchedule(Schedule):
+    """A schedule whose fractions depend on nothing but the index of a step and the number of those that remain."""
+
+    def may_prune_after(self, step: Step) -> bool:
+        """Whether there is a next step, and its fraction is below 1."""
+        remaining = None if step.remaining is None else step.remaining - 1
+        coming = replace(step, index=step.index + 1, remaining=remaining)
+        return remaining != 0 and self.fraction(coming) < 1
+
 
 @dataclass(frozen=True)
-class WarmupSchedule(Schedule):
+class WarmupSchedule(IndexSchedule):
     """Full steps first, then a constant fraction: the schedule of CAT Pruning (arXiv 2502.00433).
 
     Args:
@@ -74,7 +95,7 @@ class WarmupSchedule(Schedule):
 
 
 @dataclass(frozen=True)
-class RefreshSchedule(Schedule):
+class RefreshSchedule(IndexSchedule):
     """A full step every few steps, a fraction of the tokens (or none) between.
 
     With alpha = 0 this is a step cache such as TaylorSeer's (arXiv 2503.06923), with a forecast as `Reuse`.
@@ -111,7 +132,7 @@ class RefreshSchedule(Schedule):
 
 
 @dataclass(frozen=True)
-class BudgetSchedule(Schedule):
+class BudgetSchedule(IndexSchedule):
     """A share of the plain model's token computations, whatever the number of steps.
 
     Full steps first, then a full step at regular distances, and between them the fraction that brings the whole
@@ -169,7 +190,7 @@ def _budget_fractions(schedule: BudgetSchedule, total: int) -> tuple[float, ...]
 
 
 @dataclass(frozen=True)
-class ListSchedule(Schedule):
+class ListSchedule(IndexSchedule):
     """One fraction for each step; steps beyond the list repeat its last.
 
     Args:
@@ -229,6 +250,10 @@ class LevelSchedule(Schedule):
                 share = (step.level - low) / (high - low) if high > low else 1.0
                 return below + min(1.0, share) * (above - below)
         return self.points[-1][1]
+
+    def may_prune_after(self, step: Step) -> bool:
+        """Whether there is a next step after the warm-up, as its level is not known."""
+        return super().may_prune_after(step) and step.index + 1 >= self.warmup_steps
 
     @property
     def skips(self) -> bool:

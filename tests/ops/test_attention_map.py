@@ -80,11 +80,38 @@ def test_a_head_that_singles_tokens_out_counts_for_more() -> None:
     assert mixed.tolist() == pytest.approx([part / sum(parts) for part in parts])
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_computed_in_single(dtype: torch.dtype) -> None:
-    query, key = heads((1, 2, 40, 8), 0, dtype)
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float16, 5e-3), (torch.bfloat16, 5e-2)])
+def test_half_precision_is_right_to_its_rounding(dtype: torch.dtype, error: float) -> None:
+    query, key = heads((1, 2, 300, 8), 0, dtype)
+    expected = dense_page_rank(query, key, 0.3, 3)
     found = page_rank(query, key, 0.3, 3, 16)
-    assert torch.equal(found, page_rank(query.float(), key.float(), 0.3, 3, 16))
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), expected, atol=0, rtol=error)
+    means = column_means(query, key, 0.3, 16).double()
+    torch.testing.assert_close(means, maps(query, key, 0.3).mean((1, 2)), atol=0, rtol=error)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_maps_are_made_in_the_type_of_the_model(dtype: torch.dtype) -> None:
+    query, key = heads((1, 2, 40, 8), 0, dtype)
+    with Types(2 * 16 * 40) as types:
+        page_rank(query, key, 0.3, 3, 16)
+    assert types.found == {dtype}
+
+
+class Types(TorchDispatchMode):
+    """The types of all tensors of at least so many numbers that operators make."""
+
+    def __init__(self, least: int) -> None:
+        super().__init__()
+        self._least = least
+        self.found: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        large = (leaf for leaf in tree_leaves(made) if isinstance(leaf, Tensor) and leaf.numel() >= self._least)
+        self.found |= {leaf.dtype for leaf in large}
+        return made
 
 
 class Sizes(TorchDispatchMode):

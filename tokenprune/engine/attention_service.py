@@ -87,6 +87,7 @@ class FullAttention(AttentionService):
         self._scales: list[float] = []  # likewise
         self._covered = 0  # rows of the batch, by calls over parts of it
         self._changed = not plan.seen.made
+        self._weighed = plan.coming.conditional_rows if state.weigh is not None else range(0)
 
     def attend(
         self,
@@ -108,7 +109,7 @@ class FullAttention(AttentionService):
             if call.number == len(self._held):
                 kept = self.plan.keys[call.number] if known == call else self.state.keep(call)
                 self._keep(kept, call, key, value, attn_mask, options.get("scale"))
-            if self.state.weigh is not None:
+            if self._weighed:
                 self._queries[call.number].append(query)
         return SDPA(query, key, value, attn_mask, dropout_p, is_causal, **options)
 
@@ -128,7 +129,7 @@ class FullAttention(AttentionService):
             for number in range(len(self._firsts), len(self.plan.keys)):
                 coming.branch.buffers.pop(BufferKey(self.path, number), None)
             seen.note(self._calls, coming.tokens, processor)
-        if self.state.weigh is not None:
+        if self.state.weigh is not None and self._weighed:
             for number, queries in enumerate(self._queries):
                 self._weigh(self.state.weigh, number, torch.cat(queries, dim=2) if len(queries) > 1 else queries[0])
 
@@ -177,13 +178,15 @@ class FullAttention(AttentionService):
         self._covered += call.shape.rows if call.shape.rows != self.plan.coming.batch else 0
 
     def _weigh(self, weigh: Weigh, number: int, query: Tensor) -> None:
-        """Give the policy the image tokens' queries and keys, where a call has both."""
-        call, images = self._firsts[number], self.plan.keys[number].images
-        if query.shape[2] not in (images.count, call.shape.keys):
+        """Give the policy the image tokens' queries and keys of conditional rows, where a call has both."""
+        call, images, wanted = self._firsts[number], self.plan.keys[number].images, self._weighed
+        start, stop = max(call.first, wanted.start), min(call.first + call.shape.rows, wanted.stop)
+        if query.shape[2] not in (images.count, call.shape.keys) or start >= stop:
             return
         queries = query if query.shape[2] == images.count else images.rows(query)
-        weights = weigh(queries, images.rows(self._held[number].key), self._scales[number])
-        self.state.weights.append((call.first, weights))
+        rows = slice(start - call.first, stop - call.first)
+        weights = weigh(queries[rows], images.rows(self._held[number].key)[rows], self._scales[number])
+        self.state.weights.append((start - wanted.start, weights))
 
     def _refuse_unknown_rows(self) -> None:
         """Raise if calls over parts of the batch do not tell which images they are for."""

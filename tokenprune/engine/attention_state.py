@@ -15,10 +15,11 @@ from tokenprune.engine.branch_cache import BranchCache
 from tokenprune.engine.rows import Rows, rows_of
 from tokenprune.errors import AttentionError
 from tokenprune.modulemap import AttentionSite, Layout
+from tokenprune.ops.guidance import Guidance
 from tokenprune.reuse.key_value import BufferKey, FreshKeys, KeyValueBuffer, Span
 
 Weigh: TypeAlias = Callable[[Tensor, Tensor, float], Tensor]
-"""A policy's `weigh_attention`: queries and keys of image tokens [G, H, N, D] and the scale to weights [G, N]."""
+"""A policy's `weigh_attention`: queries and keys of image tokens [B, H, N, D] and the scale to weights [B, N]."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ class Coming:
     Attributes:
         branch: the guidance branch that it belongs to.
         siblings: branches that the same step called before it.
+        weighed: how guidance lies in the batch, where the policy wants to know the attention of its conditional half.
         rows: at a pruned call, which rows are computed; None at a full one.
         tokens: N, all image tokens.
         batch: how many sequences of tokens the call has: images, guidance halves and frames.
@@ -90,6 +92,19 @@ class Coming:
     period: int = 1
     starts: Tensor | None = None
     siblings: tuple[BranchCache, ...] = ()
+    weighed: Guidance | None = None
+
+    @property
+    def conditional_rows(self) -> range:
+        """Which sequences of the batch the policy wants to know the attention of."""
+        half = self.batch // 2
+        whole = {
+            None: range(0),
+            "none": range(self.batch),
+            "cond-first": range(half),
+            "uncond-first": range(half, self.batch),
+        }
+        return whole[self.weighed]
 
     def starts_of(self, call: SeenCall) -> Tensor | None:
         """Where image tokens begin in the sequences of one attention call."""
@@ -122,14 +137,14 @@ class AttentionState:
 
     Args:
         site: where the module is and how its keys lie.
-        weigh: the policy's `weigh_attention`, if it wants to know the attention of full calls.
+        weigh: the policy's `weigh_attention`, if it wants to know the attention of some full calls.
 
     Attributes:
         owner: the model's class.
         plan: what the coming call computes.
         active: whether a call of the model is under way; attention called by itself passes unchanged.
         mode: the mode entered by the pre-hook, while the module runs.
-        weights: what `weigh` gave at this call for some rows of the batch [b, N], and the first of them.
+        weights: what `weigh` gave at this call for some conditional rows [b, N], and the first of them.
     """
 
     def __init__(self, site: AttentionSite, weigh: Weigh | None = None) -> None:
@@ -161,15 +176,15 @@ class AttentionState:
         return kept
 
     def attention_weights(self) -> Tensor | None:
-        """What `weigh` gave for the whole batch [B, N], mean over the calls; None if it was not asked.
+        """What `weigh` gave for the conditional rows [B, N], mean over the calls; None if it was not asked.
 
         Rows without attention (perturbed guidance) are looked at by each token itself: 1 / N each.
         """
         if not self.weights or self.plan is None:
             return None
         tokens, device = self.weights[0][1].shape[1], self.weights[0][1].device
-        total = torch.zeros(self.plan.coming.batch, tokens, device=device)
-        calls = torch.zeros(self.plan.coming.batch, 1, device=device)
+        images = len(self.plan.coming.conditional_rows)
+        total, calls = torch.zeros(images, tokens, device=device), torch.zeros(images, 1, device=device)
         for first, weights in self.weights:
             places = rows_of(first, len(weights), total)
             total.index_add_(0, places, weights.to(total.dtype))

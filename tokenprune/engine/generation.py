@@ -39,9 +39,10 @@ class Generation:
         records: every step so far.
         selection: the current step's selection; None at a full step and at a skipped one.
         skipping: whether the current step computes nothing.
+        weighs: whether the current step is a full one whose attention the policy wants to know for the next.
         choice: what the policy chose so far, and remembers.
         history: when each token was computed, and how far from its forecast it then was.
-        attention: the policy's attention statistics of the last full step [B, N]; None while nobody needs them.
+        attention: the policy's attention statistics of the last full step [B, N]; None if it was not weighed.
         examples: arguments of a call for each guidance branch, on the meta device where their values do not matter.
     """
 
@@ -54,6 +55,7 @@ class Generation:
         self.records: list[StepRecord] = []
         self.selection: Selection | None = None
         self.skipping = False
+        self.weighs = False
         self.choice = TokenChoice()
         self.history: TokenHistory | None = None
         self.attention: Tensor | None = None
@@ -91,18 +93,20 @@ class Generation:
     def begin_step(self, position: CallPosition, schedule: Schedule, policy: SelectionPolicy) -> None:
         """Decide how many and which tokens the step computes."""
         tokens = num_tokens(self.view.grid)
-        count = schedule.count(Step(position.step, position.time, position.level, position.remaining), tokens)
+        step = Step(position.step, position.time, position.level, position.remaining)
+        count = schedule.count(step, tokens)
         # Caches of branches that the last step did not call are out of date by an unknown number of steps.
         self.branches = {key: found for key, found in self.branches.items() if found.step >= position.step - 1}
         cache = self.branches.get(position.branch)
         self.handed_on = self._hand_on(position.branch) if cache is None else None
         self.conditional_branch = position.branch
         watch = None
-        self.selection, self.skipping = None, False
-        blind = "attention" in policy.needs and self.attention is None
+        self.selection, self.skipping, self.weighs = None, False, False
+        asking = "attention" in policy.needs
+        blind = asking and self.attention is None
         if count >= tokens or cache is None or cache.prediction is None or (blind and count):
             self.choice.full_step()
-            count = tokens
+            count, self.weighs = tokens, asking and schedule.may_prune_after(step)
         elif count == 0:
             self.skipping = True
         else:
@@ -121,7 +125,7 @@ class Generation:
             output: what the exit gave for the conditional branch [G * B, n, C].
             forecast: what it would have been taken for [G * B, n, C]; None where nobody needs to know.
             pruned: whether only the selected tokens were computed.
-            weights: what the policy's `weigh_attention` gave for each attention module [G * B, N], if it was asked.
+            weights: what the policy's `weigh_attention` gave for each attention module [B, N], if it was asked.
         """
         if self.history is None:
             self.history = TokenHistory(self.view.images, self.records[-1].num_tokens, output.device)
@@ -130,9 +134,10 @@ class Generation:
         self.history.note(self.records[-1].step, selection, error)
         if self.recorder is not None:
             self.recorder.note(selection, error)
-        if weights:
-            mean = torch.stack(list(weights)).mean(0)
-            self.attention = self.view.attention(mean, self.guidance).to(output.device)
+        if not pruned:
+            self.attention = None
+            if weights:
+                self.attention = self.view.attention(torch.stack(list(weights)).mean(0)).to(output.device)
 
     def end_call(self) -> None:
         """Trace what the call that went through left as the step's prediction."""

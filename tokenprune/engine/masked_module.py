@@ -201,11 +201,12 @@ class MaskedModule:
         selection = self._for_batch(generation.selection, len(latents)) if known else None
         self._call = CallUnderWay(position, branch, selection, skips=known and generation.skipping)
         siblings = [b for b in generation.branches.values() if b is not branch and b.step == position.step]
-        view = generation.view
-        self.sites.prepare(given, branch, selection, view.tokens, position.time, view.images, siblings)
+        view, weighed = generation.view, generation.guidance if generation.weighs and position.first_of_step else None
+        self.sites.prepare(given, branch, selection, view.tokens, position.time, view.images, siblings, weighed)
         self.sites.prepare_text(given, branch, pruned=selection is not None)
-        if not known and branch.makes_buffers:
-            # Compiled blocks must never see the buffers being made: that would be another graph for each layer.
+        if weighed is not None or (not known and branch.makes_buffers):
+            # Compiled blocks must never see the buffers being made: that would be another graph for each layer. Nor
+            # the attention being weighed, once a generation: that would be a third graph for each kind of block.
             self._set_aside.put(map(self.model.get_submodule, self.sites.blocks))
         whole = generation.records[-1].num_tokens
         tokens = 0 if self._call.skips else selection.count if selection else whole

@@ -80,10 +80,10 @@ class PolicyView:
         found = guided(error, guidance, GUIDANCE_SCALE if self._scale is None else self._scale)
         return self._shared(found.float()).norm(dim=-1)
 
-    def attention(self, weights: Tensor, guidance: Guidance) -> Tensor:
-        """The conditional branch's weights of the grid's tokens [B, N], from those of a whole batch [G * B, N]."""
-        conditional = self._of_grid(branches_of(weights, guidance)[0])
-        return conditional.mean(0, keepdim=True) if self._map.shared else conditional
+    def attention(self, weights: Tensor) -> Tensor:
+        """The weights of the grid's tokens [B, N] from those of all tokens of the conditional branch [B, N]."""
+        of_grid = self._of_grid(weights)
+        return of_grid.mean(0, keepdim=True) if self._map.shared else of_grid
 
     def _of_grid(self, tokens: Tensor) -> Tensor:
         """The tokens of the grid [B, N, ...] among those of the model, or the selected ones as they are."""

@@ -16,6 +16,7 @@ from tokenprune.engine.exit_hooks import Exit, ExpandState
 from tokenprune.engine.rows import Rows
 from tokenprune.engine.text_hooks import TextLayerState
 from tokenprune.modulemap import ModuleMap
+from tokenprune.ops.guidance import Guidance
 from tokenprune.ops.selection import Selection
 from tokenprune.ops.static_memory import StaticBuffers, is_writable
 
@@ -25,7 +26,7 @@ class Sites:
 
     Args:
         module_map: where they are.
-        weigh: the policy's `weigh_attention`, if it wants to know the attention of full calls.
+        weigh: the policy's `weigh_attention`, if it wants to know the attention of some full calls.
 
     Attributes:
         exit: of the last projection.
@@ -60,6 +61,7 @@ class Sites:
         time: float,
         images: int = 1,
         siblings: Iterable[BranchCache] = (),
+        weighed: Guidance | None = None,
     ) -> None:
         """Tell all hooks what the coming call computes.
 
@@ -71,6 +73,8 @@ class Sites:
             time: the timestep.
             images: how many images have a selection of their own; after so many rows of the batch they come again.
             siblings: branches that the same step called before this one.
+            weighed: how guidance lies in the batch, where the policy wants to know the attention of its conditional
+                half; None where it does not.
         """
         starts, frames, rows = call.image_starts, call.frames, None
         if starts is not None and selection is not None:
@@ -93,6 +97,7 @@ class Sites:
             period=images * frames if images > 1 else 1,
             starts=starts,
             siblings=tuple(siblings),
+            weighed=weighed,
         )
         attention_state.prepare(self.attentions, coming)
 
@@ -109,7 +114,7 @@ class Sites:
         text_hooks.prepare(self.text_layers, branch, call.text, pruned)
 
     def attention_weights(self) -> list[Tensor]:
-        """What the policy made of each attention module at this full call [G * B, N]; nothing where it does not ask."""
+        """What the policy made of each attention module at this full call [B, N]; nothing where it does not ask."""
         weights = [found for site in self.attentions if (found := site.attention_weights()) is not None]
         return [found.to(weights[0].device) for found in weights]
 

@@ -25,11 +25,12 @@ class AttentionRankPolicy(ScorePolicy):
 
         score = s age^staleness.
 
-    s is made at full steps alone. With staleness = 0, as in CAT Pruning's baseline, the same tokens are therefore
-    computed at all pruned steps up to the next full one, and all others starve.
+    s is made at the last full step before a pruned one, of the conditional half. With staleness = 0, as in CAT
+    Pruning's baseline, the same tokens are therefore computed at all pruned steps up to the next full one, and all
+    others starve.
 
-    Cost: at each full step and in each attention module, `iterations` times half an attention, in float32, for
-    `chunk` queries at a time; at a pruned step one sort.
+    Cost: at the last full step before a pruned one and in each attention module, `iterations` times half an attention
+    of the conditional half, in the model's type, for `chunk` queries at a time; at a pruned step one sort.
 
     Differences: AT-EDM ranks anew in each attention block of a U-Net, on the tokens left by the one before, and
     spares some blocks in the first steps; here one ranking, of all tokens, serves all blocks. Attention to text is
@@ -78,7 +79,7 @@ class AttentionRankPolicy(ScorePolicy):
             raise ValueError(f"staleness: expected a number of at least 0, got {self.staleness}")
 
     def weigh_attention(self, query: Tensor, key: Tensor, scale: float) -> Tensor:
-        """PageRank of every image token in one module [G, N]; adds up to 1."""
+        """PageRank of every image token in one module [B, N]; adds up to 1."""
         return page_rank(query, key, scale, self.iterations, self.chunk)
 
     def score(self, seen: Observation, memory: Memory) -> Tensor:

@@ -96,14 +96,15 @@ class SelectionPolicy(ABC):
         return WarmupSchedule(self.alpha, self.warmup_steps)
 
     def weigh_attention(self, query: Tensor, key: Tensor, scale: float) -> Tensor:
-        """What one attention module says of the image tokens at a full step: [G, N], float32.
+        """What one attention module says of the image tokens at a full step: [B, N], float32.
 
-        Called for every attention module, only where `needs` has "attention"; G is the batch of the model's call,
-        both guidance branches included. Must not keep its arguments.
+        Called for every attention module, only where `needs` has "attention", at the last full step before a pruned
+        one; at other full steps where the schedule does not tell what comes (`Schedule.may_prune_after`). Of
+        guidance's branches it is shown the conditional one. Must not keep its arguments.
 
         Args:
-            query: queries of the image tokens [G, H, N, D], as they go into the attention.
-            key: their keys [G, H, N, D].
+            query: queries of the image tokens [B, H, N, D], as they go into the attention, of the model's type.
+            key: their keys [B, H, N, D].
             scale: the attention map is softmax(scale * query key^T).
         """
         raise NotImplementedError(f"{type(self).__name__} needs attention statistics: define its weigh_attention")

@@ -29,8 +29,8 @@ class TocaPolicy(ScorePolicy):
     square of `neighbourhood` x `neighbourhood` tokens of one frame, cut off at the grid's border; the first of
     equally good tokens is raised. Defaults are the published code's for DiT.
 
-    Cost: at each full step and in each attention module half an attention, in float32, for `chunk` queries at a time;
-    at a pruned step element-wise operations and one sort.
+    Cost: at the last full step before a pruned one and in each attention module half an attention of the conditional
+    half, in the model's type, for `chunk` queries at a time; at a pruned step element-wise operations and one sort.
 
     Differences: ToCa's second score, the entropy of a token's cross-attention, is left out, as engine and models
     with joint attention do not show it; its code for PixArt uses that one instead of s_1. ToCa scores each
@@ -85,7 +85,7 @@ class TocaPolicy(ScorePolicy):
         check_chunk(self.chunk)
 
     def weigh_attention(self, query: Tensor, key: Tensor, scale: float) -> Tensor:
-        """Mean attention that every image token receives in one module [G, N]; adds up to 1."""
+        """Mean attention that every image token receives in one module [B, N]; adds up to 1."""
         return column_means(query, key, scale, self.chunk)
 
     def score(self, seen: Observation, memory: Memory) -> Tensor:

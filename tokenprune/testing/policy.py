@@ -104,7 +104,7 @@ def check_policy(
     is changed), "random state" (torch's is left alone), "determinism" (a second policy does the same), "isolation"
     (so does the same policy in another generation, also while the first is under way), "batch" (an image alone, and
     in another place of the batch, gets the same tokens), "attention" (where the policy needs it, `weigh_attention`
-    gives float32 numbers [G, N]) and "synchronisation" (the host never waits for the device, to read from it or to
+    gives float32 numbers [B, N]) and "synchronisation" (the host never waits for the device, to read from it or to
     copy to it). The noise is normal, full of ties, constant, zero or partly NaN.
 
     Args:
