@@ -11,7 +11,6 @@ import pytest
 import torch
 from diffusers import (
     DiffusionPipeline,
-    HunyuanDiT2DModel,
     LTX2VideoTransformer3DModel,
     PixArtSigmaPAGPipeline,
     StableDiffusion3PAGPipeline,
@@ -247,9 +246,9 @@ def ltx2() -> LTX2VideoTransformer3DModel:
     return case.make()
 
 
-def ltx2_call(**more: Any) -> Call:
+def ltx2_call(rows: int = 1, **more: Any) -> Call:
     given = TINY["ltx2"].inputs()
-    rest = {key: value[:1] if isinstance(value, Tensor) else value for key, value in given.items()}
+    rest = {key: value[:rows] if isinstance(value, Tensor) else value for key, value in given.items()}
 
     def call(model: nn.Module, latents: Tensor, time: Tensor) -> Tensor:
         return model(**{**rest, "hidden_states": latents, "timestep": time}, return_dict=False, **more)[0]
@@ -264,13 +263,21 @@ def test_spatio_temporal_guidance_of_ltx2() -> None:
     check(model, [draw(1, 24, 4, seed=step) for step in range(5)], branches, (24, 9, 3, 24, 5), tokens)
 
 
-def test_its_report() -> None:
-    """Operations are counted branch by branch, of the one without attention, too."""
-    model = ltx2()
+def test_reports() -> None:
+    """Operations are counted branch by branch, of one without attention and of rows without attention, too."""
+    times, model = torch.linspace(900, 100, 3), ltx2()
+    calls = (ltx2_call(rows=2), ltx2_call(spatio_temporal_guidance_blocks=[0]))
     with tokenprune.apply(model, tokenprune.NoisePolicy(0.4, 1)) as handle, torch.no_grad():
         for step in range(3):
-            for more in ({}, {"spatio_temporal_guidance_blocks": [0]}):
-                ltx2_call(**more)(model, draw(1, 24, 4, seed=step), torch.tensor([900.0 - 100 * step]))
+            for rows, call in zip((2, 1), calls, strict=True):
+                call(model, draw(1, 24, 4, seed=step).repeat(rows, 1, 1), times[step].expand(rows))
+        report = handle.report()
+    assert report.macs.total < report.dense_macs.total
+    model, call = TINY["pixart"].make(), pixart_call(draw(3, 5, 16, seed=1))
+    set_processor(model, PAGCFGIdentitySelfAttnProcessor2_0())
+    with tokenprune.apply(model, tokenprune.NoisePolicy(0.4, 1)) as handle, torch.no_grad():
+        for step in range(3):
+            call(model, draw(1, 4, 8, 8, seed=step).repeat(3, 1, 1, 1), times[step].expand(3))
         report = handle.report()
     assert report.macs.total < report.dense_macs.total
 
@@ -319,6 +326,3 @@ def test_pipelines(make: Callable[[], DiffusionPipeline], scale: float, policy: 
     assert torch.equal(generate(), plain)
 
 
-def test_hunyuan_dit_is_the_model_that_its_pipeline_calls() -> None:
-    """Its pipeline needs text encoders of fixed sizes; the model is checked above with the processors it sets."""
-    assert isinstance(TINY["hunyuan-dit"].make(), HunyuanDiT2DModel)

@@ -105,6 +105,8 @@ def processor_of(module: nn.Module) -> tuple[object, object]:
 def attention_is_off(plan: AttentionPlan, state: AttentionState, processor: tuple[object, object]) -> bool:
     """Whether a guidance left the attention of this guidance branch out: the same processor attends in another one."""
     seen, path = plan.seen, state.site.path
+    if state.trusting:
+        return True
     if seen.made and not seen.calls and (torch.compiler.is_compiling() or seen.processor == processor):
         return True
     others = [branch.attention[path] for branch in plan.coming.siblings if path in branch.attention]

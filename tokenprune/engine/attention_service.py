@@ -192,7 +192,8 @@ class FullAttention(AttentionService):
         """Raise if calls over parts of the batch do not tell which images they are for."""
         coming = self.plan.coming
         parts = [call.shape.rows for call in self._firsts if call.shape.rows != coming.batch]
-        if any(rows % coming.period for rows in parts) and sum(parts) != coming.batch:
+        unknown = any(rows % coming.period for rows in parts) and sum(parts) != coming.batch
+        if unknown and not self.state.trusting:
             raise AttentionError(
                 f"{self.path}: expected attention over the whole batch of {coming.batch}, or over each part of it once "
                 f"and in order, got calls over {', '.join(map(str, parts))} rows; which images those are is not known, "

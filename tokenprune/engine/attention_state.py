@@ -15,7 +15,7 @@ from tokenprune.engine.branch_cache import BranchCache
 from tokenprune.engine.rows import Rows, rows_of
 from tokenprune.errors import AttentionError
 from tokenprune.modulemap import AttentionSite, Layout
-from tokenprune.ops.guidance import Guidance
+from tokenprune.ops.guidance import Guidance, conditional_rows
 from tokenprune.reuse.key_value import BufferKey, FreshKeys, KeyValueBuffer, Span
 
 Weigh: TypeAlias = Callable[[Tensor, Tensor, float], Tensor]
@@ -75,7 +75,7 @@ class Coming:
     Attributes:
         branch: the guidance branch that it belongs to.
         siblings: branches that the same step called before it.
-        weighed: how guidance lies in the batch, where the policy wants to know the attention of its conditional half.
+        weighed: how guidance lies in the batch, where the policy wants to know the attention of its conditional part.
         rows: at a pruned call, which rows are computed; None at a full one.
         tokens: N, all image tokens.
         batch: how many sequences of tokens the call has: images, guidance halves and frames.
@@ -97,14 +97,7 @@ class Coming:
     @property
     def conditional_rows(self) -> range:
         """Which sequences of the batch the policy wants to know the attention of."""
-        half = self.batch // 2
-        whole = {
-            None: range(0),
-            "none": range(self.batch),
-            "cond-first": range(half),
-            "uncond-first": range(half, self.batch),
-        }
-        return whole[self.weighed]
+        return range(0) if self.weighed is None else conditional_rows(self.batch, self.weighed)
 
     def starts_of(self, call: SeenCall) -> Tensor | None:
         """Where image tokens begin in the sequences of one attention call."""
@@ -138,6 +131,7 @@ class AttentionState:
     Args:
         site: where the module is and how its keys lie.
         weigh: the policy's `weigh_attention`, if it wants to know the attention of some full calls.
+        trusting: whether attention calls are not looked into, as `PruningSettings` says.
 
     Attributes:
         owner: the model's class.
@@ -147,9 +141,10 @@ class AttentionState:
         weights: what `weigh` gave at this call for some conditional rows [b, N], and the first of them.
     """
 
-    def __init__(self, site: AttentionSite, weigh: Weigh | None = None) -> None:
+    def __init__(self, site: AttentionSite, weigh: Weigh | None = None, trusting: bool = False) -> None:
         self.site = site
         self.weigh = weigh
+        self.trusting = trusting
         self.owner: type[nn.Module] = nn.Module
         self.active = False
         self.mode: TorchFunctionMode | None = None

@@ -97,7 +97,7 @@ class MaskedModule:
         self.settings = settings
         self.signature = inspect.signature(model.forward)
         weigh = settings.policy.weigh_attention if "attention" in settings.policy.needs else None
-        self.sites = Sites(module_map, weigh)
+        self.sites = Sites(module_map, weigh, settings.trusting)
         self.generations = 0
         self.peak_bytes = 0
         self._tracker = tracker or StepTracker(module_map.time_rises, halves=settings.guidance != "none")

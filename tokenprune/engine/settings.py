@@ -24,6 +24,8 @@ class PruningSettings:
         guidance_scale: None shows policies the conditional prediction; a number shows them the guided one.
         trace: whether to record what happens to every token at every step.
         cache_dtype: what keys and values are kept in; None keeps them in the model's type.
+        trusting: whether attention calls are not looked into: what they make does not matter, as only operations are
+            counted, of calls that were served before.
     """
 
     policy: SelectionPolicy
@@ -33,3 +35,4 @@ class PruningSettings:
     guidance_scale: float | None = None
     trace: bool = False
     cache_dtype: torch.dtype | None = None
+    trusting: bool = False

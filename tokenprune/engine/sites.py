@@ -27,6 +27,7 @@ class Sites:
     Args:
         module_map: where they are.
         weigh: the policy's `weigh_attention`, if it wants to know the attention of some full calls.
+        trusting: whether attention calls are not looked into, as `PruningSettings` says.
 
     Attributes:
         exit: of the last projection.
@@ -36,11 +37,11 @@ class Sites:
         blocks: of blocks, by path; they exist while hooks are on.
     """
 
-    def __init__(self, module_map: ModuleMap, weigh: Weigh | None) -> None:
+    def __init__(self, module_map: ModuleMap, weigh: Weigh | None, trusting: bool = False) -> None:
         self._map = module_map
         self.exit = Exit(module_map.exit_site)
         self.expand = ExpandState(module_map.exit_site)
-        self.attentions = [AttentionState(site, weigh) for site in module_map.attentions]
+        self.attentions = [AttentionState(site, weigh, trusting) for site in module_map.attentions]
         self.text_layers = [TextLayerState(path) for path in module_map.constants]
         self.blocks: dict[str, BlockState] = {}
         self._clock = torch.zeros(())

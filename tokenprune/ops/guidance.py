@@ -67,6 +67,13 @@ def count_images(latents: Tensor, guidance: Guidance | None, order: Guidance = "
     return len(latents) // PARTS[guidance]
 
 
+def conditional_rows(batch: int, guidance: Guidance) -> range:
+    """Which rows of a batch [G * B, ...] are its conditional part."""
+    images = batch // PARTS[guidance]
+    first = 0 if guidance in ("none", "cond-first") else images
+    return range(first, first + images)
+
+
 def branches_of(batch: Tensor, guidance: Guidance) -> tuple[Tensor, Tensor | None]:
     """The conditional and the unconditional part [B, ...] of a batch [G * B, ...]; None where it has no such part."""
     if guidance == "none":
