@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
-import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 OWN: list[slice | None] = []
 """Which rows of the batch the attention call under way is for; empty for calls that see no image keys."""
@@ -187,16 +186,19 @@ class Oracle:
     Args:
         model: a model without hooks, whose processors call `attend`.
         predict: how to call it.
+        labelled: False: its processors are others', and all calls with as many keys as there are image tokens see the
+            image; the rows of those over a part of the batch have the same tokens selected.
     """
 
-    def __init__(self, model: nn.Module, predict: Callable[..., Tensor]) -> None:
-        self.model, self.predict = model, predict
+    def __init__(self, model: nn.Module, predict: Callable[..., Any], labelled: bool = True) -> None:
+        self.model, self.predict, self.labelled = model, predict, labelled
+        self.tokens = 0
         self.kept: dict[int, tuple[Tensor, Tensor]] = {}
         self.held: Tensor | None = None
 
     def step(self, chosen: Tensor | None, latents: Tensor, *rest: Any) -> Tensor:
         """The prediction of one step; `chosen` [B, h, w] marks the tokens to compute, None computes all."""
-        with self._attention(None if chosen is None else chosen.flatten(1)), torch.no_grad():
+        with self.attention(None if chosen is None else chosen.flatten(1)), torch.no_grad():
             fresh = self.predict(self.model, latents, *rest)
         if chosen is not None and self.held is not None:
             pixels = chosen.repeat_interleave(2, 1).repeat_interleave(2, 2).unsqueeze(1)
@@ -204,30 +206,43 @@ class Oracle:
         self.held = fresh
         return fresh
 
-    @contextmanager
-    def _attention(self, chosen: Tensor | None) -> Iterator[None]:
-        plain, calls = F.scaled_dot_product_attention, 0
+    def attention(self, chosen: Tensor | None) -> TorchFunctionMode:
+        """Attention with stale keys for whatever runs within; `chosen` [B, N] marks the fresh ones, None all."""
+        return Stale(self, chosen)
 
-        def attention(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
-            nonlocal calls
-            if not OWN:
-                return plain(query, key, value, **options)
-            call, calls = calls, calls + 1
-            if chosen is not None:
-                own = chosen if OWN[0] is None else chosen[OWN[0]]
-                own = own.repeat(len(key) // len(own), 1)
-                text = torch.ones(len(own), key.shape[2] - own.shape[1], dtype=torch.bool)
-                fresh = torch.cat([own, text], dim=1)[:, None, :, None]
-                key, value = (
-                    torch.where(fresh, new, old) for new, old in zip((key, value), self.kept[call], strict=True)
-                )
-            self.kept[call] = key.clone(), value.clone()
-            return plain(query, key, value, **options)
 
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(F, "scaled_dot_product_attention", attention)
-            yield
-        assert calls
+class Stale(TorchFunctionMode):
+    """Gives each attention call of one call of the model the keys that an oracle kept, but for the fresh ones.
+
+    Args:
+        oracle: keeps them.
+        chosen: the fresh ones [B, N]; None for all.
+    """
+
+    def __init__(self, oracle: Oracle, chosen: Tensor | None) -> None:
+        super().__init__()
+        self.oracle, self.chosen, self.calls = oracle, chosen, 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+            kwargs, args = {**dict(zip(names, args, strict=False)), **kwargs}, ()
+            if OWN if self.oracle.labelled else kwargs["key"].shape[2] >= self.oracle.tokens:
+                kwargs["key"], kwargs["value"] = self.mixed(kwargs["key"], kwargs["value"])
+        return func(*args, **kwargs)
+
+    def mixed(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Fresh keys and values where they are chosen, stale ones elsewhere."""
+        call, self.calls = self.calls, self.calls + 1
+        if self.chosen is not None:
+            own = self.chosen if not OWN or OWN[0] is None else self.chosen[OWN[0]]
+            own = own.repeat(-(-len(key) // len(own)), 1)[: len(key)]
+            text = torch.ones(len(own), key.shape[2] - own.shape[1], dtype=torch.bool)
+            fresh, (old_key, old_value) = torch.cat([own, text], dim=1)[:, None, :, None], self.oracle.kept[call]
+            key, value = torch.where(fresh, key, old_key), torch.where(fresh, value, old_value)
+        self.oracle.kept[call] = key.clone(), value.clone()
+        return key, value
 
 
 def put(model: nn.Module, processor: Once) -> None:

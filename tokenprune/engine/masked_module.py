@@ -310,7 +310,7 @@ class MaskedModule:
     def _view(self, given: CallArguments) -> PolicyView:
         """What policies see of the coming generation."""
         settings, guidance = self.settings, self.settings.guidance or self.map.guidance
-        images = count_images(given.latents, settings.guidance)
+        images = count_images(given.latents, settings.guidance, self.map.guidance)
         references = self.map.references(given.arguments) if self.map.references is not None else (0, 0)
         return PolicyView(
             self.map, guidance, settings.guidance_scale, images, self.map.grid(given.arguments), references
