@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tokenprune.engine.branch_cache import BranchCache
+from tokenprune.engine.call_arguments import Given
 from tokenprune.engine.policy_view import PolicyView
 from tokenprune.engine.step_tracker import CallPosition
 from tokenprune.engine.token_choice import TokenChoice
@@ -35,6 +36,7 @@ class Generation:
         conditional_branch: the branch that begins the current step, which policies see as the conditional one.
         handed_on: the last prediction of another batch's conditional branch [G * B, N, C], for its successor.
         records: every step so far.
+        examples: arguments of a call of each branch, on the meta device where their values do not matter.
         selection: the current step's selection; None at a full step and at a skipped one.
         skipping: whether the current step computes nothing.
         choice: what the policy chose so far, and remembers.
@@ -49,6 +51,7 @@ class Generation:
         self.conditional_branch: BranchKey | None = None
         self.handed_on: Tensor | None = None
         self.records: list[StepRecord] = []
+        self.examples: dict[BranchKey, Given] = {}
         self.selection: Selection | None = None
         self.skipping = False
         self.choice = TokenChoice()
@@ -63,7 +66,7 @@ class Generation:
     def emptied(self) -> Generation:
         """What stays of the generation when its caches are freed: what a report tells of it."""
         rest = Generation(self.view, self.recorder)
-        rest.records, rest.history = self.records, self.history
+        rest.records, rest.examples, rest.history = self.records, self.examples, self.history
         return rest
 
     @property

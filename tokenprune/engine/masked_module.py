@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map, tree_structure
+from torch.utils._pytree import tree_structure
 
 from tokenprune.engine.branch_cache import BranchCache
 from tokenprune.engine.cache_conflicts import refuse_caches
 from tokenprune.engine.call_arguments import CallArguments, Given
+from tokenprune.engine.copies import shapes_of
 from tokenprune.engine.generation import Generation
 from tokenprune.engine.installation import HookInstallation
 from tokenprune.engine.policy_view import PolicyView
@@ -70,7 +71,6 @@ class MaskedModule:
         generation: the one under way, or the last.
         generations: how many began since the hooks were put on.
         peak_bytes: most memory that the caches held.
-        examples: arguments of a call for each guidance branch, on the meta device where their values do not matter.
         notes: how the map was found, where that is worth telling.
     """
 
@@ -88,7 +88,6 @@ class MaskedModule:
         self.sites = Sites(module_map, weigh)
         self.generations = 0
         self.peak_bytes = 0
-        self.examples: dict[BranchKey, Given] = {}
         self._tracker = tracker or StepTracker(module_map.time_rises, halves=settings.guidance != "none")
         self._ownership = ThreadOwnership(type(model).__name__)
         self._installation = HookInstallation(model, module_map, self.sites, self, settings.schedule.skips)
@@ -260,7 +259,6 @@ class MaskedModule:
         refuse_caches(self.model)
         self._installation.stand_in_forward()
         last = self.generation.branches
-        self.examples = {}
         self.generation = self._new_generation(self._view(given))
         if position.branch in last:
             self.sites.tidy()
@@ -297,9 +295,9 @@ class MaskedModule:
             branches[position.branch] = self._new_branch(position.branch, reference)
         branch = branches[position.branch]
         branch.step = position.step
-        if position.branch not in self.examples:
-            example = given.given if self.map.reads_values else tree_map(_on_meta, given.given)
-            self.examples[position.branch] = example
+        if position.branch not in self.generation.examples:
+            example = given.given if self.map.reads_values else shapes_of(given.given)
+            self.generation.examples[position.branch] = example
         return branch
 
     def _for_batch(self, selection: Selection | None, batch: int) -> Selection | None:
@@ -339,7 +337,3 @@ class MaskedModule:
 
             self._output_maps[key] = OutputMap(tokens, output, rearrange)
         call.branch.output_map = self._output_maps[key]
-
-
-def _on_meta(value: Any) -> Any:
-    return torch.empty_like(value, device="meta") if isinstance(value, Tensor) else value
