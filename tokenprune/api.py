@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +13,16 @@ from torch.utils._pytree import tree_leaves
 from tokenprune.compiled import forget_graphs
 from tokenprune.engine.cache_conflicts import refuse_caches
 from tokenprune.engine.masked_module import MaskedModule
+from tokenprune.engine.sampler import Sampler
 from tokenprune.engine.settings import PruningSettings
+from tokenprune.engine.step_tracker import StepTracker
+from tokenprune.engine.thread_label import ThreadLabel
 from tokenprune.errors import TraceError, UnknownModelError
 from tokenprune.macs.counting import count_steps
 from tokenprune.modulemap import ModuleMap
 from tokenprune.ops.guidance import BranchKey, Guidance
 from tokenprune.plans.plan import Plan
+from tokenprune.plans.presets import best_plan, share_of
 from tokenprune.policies.base import SelectionPolicy
 from tokenprune.registry import Adapter, find_adapter, transformer_of
 from tokenprune.reports.report import Macs, Report
@@ -27,14 +32,14 @@ from tokenprune.schedule import Schedule
 
 if TYPE_CHECKING:
     from tokenprune.discovery import PendingModule
-from tokenprune.plans.presets import best_plan, share_of
 
 
 class Handle:
     """A pruned model. `remove` ends it; as a context manager it ends with the block."""
 
-    def __init__(self, source: MaskedModule | PendingModule, called: nn.Module) -> None:
+    def __init__(self, source: MaskedModule | PendingModule, called: nn.Module, window: ThreadLabel) -> None:
         self._source = source
+        self._window = window
         self._called = called
         self._costs: dict[tuple[tuple[torch.Size, ...], int | None], Macs] = {}
         self._removed = False
@@ -50,6 +55,22 @@ class Handle:
         """Free the caches; the next call of the model starts a generation."""
         if self._masked is not None:
             self._masked.reset()
+
+    def window(self, name: str) -> AbstractContextManager[None]:
+        """Calls of the model within belong to a generation of this name, with steps and caches of its own.
+
+        For windows of one large picture or video, and for generations that take turns in one thread: each step calls
+        the model once for each of them, with other latents. A window keeps its caches until `reset` or `remove`.
+
+            for time in sampler.timesteps:
+                for name, part in parts.items():
+                    with handle.window(name):
+                        prediction = transformer(part, time, text)
+
+        Args:
+            name: any name; the empty one is that of calls outside of windows.
+        """
+        return self._window.set(name)
 
     @property
     def _masked(self) -> MaskedModule | None:
@@ -125,6 +146,12 @@ class Handle:
     ) -> None:
         self.remove()
 
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        raise TypeError(
+            f"{self!r}: expected to stay with its model, got copied or pickled; copy or send the model or pipeline, "
+            f"which arrives plain, and apply a policy to it there"
+        )
+
     def __repr__(self) -> str:
         masked = self._masked
         if masked is None:
@@ -199,10 +226,12 @@ def apply(
     numbers, keeping = schedule or policy.schedule(), reuse or Hold()
     _check_cache_dtype(cache_dtype, keeping)
 
+    sampler, window = None if target is model else Sampler(target), ThreadLabel()
     settings = PruningSettings(policy, numbers, keeping, guidance, guidance_scale, trace, cache_dtype)
 
     def make(module_map: ModuleMap) -> MaskedModule:
-        return MaskedModule(model, module_map, settings)
+        tracker = StepTracker(module_map.time_rises, guidance != "none", sampler)
+        return MaskedModule(model, module_map, settings, tracker, window)
 
     source: MaskedModule | PendingModule
     try:
@@ -218,7 +247,7 @@ def apply(
     called = target if isinstance(target, nn.Module) else target.transformer
     forget_graphs(called)
     source.install()
-    return Handle(source, called)
+    return Handle(source, called, window)
 
 
 def _check_cache_dtype(dtype: torch.dtype | None, reuse: Reuse) -> None:

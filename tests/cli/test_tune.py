@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,6 @@ import pytest
 import typer
 import yaml
 from click.testing import Result
-from refusals import refused
 from typer.testing import CliRunner
 
 import tokenprune
@@ -36,7 +36,9 @@ def prompts(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_model_of_ones_own_gets_a_plan_file_that_applies(tmp_path: Path, prompts: Path) -> None:
+def test_a_model_of_ones_own_gets_a_plan_file_that_applies(
+    tmp_path: Path, prompts: Path, refused: Callable[..., None]
+) -> None:
     out = tmp_path / "new" / "plan.yaml"
     given = ("--model", DIRECTORY, "--device", "cpu", "--argument", "max_sequence_length=1", "--prompts", str(prompts))
     options = (*given, "--budget", "0.6", "--steps", "4", "--trials", "1", "--out", str(out))
@@ -90,7 +92,12 @@ def test_a_model_of_ones_own_gets_a_plan_file_that_applies(tmp_path: Path, promp
     ],
 )
 def test_bad_settings_exit_with_code_2(
-    arguments: tuple[str, ...], message: str, tmp_path: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
+    arguments: tuple[str, ...],
+    message: str,
+    tmp_path: Path,
+    prompts: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    refused: Callable[..., None],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty.txt").write_text("# nothing yet\n")
@@ -100,14 +107,16 @@ def test_bad_settings_exit_with_code_2(
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_a_pipeline_without_guidance_takes_no_scale(tmp_path: Path) -> None:
+def test_a_pipeline_without_guidance_takes_no_scale(tmp_path: Path, refused: Callable[..., None]) -> None:
     (tmp_path / "model_index.json").write_text(
         json.dumps({"_class_name": "Flux2KleinKVPipeline", "transformer": ["diffusers", "Model"]})
     )
     refused("tune", run("--model", str(tmp_path), "--guidance-scale", "3"), "guidance-scale: expected none")
 
 
-def test_without_optuna_a_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_optuna_a_line_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, refused: Callable[..., None]
+) -> None:
     for module in ("tokenprune.bench.tuning.search", "tokenprune.bench.tuning.space"):
         monkeypatch.delitem(sys.modules, module, raising=False)
     monkeypatch.setitem(sys.modules, "optuna", None)

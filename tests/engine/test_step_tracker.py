@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tokenprune import UnsupportedCallError
-from tokenprune.engine.step_tracker import CallPosition, StepTracker, TimestepReader
+from tokenprune.engine.step_tracker import CallPosition, StepTracker
 
 FALLING = torch.linspace(1000, 100, 5)
 
@@ -21,7 +21,7 @@ def noise(seed: int, *shape: int) -> Tensor:
 
 
 class Caller:
-    """Calls a Run as a sampler does: `calls` calls at every step, new latents at every step."""
+    """Calls a StepTracker as a sampler does: `calls` calls at every step, new latents at every step."""
 
     def __init__(self, tracker: StepTracker, fresh: bool, calls: int = 1) -> None:
         self.tracker, self.fresh, self.calls = tracker, fresh, calls
@@ -213,43 +213,6 @@ def test_timesteps_of_any_kind(timestep: Tensor | float) -> None:
 def test_an_empty_timestep() -> None:
     with pytest.raises(UnsupportedCallError, match="timestep: expected at least one value, got an empty tensor"):
         StepTracker(False).advance(torch.empty(0), noise(0))
-
-
-def test_the_table_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    reads = []
-    tolist = Tensor.tolist
-
-    def refused(tensor: Tensor) -> float:
-        raise AssertionError("a timestep was read on its own")
-
-    def recorded(tensor: Tensor) -> list[float]:
-        reads.append(tuple(tensor.shape))
-        return tolist(tensor)
-
-    monkeypatch.setattr(Tensor, "tolist", recorded)
-    monkeypatch.setattr(Tensor, "__float__", refused)
-    reader = TimestepReader()
-    values = [reader.read(time.expand(3)) for time in FALLING]
-    assert reads == [(5,)]
-    assert values == [(pytest.approx(1000 - 225 * i), i, i == 0) for i in range(5)]
-
-
-def test_a_table_changed_in_place_is_read_again() -> None:
-    reader, table = TimestepReader(), FALLING.clone()
-    assert reader.read(table[1]) == (775.0, 1, True)
-    table.mul_(0.5)
-    assert reader.read(table[1]) == (387.5, 1, True)
-    assert reader.read(table[2]) == (275.0, 2, False)
-
-
-def test_a_table_at_the_address_of_a_freed_one() -> None:
-    """Tables of one size come and go; the allocator may give them the same address."""
-    reader = TimestepReader()
-    for value in range(50):
-        table = torch.tensor([value, -1.0])
-        time, place, new = reader.read(table[0])
-        assert (time, place, new) == (value, 0, True)
-        del table
 
 
 def test_inference_tensors() -> None:

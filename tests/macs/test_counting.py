@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 import tokenprune
 from tokenprune import NoisePolicy
+from tokenprune.macs.counting import with_a_whole_block
+from tokenprune.reports.report import Macs
 
 WIDTH, TEXT_WIDTH, TOKENS, TEXT = 32, 16, 24, 5
 PATCH = 2 * 2 * 4
@@ -100,3 +102,9 @@ def test_macs_follow_the_length_of_the_text(sd3: nn.Module, generate: Callable[.
     with tokenprune.apply(sd3, NoisePolicy(0.3, 3)) as handle:
         generate(sd3, length=9)
         assert macs == handle.report().macs
+
+
+def test_one_block_of_all_tokens_at_a_pruned_step() -> None:
+    full = {"": Macs(100, 50), "blocks.0": Macs(40, 20), "blocks.1": Macs(40, 20)}
+    pruned = {"": Macs(40, 25), "blocks.0": Macs(15, 10), "blocks.1": Macs(15, 10)}
+    assert with_a_whole_block(full, pruned, "blocks.0") == Macs(40 + 40 - 15, 25 + 20 - 10)

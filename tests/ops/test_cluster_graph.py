@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tokenprune.ops.cluster_graph import cluster_adjacency, convolve, max_pool
+from tokenprune.ops.cluster_graph import ClusterGraph, cluster_adjacency, max_pool
 from tokenprune.ops.grid import neighbour_edges, num_tokens, positional_encoding, positions
 
 GRIDS = st.one_of(st.tuples(*[st.integers(1, 6)] * 2), st.tuples(*[st.integers(1, 3)] * 3))
@@ -48,15 +48,13 @@ def slow_adjacency(labels: Tensor, grid: tuple[int, ...], clusters: int) -> list
     return result
 
 
-def slow_convolve(pooled: Tensor, adjacency: Tensor) -> list[list[list[float]]]:
+def slow_convolve(pooled: Tensor, adjacency: list[list[list[float]]]) -> list[list[list[float]]]:
+    """Sum + mean + max over every cluster and those that touch it."""
     result = []
-    for image, touching in zip(pooled.tolist(), adjacency.tolist(), strict=True):
-        rows = []
-        for k, own in enumerate(image):
-            near = [image[j] for j in range(len(image)) if touching[k][j]]
-            means = [sum(column) / len(near) for column in zip(*near, strict=True)] if near else [0.0] * len(own)
-            rows.append([a + b for a, b in zip(own, means, strict=True)])
-        result.append(rows)
+    for image, touching in zip(pooled.tolist(), adjacency, strict=True):
+        near = [[image[j] for j in range(len(image)) if touching[k][j] or j == k] for k in range(len(image))]
+        columns = [list(zip(*vectors, strict=True)) for vectors in near]
+        result.append([[sum(c) + sum(c) / len(c) + max(c) for c in own] for own in columns])
     return result
 
 
@@ -81,16 +79,30 @@ def test_cluster_adjacency(grid: tuple[int, ...], batch: int, clusters: int, see
 @given(GRIDS, st.integers(1, 3), st.integers(1, 8), st.integers(0, 1000))
 def test_convolve(grid: tuple[int, ...], batch: int, clusters: int, seed: int) -> None:
     labels = draw_labels(grid, batch, clusters, seed)
-    adjacency = cluster_adjacency(labels, grid, clusters)
     pooled = torch.randn(batch, clusters, 3, generator=torch.Generator().manual_seed(seed))
-    expected = torch.tensor(slow_convolve(pooled, adjacency))
-    torch.testing.assert_close(convolve(pooled, adjacency), expected, atol=1e-5, rtol=1e-5)
+    expected = torch.tensor(slow_convolve(pooled, slow_adjacency(labels, grid, clusters)))
+    found = ClusterGraph.of(labels, grid, clusters).convolve(pooled)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_convolve_adds_the_mean_of_the_neighbours() -> None:
-    pooled = torch.tensor([[[1.0], [10.0], [100.0], [1000.0]]])
-    adjacency = torch.tensor([[[0.0, 1, 1, 0], [1, 0, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]])
-    assert convolve(pooled, adjacency).tolist() == [[[56.0], [11.0], [101.0], [1000.0]]]
+def test_convolve_adds_sum_mean_and_maximum() -> None:
+    """Clusters 0 and 1 touch, so do 0 and 2; no token is in cluster 3."""
+    pooled = torch.tensor([[[1.0], [-10.0], [-100.0], [1000.0]]])
+    graph = ClusterGraph.of(torch.tensor([[1, 0, 2]]), (1, 3), 4)
+    expected = [-109 - 109 / 3 + 1, -9 - 4.5 + 1, -99 - 49.5 + 1, 3000.0]
+    torch.testing.assert_close(graph.convolve(pooled).flatten(), torch.tensor(expected))
+
+
+def test_convolve_is_what_torch_geometric_makes_of_the_authors_settings() -> None:
+    """They ask for [mean, mean, max]; its fused aggregation leaves the first of two equal means undivided."""
+    from torch_geometric.nn import MultiAggregation, SimpleConv
+
+    labels = draw_labels((6, 7), 1, 5, 0)
+    pooled = max_pool(draw_features((6, 7), 1, 0), labels, 5)
+    aggregation = MultiAggregation(aggrs=["mean", "mean", "max"], mode="sum")
+    edges = cluster_adjacency(labels, (6, 7), 5)[0].nonzero().t()
+    theirs = SimpleConv(aggr=aggregation, combine_root="self_loop")(pooled[0], edges)
+    torch.testing.assert_close(ClusterGraph.of(labels, (6, 7), 5).convolve(pooled)[0], theirs)
 
 
 def test_pooling_is_the_same_with_and_without_torch_scatter(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,12 +110,12 @@ def test_pooling_is_the_same_with_and_without_torch_scatter(monkeypatch: pytest.
     import torch_geometric.typing
 
     features, labels = draw_features((6, 7), 2, 0), draw_labels((6, 7), 2, 5, 0)
-    adjacency = cluster_adjacency(labels, (6, 7), 5)
+    graph = ClusterGraph.of(labels, (6, 7), 5)
     results = []
     for installed in (True, False):
         monkeypatch.setattr(torch_geometric.typing, "WITH_TORCH_SCATTER", installed)
         pooled = max_pool(features, labels, 5)
-        results.append((pooled, convolve(pooled, adjacency)))
+        results.append((pooled, graph.convolve(pooled)))
     direct = torch.stack(
         [torch_scatter.scatter(f, one, 0, dim_size=5, reduce="max") for f, one in zip(features, labels, strict=True)]
     )

@@ -95,6 +95,17 @@ def test_top_refuses_a_count_out_of_range(count: int) -> None:
         Selection.top(torch.zeros(1, 4), count)
 
 
+@given(st.integers(1, 3), st.integers(1, 20), st.data())
+def test_from_mask_gives_the_places_that_are_true(images: int, tokens: int, data: st.DataObject) -> None:
+    count = data.draw(st.integers(1, tokens))
+    rows = [data.draw(st.permutations(range(tokens)))[:count] for _ in range(images)]
+    mask = torch.tensor([[token in row for token in range(tokens)] for row in rows])
+    selection = Selection.from_mask(mask, count)
+    assert selection.index.tolist() == [sorted(row) for row in rows]
+    assert selection.index.dtype == torch.int64
+    assert selection.num_tokens == tokens
+
+
 def test_from_index_sorts() -> None:
     given_index = torch.tensor([[3, 0, 2], [1, 2, 0]])
     assert Selection.from_index(given_index, 4).index.tolist() == [[0, 2, 3], [0, 1, 2]]

@@ -108,7 +108,7 @@ def test_none_is_written_and_nested_parts_keep_their_settings(tmp_path: Path) ->
         alpha=st.floats(0.01, 1),
         warmup_steps=st.integers(1, 50),
         decay=st.floats(0, 0.99),
-        quotas=st.lists(st.floats(0, 1), min_size=1, max_size=6).map(tuple),
+        quota_weights=st.lists(st.floats(0, 9), min_size=1, max_size=6).map(tuple),
         feature_scale=st.none() | st.floats(-2, 2),
         balance_top=st.booleans(),
     ),
@@ -189,8 +189,11 @@ def test_what_nobody_registered_cannot_be_written(tmp_path: Path) -> None:
         ({"policy": {"name": "CATPolicy", "alpha": 2}}, r"policy.alpha: expected a fraction .* in \(0, 1\], got 2.0"),
         ({"policy": {"name": "CATPolicy", "seed": 1.5}}, "policy.seed: expected a whole number, got 1.5"),
         ({"policy": {"name": "CATPolicy", "balance_top": 1}}, "policy.balance_top: expected true or false, got 1"),
-        ({"policy": {"name": "CATPolicy", "quotas": 0.2}}, "policy.quotas: expected a list, got 0.2"),
-        ({"policy": {"name": "CATPolicy", "quotas": [0.2, "x"]}}, r"policy.quotas\[1\]: expected a number, got 'x'"),
+        ({"policy": {"name": "CATPolicy", "quota_weights": 0.2}}, "policy.quota_weights: expected a list, got 0.2"),
+        (
+            {"policy": {"name": "CATPolicy", "quota_weights": [2, "x"]}},
+            r"policy.quota_weights\[1\]: expected a number, got 'x'",
+        ),
         (
             {"policy": {"name": "RegionAdaptivePolicy", "metric": "max"}},
             "policy.metric: expected one of std, norm, got",

@@ -187,8 +187,10 @@ def test_settings_out_of_range(
     [
         ({"num_clusters": 0}, "num_clusters: expected a whole number of at least 1, got 0"),
         ({"num_clusters": 2.5}, r"num_clusters: expected a whole number of at least 1, got 2\.5"),
-        ({"quotas": (0.5, 1.1)}, r"quotas: expected fractions in \[0, 1\], got \(0\.5, 1\.1\)"),
-        ({"first_quotas": (-0.5,)}, r"first_quotas: expected fractions in \[0, 1\], got \(-0\.5,\)"),
+        ({"balance_from": 0}, "balance_from: expected a whole number of at least 1, got 0"),
+        ({"quota_weights": (0.5, -1)}, r"quota_weights: expected numbers of at least 0, got \(0\.5, -1\)"),
+        ({"quota_weights": ()}, r"quota_weights: expected numbers of at least 0, got \(\)"),
+        ({"first_quota": 1.5}, r"first_quota: expected a fraction in \[0, 1\], got 1\.5"),
     ],
 )
 def test_cat_settings_out_of_range(settings_given: dict[str, object], message: str) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -51,68 +54,105 @@ def test_a_full_step_resets_the_frequency() -> None:
     assert not update_frequency(seen, memory, 0.5).any()
 
 
+PLAIN = CATPolicy(num_clusters=3, pool_encoding=False)
+"""Three clusters, the blobs and the rest, without the encoding's part in their scores.
+
+Pooled they score 11, 9 and 0. Convolved, the rest, which touches both, scores |(11 + 11 / 3 + 11, 9 + 9 / 3 + 9)| = 33,
+the strong blob 11 + 11 / 2 + 11 = 27.5, the weak one 22.5.
+"""
+
+
 def test_the_first_selection_takes_each_clusters_best() -> None:
-    """Three clusters: the blobs and the rest. Pooled and convolved they score 11, 9 and |(11, 9)| / 2 = 7.1."""
-    policy = CATPolicy(num_clusters=3, first_quotas=(0.5, 0.5))
-    assert policy.select(observe(two_blobs(), 8), {}).index.tolist() == [sorted(STRONG[:4] + WEAK[:4])]
+    policy = replace(PLAIN, first_quota=0.25)
+    rest = [token for token in range(64) if token not in STRONG + WEAK]
+    chosen = policy.select(observe(two_blobs(), 8), {}).index.tolist()[0]
+    assert chosen == sorted([*rest[:2], *STRONG[:4], *WEAK[:2]]), "two of each cluster, then two more by noise"
 
 
-def test_the_first_selection_fills_up_by_noise() -> None:
-    policy = CATPolicy(num_clusters=3, first_quotas=(0.25, 0.25))
-    assert policy.select(observe(two_blobs(), 8), {}).index.tolist() == [sorted(STRONG[:6] + WEAK[:2])]
+def test_the_first_selection_is_cut_at_n() -> None:
+    policy = replace(PLAIN, first_quota=0.6)
+    rest = [token for token in range(64) if token not in STRONG + WEAK]
+    assert policy.select(observe(two_blobs(), 8), {}).index.tolist() == [sorted(rest[:4] + STRONG[:4])]
 
 
-@pytest.mark.parametrize(("balance_top", "of_strong"), [(True, [0, 4, 5, 6, 7, 8]), (False, [0, 1, 4, 5, 6, 7])])
-def test_a_later_selection_balances_noise_and_staleness(balance_top: bool, of_strong: list[int]) -> None:
-    """n = 8, half of it from the clusters, two each: the noisiest and the stalest of a balanced cluster.
+@pytest.mark.parametrize("balance_top", [True, False])
+def test_later_selections_balance_noise_and_staleness(balance_top: bool) -> None:
+    """n = 20: ten from the clusters, each of which gives the two noisiest and, where it is balanced, the stalest.
 
-    The other four are never selected ones, the noisiest of them first: all in the strong blob.
+    First all of the strong blob, one of the weak one, ten of the rest. At the second selection nothing in the strong
+    blob is staler than its noisiest token; at the third its third token is, having been selected just once.
     """
-    policy = CATPolicy(
-        num_clusters=3, first_quotas=(0.5, 0.5), quotas=(0.5, 0.5), exploit_share=0.5, balance_top=balance_top
-    )
+    policy = replace(PLAIN, first_quota=0.5, quota_weights=(1.0,), exploit_share=0.5, convolve_always=False)
+    policy = replace(policy, balance_top=balance_top)
+    rest = [token for token in range(64) if token not in STRONG + WEAK]
     memory: Memory = {}
-    first = policy.select(observe(two_blobs(), 8), memory)
-    second = policy.select(observe(two_blobs(), 8, 1, first), memory)
-    assert second.index.tolist() == [sorted([STRONG[i] for i in of_strong] + [WEAK[0], WEAK[4]])]
+    previous, rows = None, []
+    for step in range(3):
+        previous = policy.select(observe(two_blobs(), 20, step, previous), memory)
+        rows.append(previous.index.tolist()[0])
+    assert rows[0] == sorted([*rest[:10], *STRONG, WEAK[0]])
+    assert rows[1] == sorted([*STRONG[:2], *WEAK, *rest[:2], *rest[10:17]])
+    assert rows[2] == sorted([*STRONG[: 2 + balance_top], *WEAK[:2], *rest[:2], *rest[17 : 31 - balance_top]])
 
 
-def test_labels_are_made_once() -> None:
+def test_labels_and_the_graph_are_made_once() -> None:
     policy, memory = CATPolicy(num_clusters=3), {}
     first = policy.select(observe(two_blobs(), 8), memory)
     labels = memory["labels"].clone()
+    kept = {name: memory[name] for name in ("labels", "edges", "weights")}
     policy.select(observe(two_blobs().flip(1), 8, 1, first), memory)
+    assert all(memory[name] is tensor for name, tensor in kept.items())
     assert torch.equal(memory["labels"], labels)
     assert len(set(labels[0, STRONG].tolist())) == len(set(labels[0, WEAK].tolist())) == 1
     assert len(set(labels[0].tolist())) == 3
 
 
-def test_the_convolution_lifts_the_neighbours_of_noise() -> None:
-    """Blobs of one direction: convolved, the rest scores (11 + 9) / 2 and overtakes the weak blob's 9.
+TOP_ONLY = replace(PLAIN, first_quota=1.0, quota_weights=(5.0, 0.0), exploit_share=1.0)
 
-    Every convolved selection then takes a token of the rest instead of one of the weak blob.
-    """
-    prediction = two_blobs().sum(-1, keepdim=True)
+
+def test_the_convolution_lifts_the_neighbours_of_noise() -> None:
+    """Convolved, the rest is the strongest cluster, without it the weakest; the strongest gives all that it has."""
     shares = {}
     for always in (True, False):
-        policy = CATPolicy(
-            num_clusters=3, first_quotas=(0.5, 0.5), quotas=(0.5, 0.5), exploit_share=1.0, convolve_always=always
-        )
+        policy = replace(TOP_ONLY, convolve_always=always)
         memory: Memory = {}
-        first = policy.select(observe(prediction, 4), memory)
-        later = policy.select(observe(prediction, 4, 1, first), memory)
-        shares[always] = [len(set(s.index[0].tolist()) & set(WEAK)) for s in (first, later)]
-    assert shares == {True: [0, 0], False: [0, 2]}
+        first = policy.select(observe(two_blobs(), 10), memory)
+        later = policy.select(observe(two_blobs(), 10, 1, first), memory)
+        shares[always] = [len(set(s.index[0].tolist()) - {*STRONG, *WEAK}) for s in (first, later)]
+    assert shares == {True: [10, 10], False: [10, 0]}
 
 
-def test_published_constants() -> None:
+def test_the_encoding_is_pooled_with_the_noise() -> None:
+    """Without any noise the cluster in the last corner scores highest; RN alone tells no cluster from another."""
+    given = {}
+    for pool_encoding in (True, False):
+        memory: Memory = {}
+        policy = replace(TOP_ONLY, num_clusters=4, seed=1, pool_encoding=pool_encoding, convolve_always=False)
+        first = policy.select(observe(torch.zeros(1, 64, 2), 10), memory)
+        later = policy.select(observe(torch.zeros(1, 64, 2), 10, 1, first), memory)
+        given[pool_encoding] = set(memory["labels"][0, later.index[0]].tolist())
+    last = int(memory["labels"][0, 63])
+    assert given == {True: {last}, False: {0}}
+    assert last != 0
+
+
+def test_published_settings() -> None:
     policy = CATPolicy.published(0.4, 5, seed=3)
-    assert (policy.alpha, policy.warmup_steps, policy.seed) == (0.4, 5, 3)
-    assert (policy.num_clusters, policy.decay, policy.exploit_share, policy.feature_scale) == (20, 0.5, 0.25, 0.05)
-    assert policy.first_quotas == (0.1,) * 10
-    assert policy.quotas == (0.6, 0.4, 0.2, 0.2, 0.2)
-    assert not policy.convolve_always
-    assert not policy.balance_top
+    assert policy == CATPolicy(
+        alpha=0.4,
+        warmup_steps=5,
+        seed=3,
+        feature_scale=0.05,
+        pool_encoding=False,
+        convolve_always=False,
+        balance_top=False,
+    )
+    assert CATPolicy.published(compiled=True) == replace(CATPolicy.published(), balance_top=True, balance_from=2)
+
+
+def test_making_a_policy_does_not_import_torch_geometric() -> None:
+    code = "import sys, tokenprune; tokenprune.CATPolicy(); assert 'torch_geometric' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_published_clusters_on_the_prediction_itself() -> None:

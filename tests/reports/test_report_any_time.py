@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 import tokenprune
-from tokenprune import CATPolicy, Handle, NoisePolicy, Report
+from tokenprune import Handle, NoisePolicy, Report
 from tokenprune.registry import find_adapter
 
 pytestmark = [

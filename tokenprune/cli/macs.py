@@ -21,7 +21,8 @@ from tokenprune.cli.options import refusing
 from tokenprune.cli.paper_macs import MODELS, PAPER_ALPHA, PAPER_WARMUP, _build, _count, _table
 from tokenprune.cli.targets import ResolvedCall, Wanted, at_least, call_of, notes_of, plan_of
 from tokenprune.errors import ConfigurationError
-from tokenprune.macs.rehearsal import Layers, Rehearsal, rehearse
+from tokenprune.macs.counting import Layers
+from tokenprune.macs.rehearsal import Rehearsal, rehearse
 from tokenprune.plans.plan import Plan
 from tokenprune.reports.report import Macs
 from tokenprune.schedule import WarmupSchedule

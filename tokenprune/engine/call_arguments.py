@@ -73,6 +73,13 @@ class CallArguments:
         return self.arguments.get(self._map.text) if self._map.text else None
 
     @property
+    def conditions(self) -> dict[str, Any]:
+        """All arguments but latents and timestep, by name."""
+        return {
+            name: value for name, value in self.arguments.items() if name not in (self._map.latents, self._map.time)
+        }
+
+    @property
     def image_starts(self) -> Tensor | None:
         """Where each image begins in its joint sequence [B], if that differs."""
         return self._map.text_lengths(self.arguments) if self._map.text_lengths else None

@@ -170,7 +170,7 @@ class _Shapes(TorchFunctionMode):
 
 
 def shapes_of(value: Any) -> Any:
-    """A copy of a call's arguments with tensors on the meta device, also inside of objects that the caller may empty."""
+    """A copy of a call's arguments with tensors on the meta device, those inside of objects too, which may change."""
     return tree_map(_shape_of, value)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -36,12 +37,12 @@ class Generation:
         conditional_branch: the branch that begins the current step, which policies see as the conditional one.
         handed_on: the last prediction of another batch's conditional branch [G * B, N, C], for its successor.
         records: every step so far.
-        examples: arguments of a call of each branch, on the meta device where their values do not matter.
         selection: the current step's selection; None at a full step and at a skipped one.
         skipping: whether the current step computes nothing.
         choice: what the policy chose so far, and remembers.
         history: when each token was computed, and how far from its forecast it then was.
         attention: the policy's attention statistics of the last full step [B, N]; None while nobody needs them.
+        examples: arguments of a call for each guidance branch, on the meta device where their values do not matter.
     """
 
     def __init__(self, view: PolicyView, recorder: Recorder | None) -> None:
@@ -51,12 +52,12 @@ class Generation:
         self.conditional_branch: BranchKey | None = None
         self.handed_on: Tensor | None = None
         self.records: list[StepRecord] = []
-        self.examples: dict[BranchKey, Given] = {}
         self.selection: Selection | None = None
         self.skipping = False
         self.choice = TokenChoice()
         self.history: TokenHistory | None = None
         self.attention: Tensor | None = None
+        self.examples: dict[BranchKey, Given] = {}
 
     @property
     def nbytes(self) -> int:
@@ -66,8 +67,21 @@ class Generation:
     def emptied(self) -> Generation:
         """What stays of the generation when its caches are freed: what a report tells of it."""
         rest = Generation(self.view, self.recorder)
-        rest.records, rest.examples, rest.history = self.records, self.examples, self.history
+        rest.records, rest.history, rest.examples = self.records, self.history, self.examples
         return rest
+
+    def adopt(self, given_up: int) -> None:
+        """Forget the first calls of the first step: they were another generation's, which was given up."""
+
+        def renamed(key: BranchKey) -> BranchKey:
+            return key._replace(order=key.order - given_up)
+
+        self.branches = {renamed(key): found for key, found in self.branches.items() if key.order >= given_up}
+        self.examples = {renamed(key): found for key, found in self.examples.items() if key.order >= given_up}
+        calls = self.records[0].calls[given_up:]
+        self.records[0].calls = [replace(call, branch=renamed(call.branch)) for call in calls]
+        self.attention = None  # it was the other one's
+        self.end_call()
 
     @property
     def guidance(self) -> Guidance:
@@ -85,7 +99,8 @@ class Generation:
         self.conditional_branch = position.branch
         watch = None
         self.selection, self.skipping = None, False
-        if count >= tokens or cache is None or cache.prediction is None:
+        blind = "attention" in policy.needs and self.attention is None
+        if count >= tokens or cache is None or cache.prediction is None or (blind and count):
             self.choice.full_step()
             count = tokens
         elif count == 0:

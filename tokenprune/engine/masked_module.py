@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,10 +24,11 @@ from tokenprune.engine.settings import PruningSettings
 from tokenprune.engine.sites import Sites
 from tokenprune.engine.skipped_steps import OutputMap
 from tokenprune.engine.step_tracker import CallPosition, StepTracker
+from tokenprune.engine.thread_label import ThreadLabel
 from tokenprune.engine.thread_ownership import ThreadOwnership
 from tokenprune.errors import UnsupportedCallError
 from tokenprune.modulemap import ModuleMap
-from tokenprune.ops.guidance import BranchKey, halves_agree
+from tokenprune.ops.guidance import BranchKey, count_images
 from tokenprune.ops.selection import Selection
 from tokenprune.reports.records import CallRecord, Stopwatch
 from tokenprune.reports.trace import Recorder
@@ -53,6 +53,14 @@ class CallUnderWay:
     numbered: Tensor | None = None
 
 
+@dataclass
+class Window:
+    """One of the generations that may take turns on a model: its steps so far, and what it keeps."""
+
+    tracker: StepTracker
+    generation: Generation
+
+
 class MaskedModule:
     """One model with its hooks: `install` them, `remove` them, and everything that happens in between.
 
@@ -61,6 +69,7 @@ class MaskedModule:
         module_map: where its parts are; checked here.
         settings: how it is pruned.
         tracker: tells steps and guidance branches apart; None tells them by the timesteps.
+        window: what the generation goes by that the coming calls belong to, where several take turns.
 
     Attributes:
         model: as above.
@@ -68,7 +77,6 @@ class MaskedModule:
         settings: as above.
         signature: of the model's forward.
         sites: the states of all hooked places.
-        generation: the one under way, or the last.
         generations: how many began since the hooks were put on.
         peak_bytes: most memory that the caches held.
         notes: how the map was found, where that is worth telling.
@@ -77,7 +85,12 @@ class MaskedModule:
     notes: tuple[str, ...] = ()
 
     def __init__(
-        self, model: nn.Module, module_map: ModuleMap, settings: PruningSettings, tracker: StepTracker | None = None
+        self,
+        model: nn.Module,
+        module_map: ModuleMap,
+        settings: PruningSettings,
+        tracker: StepTracker | None = None,
+        window: ThreadLabel | None = None,
     ) -> None:
         module_map.check(model)
         self.model = model
@@ -89,19 +102,24 @@ class MaskedModule:
         self.generations = 0
         self.peak_bytes = 0
         self._tracker = tracker or StepTracker(module_map.time_rises, halves=settings.guidance != "none")
+        self._label, self._branch_name = window or ThreadLabel(), ThreadLabel()
         self._ownership = ThreadOwnership(type(model).__name__)
         self._installation = HookInstallation(model, module_map, self.sites, self, settings.schedule.skips)
         self._set_aside = SetAside()
-        self._names: dict[int, str] = {}  # of guidance branches, by thread
         self._output_maps: dict[tuple[torch.Size, torch.dtype, str], OutputMap] = {}
         self._call: CallUnderWay | None = None
-        self.generation = self._new_generation(PolicyView(module_map, "none", None, 0, ()))
+        self._window = Window(self._tracker, self._new_generation(PolicyView(module_map, "none", None, 0, ())))
         self.reset()
 
     @property
     def masked(self) -> MaskedModule:
         """What prunes the model: this; a model without adapter has it only from its first call on."""
         return self
+
+    @property
+    def generation(self) -> Generation:
+        """The one under way, or the last."""
+        return self._window.generation
 
     # Hooks on and off ------------------------------------------------------------------------------------------
 
@@ -121,9 +139,9 @@ class MaskedModule:
 
     def reset(self) -> None:
         """Free the caches; the next call starts a generation."""
-        self._tracker = self._tracker.renewed()
         self._ownership.reset()
-        self.generation = self.generation.emptied()
+        self._window = Window(self._tracker.renewed(), self.generation.emptied())
+        self._windows = {"": self._window}
         self._output_maps.clear()
         self._end_call()
         self.sites.forget()
@@ -131,7 +149,9 @@ class MaskedModule:
     def restart_with_rising_time(self) -> None:
         """The timestep turned out to grow as the noise falls: the coming call begins the generation once more."""
         self.map = replace(self.map, time_rises=True)
-        self._tracker = StepTracker(time_rises=True, halves=self.settings.guidance != "none")
+        self._tracker = self._tracker.with_rising_time()
+        for window in self._windows.values():
+            window.tracker = self._tracker.renewed()
         self.generations -= 1
 
     def unwind(self) -> None:
@@ -150,15 +170,9 @@ class MaskedModule:
 
     # One call of the model -------------------------------------------------------------------------------------
 
-    @contextmanager
-    def named(self, name: str) -> Iterator[None]:
+    def named(self, name: str) -> AbstractContextManager[None]:
         """Calls of this thread within belong to the guidance branch of this name."""
-        thread = threading.get_ident()
-        self._names[thread] = name
-        try:
-            yield
-        finally:
-            self._names.pop(thread, None)
+        return self._branch_name.set(name)
 
     def begin_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Given:
         """Decide what this call computes; returns the model's arguments, per-token ones gathered."""
@@ -173,11 +187,14 @@ class MaskedModule:
         if self._installation.displaced:
             self._follow_displaced()
         given = self._arguments(args, kwargs)
-        latents, name = given.latents, self._names.get(threading.get_ident(), "")
-        self._tracker, position = self._ownership.advance(self._tracker, given.time, latents, name)
+        latents = given.latents
+        position = self._find_position(given, latents)
         if position.first_of_generation:
             self._begin_generation(position, given)
         generation = self.generation
+        if position.adopted:
+            generation.adopt(position.adopted)
+            self.generations += 1
         if position.first_of_step:
             generation.begin_step(position, self.settings.schedule, self.settings.policy)
         branch = self._begin_branch(position, given)
@@ -229,7 +246,7 @@ class MaskedModule:
         """Book-keeping after a call that went through."""
         call = self._call
         self.generation.records[-1].calls[-1].watch.mark()
-        self.peak_bytes = max(self.peak_bytes, self.generation.nbytes)
+        self.peak_bytes = max(self.peak_bytes, sum(window.generation.nbytes for window in self._windows.values()))
         self.generation.end_call()
         if self.settings.schedule.skips and call is not None and call.selection is None and not call.skips:
             self._map_output(call, args, kwargs, output)
@@ -254,12 +271,27 @@ class MaskedModule:
     def _arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> CallArguments:
         return CallArguments(type(self.model).__name__, self.map, self.signature, args, kwargs)
 
+    def _find_position(self, given: CallArguments, latents: Tensor) -> CallPosition:
+        """Where the coming call stands among those of its window."""
+        label = self._label.name
+        if label not in self._windows:
+            view = PolicyView(self.map, "none", None, 0, ())
+            self._windows[label] = Window(self._tracker.renewed(), self._new_generation(view))
+        window = self._windows[label]
+        tracker, position = self._ownership.advance(
+            window.tracker, given.time, latents, self._branch_name.name, given.conditions
+        )
+        if tracker is not window.tracker:  # another thread begins: its generation takes the place of all others
+            window.tracker, self._windows = tracker, {label: window}
+        self._window = window
+        return position
+
     def _begin_generation(self, position: CallPosition, given: CallArguments) -> None:
         """Start anew; key and value buffers stay, for their memory, while the latents keep their shape."""
         refuse_caches(self.model)
         self._installation.stand_in_forward()
         last = self.generation.branches
-        self.generation = self._new_generation(self._view(given))
+        self._window.generation = self._new_generation(self._view(given))
         if position.branch in last:
             self.sites.tidy()
             for key, former in last.items():
@@ -274,11 +306,9 @@ class MaskedModule:
         return Generation(view, Recorder() if self.settings.trace else None)
 
     def _view(self, given: CallArguments) -> PolicyView:
-        """What policies see of the coming generation; finds batched guidance by its latents, if nobody says."""
-        latents, settings = given.latents, self.settings
-        guided = halves_agree(latents) if settings.guidance is None else settings.guidance != "none"
-        images = len(latents) // 2 if guided else len(latents)
-        guidance = settings.guidance or self.map.guidance
+        """What policies see of the coming generation."""
+        settings, guidance = self.settings, self.settings.guidance or self.map.guidance
+        images = count_images(given.latents, settings.guidance)
         references = self.map.references(given.arguments) if self.map.references is not None else (0, 0)
         return PolicyView(
             self.map, guidance, settings.guidance_scale, images, self.map.grid(given.arguments), references

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from tokenprune.engine.conditions import Conditions
+from tokenprune.engine.sampler import Sampler
+from tokenprune.engine.timestep_reader import TimestepReader
 from tokenprune.errors import UnsupportedCallError
 from tokenprune.ops.guidance import BranchKey, halves_agree
-from tokenprune.ops.static_memory import version_of
 
 MOST_BRANCHES = 4
 """Guidance calls of one step at most; the same first step more often than that is restarted generations."""
@@ -28,6 +34,8 @@ class CallPosition:
         first_of_step: whether a step begins with this call.
         level: noise level relative to the generation's first, from 1 down to 0.
         remaining: steps left, this one included; None where the timesteps are not known ahead.
+        adopted: at the second step, how many calls of the first turned out to be another generation's that was given
+            up: the generation began after them.
     """
 
     step: int
@@ -37,48 +45,23 @@ class CallPosition:
     first_of_step: bool
     level: float = 1.0
     remaining: int | None = None
+    adopted: int = 0
 
 
-class TimestepReader:
-    """Reads timesteps without waiting for the device more than once per generation.
+SLACK, MOST = 0.1, 0.97
+"""How much further than reckoned latents may turn from a step to the next, as a sine, and how far at most."""
 
-    Schedulers keep a table of timesteps and hand out views of it. The table is read once; a later view of the same
-    table is recognised by its address. Holding on to the table keeps that address from being used again.
+
+def turn(level: float, later: float) -> float:
+    """The sine of the angle by which latents turn while the noise level falls, at most.
+
+    Latents are x_0 cos(a) + e sin(a) up to their length, with signal and noise at right angles and as long: a is
+    atan(s / (1 - s)) for rectified flows at s = level, and asin(sqrt(1 - exp(-0.1 t - 9.95 t^2))) for diffusion with
+    the usual linear betas (Ho et al., arXiv 2006.11239) at t = level.
     """
-
-    def __init__(self) -> None:
-        self._table: Tensor | None = None
-        self._version = 0
-        self._values: list[float] = []
-
-    @property
-    def entries(self) -> int:
-        """How many timesteps the table holds."""
-        return len(self._values)
-
-    def read(self, timestep: Tensor | float | int) -> tuple[float, int | None, bool]:
-        """The timestep, its place in its table (None outside a table), and whether that table is a new one."""
-        if not isinstance(timestep, Tensor):
-            return float(timestep), None, False
-        if timestep.numel() == 0:
-            raise UnsupportedCallError("timestep: expected at least one value, got an empty tensor")
-        storage = timestep.untyped_storage()
-        entries = storage.nbytes() // timestep.element_size()
-        single = timestep.numel() == 1 or all(stride == 0 for stride in timestep.stride())
-        if not single or entries < 2:
-            return float(timestep.detach().flatten().max()), None, False
-        known = self._table is not None and (
-            self._table.untyped_storage().data_ptr() == storage.data_ptr()
-            and self._table.device == timestep.device
-            and self._table.dtype == timestep.dtype
-            and self._version == version_of(timestep)
-        )
-        if not known:
-            self._table = torch.empty(0, dtype=timestep.dtype, device=timestep.device).set_(storage)
-            self._version = version_of(timestep)
-            self._values = [float(value) for value in self._table.tolist()]
-        place = int(timestep.storage_offset())
-        return self._values[place], place, not known
+    flow = (math.atan2(s, 1 - s) for s in (level, later))
+    diffusion = (math.asin(math.sqrt(1 - math.exp(-0.1 * t - 9.95 * t * t))) for t in (level, later))
+    return math.sin(min(math.pi / 2, max(abs(next(angles) - next(angles)) for angles in (flow, diffusion))))
 
 
 class StepTracker:
@@ -88,25 +71,34 @@ class StepTracker:
     entry of the scheduler's table, if the first step of the generation had as many calls, or if the latents are the
     same; otherwise (a second-order scheduler repeats timesteps) it is a new step. A generation starts when the noise
     level rises, when the scheduler's table, the latents' shape, dtype or device change between steps, when the first
-    step comes again with other latents, and after `reset`. But a batch that loses or gains its second guidance half,
-    while the time goes on, is the same generation with another branch.
+    step comes again with other latents, and after `reset`; where the pipeline is known, when its sampler has another
+    table; and when texts or other conditions that stayed the same tensors are others now, and the latents do not go on
+    from the last step's. But a batch that loses or gains its second guidance half, while the time goes on, is the same
+    generation with another branch.
 
     Args:
         time_rises: whether the timestep grows while the noise level falls.
         halves: whether a batch may hold both branches of classifier-free guidance.
+        sampler: of the pipeline that calls the model, if that is known.
     """
 
-    def __init__(self, time_rises: bool, halves: bool = True) -> None:
+    def __init__(self, time_rises: bool, halves: bool = True, sampler: Sampler | None = None) -> None:
         self._direction = -1.0 if time_rises else 1.0
         self._end = 1.0 if time_rises else 0.0
         self._may_hold_halves = halves
+        self._sampler = sampler
         self._reader = TimestepReader()
         self.reset()
+
+    def with_rising_time(self) -> StepTracker:
+        """Another one that has followed no calls yet, for timesteps that grow while the noise level falls."""
+        return StepTracker(True, self._may_hold_halves, self._sampler)
 
     def copied(self) -> StepTracker:
         """Where this one stands, for calls that it is not to notice."""
         other = copy.copy(self)
         other._reader, other._calls = copy.copy(self._reader), dict(self._calls)
+        other._conditions = list(self._conditions)
         return other
 
     def renewed(self) -> StepTracker:
@@ -118,6 +110,10 @@ class StepTracker:
 
     def reset(self) -> None:
         """Forget everything: the next call starts a generation."""
+        self._repeated: float | None = None  # the last timestep at which a lone step came again with other latents
+        self._forget_steps()
+
+    def _forget_steps(self) -> None:
         self._step = -1
         self._time = 0.0
         self._first_time = 0.0
@@ -126,39 +122,71 @@ class StepTracker:
         self._signature: tuple[object, ...] = ()
         self._calls_of_first_step = 0
         self._latents: Tensor | None = None
+        self._table: Tensor | None = None  # the sampler's
+        self._conditions: list[Conditions] = []  # of each call of the first step, later of the last step's first call
+        self._stable: set[str] = set()  # conditions that were the same tensors at the last two steps
+        self._doubted = False  # whether the generation began since the latents did not go on
 
-    def advance(self, timestep: Tensor | float | int, latents: Tensor, name: str = "") -> CallPosition:
-        """Take in the next call, under the name that the pipeline gives its branch, and say where it stands.
+    def advance(
+        self,
+        timestep: Tensor | float | int,
+        latents: Tensor,
+        name: str = "",
+        others: Mapping[str, Any] = MappingProxyType({}),
+    ) -> CallPosition:
+        """Take in the next call, and say where it stands.
+
+        Args:
+            timestep: as the model received it.
+            latents: the noisy latents.
+            name: what the pipeline calls the guidance branch.
+            others: the model's other arguments by name.
 
         Raises:
-            UnsupportedCallError: the timestep holds no value.
+            UnsupportedCallError: the timestep holds no value, or other latents come at the same timestep.
         """
-        time, place, new_table = self._reader.read(timestep)
-        shape = tuple(latents.shape)
+        sampler_table = self._sampler.timesteps if self._sampler is not None else None
+        time, place, remaining, new_table = self._reader.read(timestep, sampler_table)
+        shape, conditions = tuple(latents.shape), Conditions(others)
         signature = (shape, latents.dtype, latents.device)
-        same_step = self._step >= 0 and not new_table and self._same_step(time, place, signature, latents)
+        goes_on = True
+        begun = self._step < 0 or new_table or sampler_table is not self._table
+        same_step = not begun and self._same_step(time, place, name, signature, latents)
         first_of_generation = not same_step and (
-            self._step < 0
-            or new_table
+            begun
             or self._direction * time > self._direction * self._time
             or (signature != self._signature and not self._same_images(signature, latents, place))
             or (self._step == 0 and time == self._time)
         )
+        if not same_step and not first_of_generation and signature == self._signature:
+            goes_on = self._goes_on(time, latents, conditions)
+            first_of_generation = not goes_on
+        adopted = 0
         if first_of_generation:
-            self.reset()
-            self._first_time = time
+            self._notice_turns(time, repeated=not begun and time == self._time)
+            self._forget_steps()
+            self._first_time, self._table, self._doubted = time, sampler_table, not goes_on
         if not same_step:
+            adopted = self._calls_given_up(conditions) if self._step == 0 else 0
+            self._stable = self._conditions[adopted].shared_with(conditions) if self._conditions else set()
+            self._calls_of_first_step -= adopted
             self._step += 1
-            self._calls = {}
-            # Without a table they tell branches from steps: a copy, as a sampler may change them in place.
-            self._latents = latents if place is not None else latents.clone()
+            self._calls, self._conditions = {}, []
+            self._latents = latents.clone()  # a copy, as a sampler may change them in place
             self._signature = signature
+            self._repeated = self._repeated if self._step < 2 else None
+        elif self._step == 1 and not name and signature == self._signature and not self._share_latents(latents):
+            raise self._taking_turns(time)
         order = self._calls.get((name, shape), 0)
         self._calls[name, shape] = order + 1
         if self._step == 0:
             self._calls_of_first_step += 1
+        if self._step == 0 or not self._conditions:
+            self._conditions.append(conditions)
         self._time, self._place = time, place
         span = self._first_time - self._end
+        if remaining is None and self._sampler is not None and self._table is not None:
+            remaining = self._sampler.remaining
         return CallPosition(
             step=self._step,
             time=time,
@@ -166,10 +194,58 @@ class StepTracker:
             first_of_generation=first_of_generation,
             first_of_step=not same_step,
             level=(time - self._end) / span if span else 1.0,
-            remaining=None if place is None else self._reader.entries - place,
+            remaining=remaining,
+            adopted=adopted,
         )
 
-    def _same_step(self, time: float, place: int | None, signature: tuple[object, ...], latents: Tensor) -> bool:
+    def _notice_turns(self, time: float, repeated: bool) -> None:
+        """Raise where lone steps come again with other latents, at one timestep after the other."""
+        if not repeated:
+            return
+        if self._repeated is not None and self._direction * time < self._direction * self._repeated:
+            raise self._taking_turns(time)
+        self._repeated = time
+
+    @staticmethod
+    def _taking_turns(time: float) -> UnsupportedCallError:
+        return UnsupportedCallError(
+            f"timestep {time:g}: expected the same latents in every call of a step, got others of the same shape; this "
+            f"is how windows of one picture, or several generations in turns, call a model. Give each of them its own "
+            f"caches: with handle.window(name): model(...), see docs/works-with.md"
+        )
+
+    def _goes_on(self, time: float, latents: Tensor, conditions: Conditions) -> bool:
+        """Whether a later step's call can belong to the generation of the last one.
+
+        Looks at the latents, which waits for the device, only where conditions are other tensors all of a sudden.
+        """
+        last = self._latents
+        if last is None or not any(self._conditions) or (self._step == 0 and self._doubted):
+            return True  # tensors that are made anew at every step say nothing
+        kept = set().union(*(former.shared_with(conditions) for former in self._conditions))
+        if (set(conditions) if self._step == 0 else self._stable) <= kept:
+            return True
+        one, other = last.flatten().double(), latents.flatten().double()
+        cosine = float(one @ other / (one.norm() * other.norm()).clamp_min(1e-30))
+        whole = 1.0 if max(abs(time), abs(self._first_time)) <= 1 else 1000.0
+        levels = (min(1.0, abs(each - self._end) / whole) for each in (self._time, time))
+        return cosine > 0 and (1 - min(1.0, cosine**2)) ** 0.5 <= min(MOST, turn(*levels) + SLACK)
+
+    def _calls_given_up(self, conditions: Conditions) -> int:
+        """How many calls of the first step were another generation's: it ended there, and began anew with a new text.
+
+        The second step begins with the conditions that the generation's first call had.
+        """
+        if len(self._calls) > 1:
+            return 0  # branches of names or shapes of their own
+        shared = [len(former.shared_with(conditions)) for former in self._conditions]
+        return shared.index(max(shared)) if shared else 0
+
+    def _same_step(
+        self, time: float, place: int | None, name: str, signature: tuple[object, ...], latents: Tensor
+    ) -> bool:
+        if time == self._time and name and all(name != known for known, _ in self._calls):
+            return True  # a branch that says its name
         if self._step == 0 and signature == self._signature:
             # Guidance branches of a step share their latents; other latents are another, restarted generation.
             again = time == self._time and self._calls_of_first_step < MOST_BRANCHES
@@ -205,7 +281,13 @@ class StepTracker:
 class OneGeneration(StepTracker):
     """Takes every call for the next step of one generation, without looking at its timestep."""
 
-    def advance(self, timestep: Tensor | float | int, latents: Tensor, name: str = "") -> CallPosition:
+    def advance(
+        self,
+        timestep: Tensor | float | int,
+        latents: Tensor,
+        name: str = "",
+        others: Mapping[str, Any] = MappingProxyType({}),
+    ) -> CallPosition:
         """Take in the next call."""
         self._step += 1
         return CallPosition(self._step, 0.0, BranchKey(0, tuple(latents.shape)), self._step == 0, True)

@@ -33,8 +33,12 @@ class TextLayerState:
 
 
 def prepare(states: Iterable[TextLayerState], branch: BranchCache, text: Any, pruned: bool) -> None:
-    """Tell all text-only modules whether the coming call reuses their outputs: at pruned steps with the same text."""
-    same = branch.text is not None and branch.text[0] is text and branch.text[1] == version_of(text)
+    """Tell all text-only modules whether the coming call reuses their outputs: at pruned steps with the same text.
+
+    A text made in inference mode does not tell when it is changed in place, so that it is taken as changed.
+    """
+    known = branch.text is not None and branch.text[0] is text and branch.text[1] == version_of(text)
+    same = known and not text.is_inference()
     for state in states:
         state.reused = pruned and same
         state.kept = branch.constants.setdefault(state.path, KeptOutput())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Mapping
 from types import FrameType
 from typing import Any
 
@@ -59,7 +60,12 @@ class ThreadOwnership:
         return self._owner in (0, me)
 
     def advance(
-        self, tracker: StepTracker, timestep: Tensor | float | int, latents: Tensor, name: str
+        self,
+        tracker: StepTracker,
+        timestep: Tensor | float | int,
+        latents: Tensor,
+        name: str,
+        others: Mapping[str, Any],
     ) -> tuple[StepTracker, CallPosition]:
         """Take this thread's next call for a step of its generation.
 
@@ -68,6 +74,7 @@ class ThreadOwnership:
             timestep: as the model received it.
             latents: the noisy latents.
             name: of the guidance branch.
+            others: the model's other arguments by name.
 
         Returns:
             What follows the generation that the caches hold from now on, and where the call stands.
@@ -78,10 +85,10 @@ class ThreadOwnership:
         me = threading.get_ident()
         if self._owner in (0, me):
             self._owner = me
-            return tracker, tracker.advance(timestep, latents, name)
+            return tracker, tracker.advance(timestep, latents, name, others)
         own = self._trackers.setdefault(me, tracker.renewed())
-        step = tracker.copied().advance(timestep, latents, name).step
-        position = own.advance(timestep, latents, name)
+        step = tracker.copied().advance(timestep, latents, name, others).step
+        position = own.advance(timestep, latents, name, others)
         if step > 0 or not position.first_of_generation:
             raise ConcurrentUseError(
                 f"{self._model}: expected all calls of a generation from one thread, with no other generation in "

@@ -4,6 +4,6 @@ counting.py counts one call, full or pruned; rehearsal.py a whole generation by 
 engine and all below it. Start with `counting.py`.
 """
 
-from tokenprune.macs.counting import count_steps
+from tokenprune.macs.counting import count_layers, count_steps, with_a_whole_block
 
-__all__ = ["count_steps"]
+__all__ = ["count_layers", "count_steps", "with_a_whole_block"]

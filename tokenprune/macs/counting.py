@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -27,6 +28,9 @@ from tokenprune.policies.sequential import SequentialPolicy
 from tokenprune.reports.report import Macs
 from tokenprune.reuse.base import Hold
 from tokenprune.schedule import CountSchedule
+
+Layers = Mapping[str, Macs]
+"""Operations of one call by module path; the empty path stands for the whole model."""
 
 
 class _NoModules:
@@ -98,6 +102,26 @@ def counting() -> Iterator[Counted]:
 
 
 @contextlib.contextmanager
+def by_layer(model: nn.Module, counted: Counted) -> Iterator[dict[str, Macs]]:
+    """Operations within each of the model's modules, by path, of whatever is counted in the context."""
+    paths = {module: path for path, module in model.named_modules()}
+    begun: list[Macs] = []
+    found: dict[str, Macs] = defaultdict(lambda: Macs(0, 0))
+
+    def begin(module: nn.Module, args: Any) -> None:
+        begun.append(counted.macs)
+
+    def end(module: nn.Module, args: Any, output: Any) -> None:
+        found[paths[module]] += counted.macs + begun.pop() * -1
+
+    with contextlib.ExitStack() as hooks:
+        for module in paths:
+            hooks.enter_context(module.register_forward_pre_hook(begin, prepend=True))
+            hooks.enter_context(module.register_forward_hook(end, prepend=True))
+        yield found
+
+
+@contextlib.contextmanager
 def counting_calls(model: nn.Module) -> Iterator[CallCounter]:
     """Count the operations of the model's calls, its hooks included, without compiled code, among whatever runs within.
 
@@ -133,26 +157,13 @@ def meta_twin(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     return twin
 
 
-def count_call(model: nn.Module, arguments: Given) -> Macs:
-    """Operations of one call of the model as it stands, hooks included.
-
-    Args:
-        model: any model; its hooks run.
-        arguments: what to call it with.
-    """
-    args, kwargs = arguments
-    with torch.no_grad(), MetaWins(), counting() as counted:
-        model(*args, **kwargs)
-    return counted.macs
-
-
-def count_steps(
+def count_layers(
     model: nn.Module, module_map: ModuleMap, arguments: Given, counts: Sequence[int]
-) -> tuple[Macs, dict[int, Macs]]:
+) -> tuple[Layers, dict[int, Layers]]:
     """Operations of a full call, and of calls that compute n image tokens of each image, for every n in `counts`.
 
-    They are made by a copy of the model, which may run meanwhile: on the meta device, or where the map says that the
-    model reads values, with the model's own weights. Hooks and wrapped forwards are left out.
+    A copy of the model makes the calls, so the model may run meanwhile: on the meta device, or with the model's own
+    weights where the map says that it reads values. Hooks and wrapped forwards are left out.
 
     Args:
         model: the model.
@@ -162,19 +173,47 @@ def count_steps(
     """
     settings = PruningSettings(SequentialPolicy(), CountSchedule([None, *counts]), Hold(), guidance="none")
 
-    def count() -> tuple[Macs, dict[int, Macs]]:
+    def count() -> tuple[Layers, dict[int, Layers]]:
         if module_map.reads_values:
             twin, given = bare_twin(model), copy.deepcopy(arguments)
         else:
             # In single precision: operations count the same, and layers of mixed precision fit together.
             twin, given = meta_twin(model, torch.float32), tree_map(_single, arguments)
         MaskedModule(twin, module_map, settings, OneGeneration(module_map.time_rises)).install()
-        full = count_call(twin, given)
-        return full, {tokens: count_call(twin, given) for tokens in counts}
+        full = _layers_of_call(twin, given)
+        return full, {tokens: _layers_of_call(twin, given) for tokens in counts}
 
-    with ThreadPoolExecutor(1) as thread:  # without the caller's modes: it may be a hook inside a call of the model
+    with ThreadPoolExecutor(1) as thread:  # free of the caller's modes, who may be a hook inside of a call of the model
         return thread.submit(count).result()
+
+
+def _layers_of_call(model: nn.Module, arguments: Given) -> Layers:
+    args, kwargs = arguments
+    with torch.no_grad(), MetaWins(), counting() as counted, by_layer(model, counted) as found:
+        model(*args, **kwargs)
+    return {**found, "": counted.macs}
 
 
 def _single(value: Any) -> Any:
     return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def count_steps(
+    model: nn.Module, module_map: ModuleMap, arguments: Given, counts: Sequence[int]
+) -> tuple[Macs, dict[int, Macs]]:
+    """The whole model's operations of `count_layers`."""
+    full, pruned = count_layers(model, module_map, arguments, counts)
+    return full[""], {count: layers[""] for count, layers in pruned.items()}
+
+
+def with_a_whole_block(full: Layers, pruned: Layers, block: str) -> Macs:
+    """Operations of a pruned call in which one block computes all tokens, as if to rank them by its attention.
+
+    So CAT Pruning's tables (arXiv 2502.00433) seem to count their baseline, AT-EDM's choice of tokens.
+
+    Args:
+        full: operations of a full call.
+        pruned: of a pruned call.
+        block: path of the block.
+    """
+    return pruned[""] + full[block] + pruned[block] * -1

@@ -14,7 +14,11 @@ META = torch.device("meta")
 
 
 def stand_in(dtype: torch.dtype | None = None) -> Callable[[Tensor], Tensor]:
-    """Makes tensors on the meta device in the place of others, floating-point ones in that precision (None: their own)."""
+    """Makes tensors on the meta device in the place of others.
+
+    Args:
+        dtype: of floating-point tensors; None is their own.
+    """
 
     def make(tensor: Tensor) -> Tensor:
         wanted = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype

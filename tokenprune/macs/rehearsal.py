@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._pytree import tree_map
 
 from tokenprune.engine.copies import bare_twin
@@ -18,7 +16,7 @@ from tokenprune.engine.masked_module import MaskedModule
 from tokenprune.engine.settings import PruningSettings
 from tokenprune.engine.step_tracker import CallPosition, OneGeneration
 from tokenprune.errors import ConfigurationError
-from tokenprune.macs.counting import Counted, counting, meta_twin
+from tokenprune.macs.counting import Layers, by_layer, counting, meta_twin
 from tokenprune.macs.on_meta import MetaWins
 from tokenprune.modulemap import ModuleMap
 from tokenprune.ops.grid import TokenGrid, num_tokens
@@ -30,10 +28,6 @@ from tokenprune.schedule import CountSchedule, Schedule, Step
 
 FULL_STEPS = 3
 """Full steps of a rehearsal: forecasts take all the memory that they ever do within so many."""
-
-
-Layers = Mapping[str, Macs]
-"""Operations of one call by module path; the empty path stands for the whole model."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +152,7 @@ def rehearse(
             if call_of_step or step < FULL_STEPS - 1:  # these are there to fill the caches
                 run()
             else:
-                with counting() as counted, _by_layer(twin, counted) as found:
+                with counting() as counted, by_layer(twin, counted) as found:
                     run()
                 layers[count] = {**found, "": counted.macs}
     generation = masked.generation
@@ -183,34 +177,13 @@ class _Rehearsed(OneGeneration):
         self._each, self._steps = calls, steps
         self._made = 0
 
-    def advance(self, timestep: Any, latents: Tensor, name: str = "") -> CallPosition:
+    def advance(
+        self, timestep: Any, latents: Tensor, name: str = "", others: Mapping[str, Any] = MappingProxyType({})
+    ) -> CallPosition:
         step, order = divmod(self._made, self._each)
         self._made += 1
         key, first = BranchKey(order, tuple(latents.shape)), self._made == 1
         return CallPosition(step, float(self._steps - step), key, first, order == 0, remaining=self._steps - step)
-
-
-@contextlib.contextmanager
-def _by_layer(model: nn.Module, counted: Counted) -> Iterator[dict[str, Macs]]:
-    """Operations within each of the model's modules, by path, of whatever is counted in the context."""
-    paths = {module: path for path, module in model.named_modules()}
-    begun: list[Macs] = []
-    found: dict[str, Macs] = defaultdict(lambda: Macs(0, 0))
-
-    def begin(module: nn.Module, args: Any) -> None:
-        if module in paths:
-            begun.append(counted.macs)
-
-    def end(module: nn.Module, args: Any, output: Any) -> None:
-        if module in paths:
-            found[paths[module]] += counted.macs + begun.pop() * -1
-
-    handles = register_module_forward_pre_hook(begin), register_module_forward_hook(end)
-    try:
-        yield found
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _like(leaf: Any, dtype: torch.dtype | None) -> Any:

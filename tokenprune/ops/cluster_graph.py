@@ -1,21 +1,18 @@
 """The cluster graph of CAT Pruning on torch-geometric: pooling per cluster and one untrainable convolution.
 
-torch-geometric is imported inside the functions, so that `import tokenprune` stays light, and by `load` when a policy
-that needs it is made, so that no step waits for it.
+torch-geometric is imported inside the functions, so that neither `import tokenprune` nor making a policy waits for it:
+the first selection does, once a process. torch-scatter is optional; the results are the same without it.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cache
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tokenprune.ops.grid import TokenGrid, neighbour_edges
-
-
-def load() -> None:
-    """Import torch-geometric, before the first selection needs it."""
-    import torch_geometric.nn
-    import torch_geometric.utils  # noqa: F401
 
 
 def max_pool(features: Tensor, labels: Tensor, clusters: int) -> Tensor:
@@ -43,17 +40,48 @@ def cluster_adjacency(labels: Tensor, grid: TokenGrid, clusters: int) -> Tensor:
     return touching * (1 - torch.eye(clusters, device=labels.device))
 
 
-def convolve(pooled: Tensor, adjacency: Tensor) -> Tensor:
-    """One untrainable graph convolution: every cluster plus the mean of its neighbours [B, K, C].
+@dataclass(frozen=True)
+class ClusterGraph:
+    """Which clusters touch, in a form whose shape depends on nothing but B and K: so nothing is read from the device.
 
-    The graph is the complete one, weighted by the adjacency over the degree: its shape never changes, whatever
-    clusters touch, so nothing is read back from the device.
+    Every pair of clusters has an edge. Where two do not touch it carries the weight 0 for sums, and for maxima comes
+    from the cluster that it leads to, which is among those that count anyway.
+
+    Attributes:
+        edges: for each pair its source for sums, its source for maxima, and its target [B, 3, K * K], places among
+            the B * K clusters of all images.
+        weights: of the pairs' sources in the sum of the two linear aggregations [B, K * K].
     """
+
+    edges: Tensor
+    weights: Tensor
+
+    @classmethod
+    def of(cls, labels: Tensor, grid: TokenGrid, clusters: int) -> ClusterGraph:
+        """The graph of K clusters from the cluster of every token [B, N]."""
+        adjacency = cluster_adjacency(labels, grid, clusters) + torch.eye(clusters, device=labels.device)
+        nodes = torch.arange(len(labels) * clusters, device=labels.device).view(-1, clusters)
+        target, source = nodes.unsqueeze(2).expand_as(adjacency), nodes.unsqueeze(1).expand_as(adjacency)
+        edges = torch.stack([source, torch.where(adjacency > 0, source, target), target], dim=1)
+        return cls(edges.flatten(2), (adjacency + adjacency / adjacency.sum(2, keepdim=True)).flatten(1))
+
+    def convolve(self, pooled: Tensor) -> Tensor:
+        """One untrainable graph convolution [B, K, C], CAT Pruning's: sum + mean + max.
+
+        Each is over a cluster and those that touch it.
+
+        Args:
+            pooled: [B, K, C].
+        """
+        for_sums, for_maxima, target = self.edges.transpose(0, 1).flatten(1)
+        nodes = pooled.flatten(0, 1)
+        linear = _convolution("sum")(nodes, torch.stack([for_sums, target]), self.weights.flatten())
+        return (linear + _convolution("max")(nodes, torch.stack([for_maxima, target]))).view_as(pooled)
+
+
+@cache
+def _convolution(aggregation: str) -> nn.Module:
+    """A convolution without parameters, kept as making one takes longer than using it."""
     from torch_geometric.nn import SimpleConv
 
-    batch, clusters, _ = pooled.shape
-    weight = (adjacency / adjacency.sum(-1, keepdim=True).clamp_min(1)).transpose(1, 2).flatten()
-    nodes = torch.arange(batch * clusters, device=pooled.device).view(batch, clusters)
-    edges = torch.stack([nodes.unsqueeze(2).expand(-1, -1, clusters), nodes.unsqueeze(1).expand(-1, clusters, -1)])
-    convolution = SimpleConv(aggr="sum", combine_root="sum")
-    return convolution(pooled.flatten(0, 1), edges.flatten(1), weight).view_as(pooled)
+    return SimpleConv(aggr=aggregation)

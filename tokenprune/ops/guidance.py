@@ -35,6 +35,12 @@ def halves_agree(latents: Tensor) -> bool:
     return bool(second) and torch.equal(first, second[0])
 
 
+def count_images(latents: Tensor, guidance: Guidance | None) -> int:
+    """B, how many images a batch of latents [G * B, ...] holds; None finds batched guidance by its equal halves."""
+    guided = halves_agree(latents) if guidance is None else guidance != "none"
+    return len(latents) // 2 if guided else len(latents)
+
+
 def branches_of(batch: Tensor, guidance: Guidance) -> tuple[Tensor, Tensor | None]:
     """The conditional and the unconditional part [B, ...] of a batch [G * B, ...]; None where it has no such part."""
     if guidance == "none":

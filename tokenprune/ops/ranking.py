@@ -1,9 +1,11 @@
-"""Ranks of tokens by a score, over all of them or within clusters."""
+"""Orders and ranks of tokens by a score, over all of them or within clusters."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from tokenprune.ops.kmeans import memberships
 
 
 def ranks(scores: Tensor) -> Tensor:
@@ -13,21 +15,19 @@ def ranks(scores: Tensor) -> Tensor:
     return torch.empty_like(order).scatter_(1, order, places)
 
 
-def ranks_within(groups: Tensor, scores: Tensor) -> Tensor:
-    """Place [B, N] of every token among those of its own group [B, N], highest score first."""
-    order = scores.argsort(dim=1, descending=True, stable=True)
-    by_group = groups.gather(1, order).argsort(dim=1, stable=True)
-    order = order.gather(1, by_group)
-    places = torch.arange(groups.shape[1], device=groups.device).expand_as(order).contiguous()
-    sorted_groups = groups.gather(1, order)
-    starts = torch.searchsorted(sorted_groups, sorted_groups)
-    return torch.empty_like(order).scatter_(1, order, places - starts)
+def places_within(labels: Tensor, order: Tensor, clusters: int) -> Tensor:
+    """Place [B, N] of every token among those of its own cluster, all tokens being taken in a given order.
+
+    Args:
+        labels: cluster of every token [B, N], below K.
+        order: every row a permutation of the tokens [B, N].
+        clusters: K; few, as K * N numbers are held for each image.
+    """
+    in_order = labels.gather(1, order)
+    so_far = memberships(in_order, clusters).cumsum(2)
+    return torch.empty_like(order).scatter_(1, order, so_far.gather(1, in_order.unsqueeze(1)).squeeze(1) - 1)
 
 
-def stale_first(frequency: Tensor, noise: Tensor) -> Tensor:
-    """Scores [B, N] that put the lowest frequency first and, among equals, the highest noise."""
-    by_noise = noise.argsort(dim=1, descending=True, stable=True)
-    by_frequency = frequency.gather(1, by_noise).argsort(dim=1, stable=True)
-    order = by_noise.gather(1, by_frequency)
-    places = torch.arange(noise.shape[1], device=noise.device, dtype=torch.float32).expand_as(noise)
-    return torch.empty_like(places.contiguous()).scatter_(1, order, -places)
+def staleness_order(frequency: Tensor, by_noise: Tensor) -> Tensor:
+    """Tokens [B, N] from the lowest frequency to the highest; among equals they stay in the order `by_noise` [B, N]."""
+    return by_noise.gather(1, frequency.gather(1, by_noise).argsort(dim=1, stable=True))

@@ -19,8 +19,8 @@ from tokenprune.errors import SelectionError
 class Selection:
     """The selected tokens of every image.
 
-    Build it with `Selection.top` (from scores) or `Selection.from_index` (from indices, checked); the bare
-    constructor checks nothing.
+    Build it with `Selection.top` (from scores), `Selection.from_index` (from indices, checked) or
+    `Selection.from_mask`; the bare constructor checks nothing.
 
     Attributes:
         index: selected tokens [B, n], int64, every row sorted and free of duplicates.
@@ -66,6 +66,17 @@ class Selection:
                 raise SelectionError(f"index: expected values in 0..{num_tokens - 1}, got {low}..{high}")
             raise SelectionError("index: expected unique tokens per image, got duplicates; Selection.top avoids them")
         return cls(index, num_tokens)
+
+    @classmethod
+    def from_mask(cls, mask: Tensor, count: int) -> Selection:
+        """Select the tokens where a mask [B, N] is true: exactly `count` in every row.
+
+        That is up to the caller, as checking would read from the device.
+        """
+        places = torch.where(mask, mask.cumsum(1) - 1, count)
+        tokens = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
+        index = torch.empty(len(mask), count + 1, dtype=torch.int64, device=mask.device).scatter_(1, places, tokens)
+        return cls(index[:, :count].contiguous(), mask.shape[1])
 
     @property
     def batch_size(self) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tokenprune.ops.ranking import ranks
 from tokenprune.ops.selection import Selection
 from tokenprune.policies.base import Memory, Observation
 
@@ -23,10 +22,18 @@ def update_frequency(seen: Observation, memory: Memory, decay: float) -> Tensor:
     return memory["frequency"]
 
 
-def choose(preferred: Tensor, share: int, rest: Tensor, count: int) -> Selection:
-    """`share` tokens by the scores `preferred` [B, N], then others by the scores `rest` until there are `count`."""
-    chosen = ranks(preferred) < share
-    return Selection.top((-ranks(rest)).masked_fill(chosen, 1), count)
+def fill_up(chosen: Tensor, order: Tensor, count: int) -> Selection:
+    """The chosen tokens [B, N], at most `count`, and of the others the first in an order [B, N] until `count`.
+
+    Args:
+        chosen: which tokens are selected already, bool.
+        order: every row a permutation of the tokens.
+        count: n.
+    """
+    taken = chosen.gather(1, order)
+    room = count - taken.sum(1, keepdim=True)
+    taken = taken | ((~taken).cumsum(1) <= room)
+    return Selection.from_mask(torch.empty_like(taken).scatter_(1, order, taken), count)
 
 
 def check_balance(decay: float, exploit_share: float) -> None:

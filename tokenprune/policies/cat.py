@@ -7,13 +7,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tokenprune.ops.cluster_graph import cluster_adjacency, convolve, load, max_pool
+from tokenprune.ops.cluster_graph import ClusterGraph, max_pool
 from tokenprune.ops.grid import positional_encoding
-from tokenprune.ops.kmeans import kmeans
-from tokenprune.ops.ranking import ranks, ranks_within, stale_first
+from tokenprune.ops.kmeans import kmeans, memberships
+from tokenprune.ops.ranking import places_within, ranks, staleness_order
 from tokenprune.ops.selection import Selection
-from tokenprune.policies._balance import check_balance, choose, update_frequency
+from tokenprune.policies._balance import check_balance, fill_up, update_frequency
 from tokenprune.policies.base import Memory, Observation, SelectionPolicy
+
+TOP_CLUSTERS = 5
+"""Among how many clusters the published code shares out the tokens of later selections, before it weighs them."""
 
 
 @dataclass(frozen=True)
@@ -21,11 +24,12 @@ class CATPolicy(SelectionPolicy):
     """Cluster-aware token pruning: Cheng, Chen and Jia, arXiv 2502.00433, algorithm 2.
 
     At the first pruned step the tokens of each image are clustered once (k-means on relative noise plus a
-    positional encoding). At every pruned step the relative noise is max-pooled over the clusters, convolved once
-    over the graph of touching clusters, and clusters are ranked by the norm of the result. The best clusters give
-    tokens by noise and by low selection frequency; the least recently selected tokens fill up to exactly n.
+    positional encoding). At every pruned step the same sum is max-pooled over the clusters, convolved once over the
+    graph of touching clusters, and clusters are ranked by the norm of the result. The best clusters give tokens by
+    noise and by low selection frequency; the least recently selected tokens fill up to exactly n.
 
-    Where the paper gives no constant, the published code's is the default.
+    The defaults are the paper's form; where the paper says nothing, they are what its authors' code does. What that
+    code does otherwise is in `published`. Each rule of the paper and of the code is in docs/cat.md.
 
     Args:
         num_clusters: K, at least 1.
@@ -33,12 +37,18 @@ class CATPolicy(SelectionPolicy):
         seed: seed of the k-means start.
         exploit_share: fraction of the selected tokens taken from the clusters after the first selection (which
             is from clusters alone), 0 to 1; the others are the stalest.
-        first_quotas: fractions of n taken from the clusters in their order at the first selection.
-        quotas: the same for later selections, as fractions of the exploit share.
+        first_quota: fraction of n that every cluster gives at the first selection, 0 to 1; clusters take their turn
+            in their order until there are n.
+        quota_weights: what clusters give at later selections, in their order and in fifths of the exploit share; the
+            last weight holds for all further clusters. Each gives its quota by noise and, where it is balanced, half
+            as many again by low frequency.
         feature_scale: None clusters on RN + positional encoding (paper); a number clusters on the encoding plus
             that multiple of the prediction (published code).
+        pool_encoding: pool RN + positional encoding (paper) or RN alone (published code).
         convolve_always: convolve at every selection (paper) or only at the first (published code).
-        balance_top: balance the best cluster by frequency, too.
+        balance_top: balance the best cluster by frequency, too (paper).
+        balance_from: how many selections go before the first that is balanced, at least 1, as the first has nothing
+            to balance by.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -48,86 +58,110 @@ class CATPolicy(SelectionPolicy):
     decay: float = 0.5
     seed: int = 0
     exploit_share: float = 0.25
-    first_quotas: tuple[float, ...] = (0.1,) * 10
-    quotas: tuple[float, ...] = (0.2,) * 5
+    first_quota: float = 0.1
+    quota_weights: tuple[float, ...] = (3.0, 2.0, 1.0)
     feature_scale: float | None = None
+    pool_encoding: bool = True
     convolve_always: bool = True
     balance_top: bool = True
+    balance_from: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        load()
         check_balance(self.decay, self.exploit_share)
-        if not isinstance(self.num_clusters, int) or self.num_clusters < 1:
-            raise ValueError(f"num_clusters: expected a whole number of at least 1, got {self.num_clusters!r}")
-        for name in ("first_quotas", "quotas"):
-            if not all(0 <= quota <= 1 for quota in getattr(self, name)):
-                raise ValueError(f"{name}: expected fractions in [0, 1], got {getattr(self, name)}")
+        for name in ("num_clusters", "balance_from"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")
+        if not 0 <= self.first_quota <= 1:
+            raise ValueError(f"first_quota: expected a fraction in [0, 1], got {self.first_quota}")
+        if not self.quota_weights or not all(0 <= weight < float("inf") for weight in self.quota_weights):
+            raise ValueError(f"quota_weights: expected numbers of at least 0, got {self.quota_weights}")
 
     @classmethod
-    def published(cls, alpha: float = 0.3, warmup_steps: int = 8, seed: int = 0) -> CATPolicy:
-        """The constants of the authors' published code, where they differ from the paper.
+    def published(cls, alpha: float = 0.3, warmup_steps: int = 8, seed: int = 0, compiled: bool = False) -> CATPolicy:
+        """The authors' published code, which differs from their paper.
 
-        Features pos_enc + 0.05 n_i; later selections without the convolution, and with quotas 3 : 2 : 1 : 1 : 1
-        (in fifths of the exploit share, cut off at its end), the best cluster by noise alone.
+        It clusters on pos_enc + 0.05 n_i, pools RN alone, convolves at the first selection only, and takes tokens of
+        the best cluster by noise alone. Given the same clusters and history it selects the tokens that the code
+        selects, and where that selects fewer than n, those with the lowest frequency, besides.
+
+        Args:
+            alpha: as of the class.
+            warmup_steps: as of the class.
+            seed: as of the class; k-means differs from scikit-learn's, which the code uses.
+            compiled: as in `qcache_compile`, the code's other version, for torch.compile: no cluster is balanced at
+                the second selection, all are from the third on.
         """
         return cls(
             alpha=alpha,
             warmup_steps=warmup_steps,
             seed=seed,
             feature_scale=0.05,
+            pool_encoding=False,
             convolve_always=False,
-            quotas=(0.6, 0.4, 0.2, 0.2, 0.2),
-            balance_top=False,
+            balance_top=compiled,
+            balance_from=2 if compiled else 1,
         )
 
     def select(self, seen: Observation, memory: Memory) -> Selection:
         """Tokens from the best clusters, then the stalest ones, exactly `seen.count` per image."""
-        first = "labels" not in memory
-        if first:
-            memory["labels"] = self._cluster(seen)
-        labels, noise = memory["labels"], seen.relative_noise
-        clusters = self._clusters(seen)
-        pooled = max_pool(noise, labels, clusters)
+        first = "frequency" not in memory
+        noise = seen.relative_noise
+        scores = self._score_clusters(seen, memory, noise, first)
+        by_noise = noise.norm(dim=-1).argsort(dim=1, descending=True, stable=True)
+        stale_order = staleness_order(update_frequency(seen, memory, self.decay), by_noise)
+        chosen = self._from_clusters(seen, memory["labels"], scores, by_noise, stale_order, first)
+        return fill_up(chosen, stale_order, seen.count)
+
+    def _score_clusters(self, seen: Observation, memory: Memory, noise: Tensor, first: bool) -> Tensor:
+        """How strong the relative noise [B, N, C] is in each cluster [B, K]; clusters are made where there are none."""
+        clusters = min(self.num_clusters, noise.shape[1])
+        if self.pool_encoding or "labels" not in memory:
+            encoding = positional_encoding(seen.grid, noise.shape[-1], noise.device)
+        if "labels" not in memory:
+            scale = self.feature_scale
+            features = noise if scale is None else scale * seen.prediction.float().nan_to_num()
+            memory["labels"] = kmeans(features + encoding, clusters, self.seed)
+        pooled = max_pool(noise + encoding if self.pool_encoding else noise, memory["labels"], clusters)
         if first or self.convolve_always:
-            pooled = convolve(pooled, cluster_adjacency(labels, seen.grid, clusters))
-        cluster_rank = ranks(pooled.norm(dim=-1)).gather(1, labels)
-        norm = noise.norm(dim=-1)
-        frequency = update_frequency(seen, memory, self.decay)
-        stale = stale_first(frequency, norm)
-        if first:
-            preferred = self._preference(cluster_rank, norm, None, self.first_quotas, seen.count)
-            return choose(preferred, seen.count, stale, seen.count)
-        share = int(self.exploit_share * seen.count)
-        preferred = self._preference(cluster_rank, norm, stale, self.quotas, share)
-        return choose(preferred, share, stale, seen.count)
+            if "edges" not in memory:
+                graph = ClusterGraph.of(memory["labels"], seen.grid, clusters)
+                memory["edges"], memory["weights"] = graph.edges, graph.weights
+            pooled = ClusterGraph(memory["edges"], memory["weights"]).convolve(pooled)
+        return pooled.norm(dim=-1)
 
-    def _clusters(self, seen: Observation) -> int:
-        return min(self.num_clusters, seen.prediction.shape[1])
-
-    def _cluster(self, seen: Observation) -> Tensor:
-        features = seen.relative_noise
-        if self.feature_scale is not None:
-            features = self.feature_scale * seen.prediction.float().nan_to_num()
-        encoding = positional_encoding(seen.grid, features.shape[-1], features.device)
-        return kmeans(features + encoding, self._clusters(seen), self.seed)
-
-    def _preference(
-        self, cluster_rank: Tensor, norm: Tensor, stale: Tensor | None, quotas: tuple[float, ...], share: int
+    def _from_clusters(
+        self, seen: Observation, labels: Tensor, scores: Tensor, by_noise: Tensor, stale_order: Tensor, first: bool
     ) -> Tensor:
-        """Scores [B, N]: tokens within their cluster's quota by cluster order, then all others by noise."""
-        limits = torch.zeros(cluster_rank.shape[1] + len(quotas), device=norm.device)
-        for place, quota in enumerate(quotas):
-            limits[place].fill_(int(quota * share))
-        limit = limits[cluster_rank]
-        by_noise = ranks_within(cluster_rank, norm)
-        if stale is None:
-            eligible = by_noise < limit
+        """Which tokens [B, N] the clusters give, each up to its quota, in the order of their scores [B, K].
+
+        The last cluster to give is cut off where there are enough: a balanced one in grid order, any other by noise.
+        """
+        clusters = scores.shape[1]
+        members = memberships(labels, clusters)
+        rank = ranks(scores.masked_fill(~members.any(2), -1.0))
+        if first:
+            share, quota = seen.count, torch.full_like(rank, int(self.first_quota * seen.count))
         else:
-            halves = torch.where((cluster_rank > 0) | self.balance_top, (limit / 2).floor(), torch.zeros_like(limit))
-            of_noise = by_noise < limit - halves
-            by_staleness = ranks_within(cluster_rank, stale.masked_fill(of_noise, float("-inf")))
-            eligible = of_noise | (by_staleness < halves)
-        tokens = norm.shape[1]
-        tier = torch.where(eligible, -cluster_rank * tokens, torch.full_like(cluster_rank, -tokens * tokens))
-        return tier - torch.where(eligible, by_noise, ranks(norm))
+            share, quota = int(self.exploit_share * seen.count), self._quotas(seen.count, rank)
+        place = places_within(labels, by_noise, clusters)
+        eligible = place < quota.gather(1, labels)
+        if seen.pruned_steps >= self.balance_from:
+            balanced = (rank > 0) | self.balance_top
+            by_staleness = places_within(labels, stale_order, clusters)
+            eligible = eligible | (by_staleness < (balanced * quota // 2).gather(1, labels))
+            in_grid = (members & eligible.unsqueeze(1)).cumsum(2).gather(1, labels.unsqueeze(1)).squeeze(1) - 1
+            place = torch.where(balanced.gather(1, labels), in_grid, place)
+        given = (members & eligible.unsqueeze(1)).sum(2)
+        before = (given.unsqueeze(1) * (rank.unsqueeze(1) < rank.unsqueeze(2))).sum(2)
+        return eligible & (before.gather(1, labels) + place < share)
+
+    def _quotas(self, count: int, rank: Tensor) -> Tensor:
+        """How many tokens each cluster gives by noise at later selections [B, K], from the clusters' ranks [B, K]."""
+        unit = int(count // TOP_CLUSTERS * self.exploit_share)
+        by_rank = [min(count, int(weight * unit)) for weight in self.quota_weights]
+        quota = torch.full_like(rank, by_rank[-1])
+        for place, tokens in enumerate(by_rank[:-1]):
+            quota = quota.masked_fill(rank == place, tokens)
+        return quota

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tokenprune.ops.kmeans import kmeans
-from tokenprune.ops.ranking import ranks, ranks_within
+from tokenprune.ops.ranking import places_within, ranks
 from tokenprune.policies.base import Memory, Observation, ScorePolicy
 
 
@@ -48,11 +48,13 @@ class ClusterRandomPolicy(ScorePolicy):
     def score(self, seen: Observation, memory: Memory) -> Tensor:
         """Minus the place of every token [B, N] in the order of selection."""
         images, tokens = seen.prediction.shape[:2]
+        clusters = min(self.num_clusters, tokens)
         if "labels" not in memory or seen.pruned_steps == 0:
             features = seen.prediction.float().nan_to_num()
-            memory["labels"] = kmeans(features, min(self.num_clusters, tokens), self.seed)
+            memory["labels"] = kmeans(features, clusters, self.seed)
         draw = self._draw(seen).expand(images, -1)
-        return -(ranks_within(memory["labels"], draw) * tokens + ranks(draw))
+        order = draw.argsort(dim=1, descending=True, stable=True)
+        return -(places_within(memory["labels"], order, clusters) * tokens + ranks(draw))
 
     def _draw(self, seen: Observation) -> Tensor:
         """Independent uniform numbers [1, N] of the step."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tokenprune.ops.ranking import stale_first
+import torch
+
+from tokenprune.ops.ranking import staleness_order
 from tokenprune.ops.selection import Selection
-from tokenprune.policies._balance import check_balance, choose, update_frequency
+from tokenprune.policies._balance import check_balance, fill_up, update_frequency
 from tokenprune.policies.base import Memory, Observation, SelectionPolicy
 
 
@@ -30,7 +32,8 @@ class NoiseStalenessPolicy(SelectionPolicy):
 
     def select(self, seen: Observation, memory: Memory) -> Selection:
         """Tokens by ||RN_i||, then tokens with the lowest frequency."""
-        noise = seen.relative_noise.norm(dim=-1)
+        by_noise = seen.relative_noise.norm(dim=-1).argsort(dim=1, descending=True, stable=True)
         frequency = update_frequency(seen, memory, self.decay)
         share = seen.count if seen.pruned_steps == 0 else int(self.exploit_share * seen.count)
-        return choose(noise, share, stale_first(frequency, noise), seen.count)
+        chosen = torch.zeros_like(by_noise, dtype=torch.bool).scatter_(1, by_noise[:, :share], True)
+        return fill_up(chosen, staleness_order(frequency, by_noise), seen.count)
