@@ -125,7 +125,7 @@ class Handle:
     def _count_operations(self, masked: MaskedModule) -> dict[tuple[BranchKey, int | None], Macs]:
         """What calls of the latest generation cost, by branch and tokens computed; None stands for the plain model."""
         found: dict[tuple[BranchKey, int | None], Macs] = {}
-        for branch, example in masked.generation.examples.items():
+        for branch, example in dict(masked.generation.examples).items():
             shapes = tuple(leaf.shape for leaf in tree_leaves(example) if isinstance(leaf, Tensor))
             calls = (call for record in masked.generation.records for call in record.calls if call.branch == branch)
             counts = {call.tokens for call in calls} - {0}

@@ -186,7 +186,7 @@ def test_calls_that_change_at_a_full_step(plain: nn.Module, run: Callable[..., A
     processors.put(plain, processor)
 
     def switch(step: int) -> None:
-        processor.on = 3 <= step
+        processor.on = step >= 3
 
     assert apart(run(plain, before=switch)) <= ATOL
 

@@ -11,14 +11,12 @@ import processors
 import pytest
 import torch
 import torch.nn.functional as F
-from diffusers.models.attention_processor import AttnProcessor
 from processors import Once
 from torch import Tensor, nn
 
 import tokenprune
 from tokenprune import AttentionError, AttentionSite, ModuleMap, NoisePolicy
 from tokenprune.ops.grid import TokenGrid
-from tokenprune.registry import find_adapter
 
 GRID, TOKENS = (4, 5), 20
 POLICY = NoisePolicy(0.4, 2)  # 8 of 20 tokens
@@ -197,9 +195,7 @@ def test_no_attention_at_all(make_model: Callable[[str], nn.Module], generate: C
 
     model = make_model("pixart")
     processors.put(model, Values())
-    message = (
-        r"without torch's .* \(Guidance that leaves attention out, such as PAG or STG, is told from that by an earlier call"
-    )
+    message = r"without torch's .* \(Guidance that leaves attention out, such as PAG or STG, is told from that by an earlier call"
     with tokenprune.apply(model, POLICY), pytest.raises(AttentionError, match=message):
         generate(model, guidance="none")
 

@@ -310,9 +310,7 @@ def test_pipelines(make: Callable[[], DiffusionPipeline], scale: float, policy: 
     def generate() -> Tensor:
         generator = torch.Generator().manual_seed(0)
         sizes = {"height": 32, "width": 32, "num_inference_steps": 6, "output_type": "latent"}
-        return pipe(
-            "a red circle", guidance_scale=scale, pag_scale=3.0, generator=generator, **sizes, **wanted
-        ).images
+        return pipe("a red circle", guidance_scale=scale, pag_scale=3.0, generator=generator, **sizes, **wanted).images
 
     plain = generate()
     with tokenprune.apply(pipe, type(policy)(1.0, 1)):

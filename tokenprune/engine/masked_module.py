@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map, tree_structure
+from torch.utils._pytree import tree_structure
 
 from tokenprune.engine.branch_cache import BranchCache
 from tokenprune.engine.cache_conflicts import refuse_caches
 from tokenprune.engine.call_arguments import CallArguments, Given
+from tokenprune.engine.copies import shapes_of
 from tokenprune.engine.generation import Generation
 from tokenprune.engine.installation import HookInstallation
 from tokenprune.engine.policy_view import PolicyView
@@ -328,7 +329,7 @@ class MaskedModule:
         branch = branches[position.branch]
         branch.step = position.step
         if position.branch not in self.generation.examples:
-            example = given.given if self.map.reads_values else tree_map(_on_meta, given.given)
+            example = given.given if self.map.reads_values else shapes_of(given.given)
             self.generation.examples[position.branch] = example
         return branch
 
@@ -369,7 +370,3 @@ class MaskedModule:
 
             self._output_maps[key] = OutputMap(tokens, output, rearrange)
         call.branch.output_map = self._output_maps[key]
-
-
-def _on_meta(value: Any) -> Any:
-    return torch.empty_like(value, device="meta") if isinstance(value, Tensor) else value

@@ -8,16 +8,13 @@ from typing import Any
 
 from matplotlib.colors import PowerNorm
 
+from tokenprune.bench.configurations.suites import described
 from tokenprune.bench.figures.canvas import Plot, colour_bar, decibels, difference, new_figure, rounded, show
 from tokenprune.bench.figures.runs import Runs
-from tokenprune.policies import ALL
 from tokenprune.policies.base import SelectionPolicy
 
 STRATEGIES: dict[str, Callable[..., SelectionPolicy]] = {
-    variant.name: partial(variant.make, policy)
-    for policy in ALL
-    if policy.description is not None
-    for variant in policy.description.variants
+    variant.name: partial(variant.make, policy) for policy, variant in described()
 }
 """By name, what makes each of alpha and warm-up steps: all that the policies say of themselves."""
 

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha256
 from math import floor
-from typing import Any, TypeAlias
+from typing import Any
 
 from optuna.trial import BaseTrial, FixedTrial
 
 from tokenprune.bench.configurations.schedules import after_warmup, refreshes, warm_refreshes
 from tokenprune.bench.configurations.suites import described
+from tokenprune.bench.tuning.ranges import FullSteps, Range, Whole, suggest
 from tokenprune.plans.plan import Plan
 from tokenprune.policies import SequentialPolicy
 from tokenprune.policies.description import Between, OneOf
@@ -29,37 +30,6 @@ FINENESS = 500
 
 
 Settings = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Whole:
-    """Whole numbers from `low` to `high`."""
-
-    low: int
-    high: int
-
-
-@dataclass(frozen=True)
-class FullSteps:
-    """Numbers of full steps, from `low` to as many as the budget allows."""
-
-    low: int
-
-
-Range: TypeAlias = Between | OneOf | Whole | FullSteps
-
-
-def suggest(trial: BaseTrial, name: str, among: Range, most: int) -> Any:
-    """What a trial tries for a setting, where at most so many steps can be full."""
-    match among:
-        case Between(low, high, log):
-            return trial.suggest_float(name, low, high, log=log)
-        case OneOf(values):
-            return trial.suggest_categorical(name, values)
-        case Whole(low, high):
-            return trial.suggest_int(name, low, high)
-        case FullSteps(low):
-            return trial.suggest_int(name, low, max(low, most))
 
 
 @dataclass(frozen=True)
