@@ -1,15 +1,27 @@
 PYTHON ?= python3
-VENV := .venv
+VENV ?= .venv
+PROCESSES ?= auto
 MODEL ?= sd3
 READY := $(VENV)/.ready
+PYTEST := pytest --numprocesses $(PROCESSES) --dist worksteal
+# what bench compares with needs a newer torch than the lowest
+CORE_TESTS := tests --ignore=tests/bench
 
-.PHONY: demo test lint train clean
+.PHONY: demo test test-lowest test-newest lint train clean
 
 demo: $(READY)  ## draw a picture dense and pruned with the embedded model
 	$(VENV)/bin/tokenprune demo
 
 test: lint  ## everything that must pass before a change goes in; one process for each core
-	OMP_NUM_THREADS=1 $(VENV)/bin/pytest --numprocesses auto --dist worksteal
+	OMP_NUM_THREADS=1 $(VENV)/bin/$(PYTEST)
+
+test-lowest: $(VENV)-lowest/.ready  ## core and adapters with the lowest versions that are declared
+	OMP_NUM_THREADS=1 $(VENV)-lowest/bin/$(PYTEST) $(CORE_TESTS)
+
+test-newest:  ## core and adapters with the newest versions that are declared, installed at each run
+	$(PYTHON) -m venv $(VENV)-newest
+	$(VENV)-newest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable '.[test-core]'
+	OMP_NUM_THREADS=1 $(VENV)-newest/bin/$(PYTEST) $(CORE_TESTS)
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .
@@ -24,5 +36,10 @@ $(READY): pyproject.toml constraints.txt
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	touch $@
 
+$(VENV)-lowest/.ready: pyproject.toml constraints-lowest.txt
+	$(PYTHON) -m venv $(VENV)-lowest
+	$(VENV)-lowest/bin/python -m pip install --quiet --constraint constraints-lowest.txt --editable '.[test-core]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(VENV)-lowest $(VENV)-newest build *.egg-info

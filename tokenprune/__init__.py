@@ -15,7 +15,8 @@ from tokenprune.errors import (
     UnsupportedCallError,
     UnsupportedModelError,
 )
-from tokenprune.modulemap import AttentionSite, BlockSite, ExitSite, ModuleMap, TokenArgument, latent_grid
+from tokenprune.modulemap import Arguments, AttentionSite, BlockSite, ExitSite, ModuleMap, TokenArgument, latent_grid
+from tokenprune.ops.grid import TokenGrid, num_tokens
 from tokenprune.ops.selection import Selection
 from tokenprune.plans.files import load_plan, save_plan
 from tokenprune.plans.plan import Plan
@@ -50,8 +51,11 @@ from tokenprune.schedule import (
     WarmupSchedule,
 )
 
+__version__ = "0.1.0"
+
 __all__ = [
     "AlreadyPrunedError",
+    "Arguments",
     "AttentionError",
     "AttentionRankPolicy",
     "AttentionSite",
@@ -97,6 +101,7 @@ __all__ = [
     "Taylor",
     "TocaPolicy",
     "TokenArgument",
+    "TokenGrid",
     "TokenPruneError",
     "Trace",
     "TraceError",
@@ -108,6 +113,7 @@ __all__ = [
     "apply",
     "latent_grid",
     "load_plan",
+    "num_tokens",
     "plan",
     "save_plan",
 ]

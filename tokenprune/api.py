@@ -22,6 +22,7 @@ from tokenprune.macs.counting import count_steps
 from tokenprune.modulemap import ModuleMap
 from tokenprune.ops.guidance import BranchKey, Guidance
 from tokenprune.plans.plan import Plan
+from tokenprune.plans.presets import best_plan, share_of
 from tokenprune.policies.base import SelectionPolicy
 from tokenprune.registry import Adapter, find_adapter, transformer_of
 from tokenprune.reports.report import Macs, Report
@@ -31,7 +32,6 @@ from tokenprune.schedule import Schedule
 
 if TYPE_CHECKING:
     from tokenprune.discovery import PendingModule
-from tokenprune.plans.presets import best_plan, share_of
 
 
 class Handle:
@@ -125,7 +125,7 @@ class Handle:
     def _count_operations(self, masked: MaskedModule) -> dict[tuple[BranchKey, int | None], Macs]:
         """What calls of the latest generation cost, by branch and tokens computed; None stands for the plain model."""
         found: dict[tuple[BranchKey, int | None], Macs] = {}
-        for branch, example in masked.generation.examples.items():
+        for branch, example in dict(masked.generation.examples).items():
             shapes = tuple(leaf.shape for leaf in tree_leaves(example) if isinstance(leaf, Tensor))
             calls = (call for record in masked.generation.records for call in record.calls if call.branch == branch)
             counts = {call.tokens for call in calls} - {0}
@@ -145,6 +145,12 @@ class Handle:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.remove()
+
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        raise TypeError(
+            f"{self!r}: expected to stay with its model, got copied or pickled; copy or send the model or pipeline, "
+            f"which arrives plain, and apply a policy to it there"
+        )
 
     def __repr__(self) -> str:
         masked = self._masked

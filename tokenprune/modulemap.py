@@ -67,20 +67,21 @@ class BlockSite:
 class AttentionSite:
     """An attention module whose keys contain the image tokens.
 
+    It may make several attention calls: for parts of the queries, the heads or the batch, with other text keys, or with
+    keys other than the image's. Each is taken for what it was at the last full step.
+
     Args:
         path: name of the module in the model, as in `model.get_submodule`.
         layout: order of image and text keys.
-        per_image: whether the module attends to each image of the batch in a call of its own.
         keeps_scale: whether the scale depends on the number of tokens, so that pruned steps need that of full ones.
-        second: order of the keys of a second attention call in the module, where such a call may see the image keys,
-            too (those of an image prompt after them: SD3's IP-Adapter). None: a second call sees other keys only.
+        further: order of the keys of attention calls after the first with image keys, where it is another one (those of
+            an image prompt come after them: SD3's IP-Adapter). None: `layout`.
     """
 
     path: str
     layout: Layout = "image"
-    per_image: bool = False
     keeps_scale: bool = False
-    second: Layout | None = None
+    further: Layout | None = None
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def find_adapter(model: nn.Module) -> Adapter:
                 return adapter
     raise UnknownModelError(
         f"{type(model).__name__}: no adapter describes this model; adapters are installed for "
-        f"{', '.join(sorted(registered)) or 'no model at all (install tokenprune-dit, not just its source)'}. Write a "
+        f"{', '.join(known_models()) or 'no model at all (install tokenprune-dit, not just its source)'}. Write a "
         f"function that returns a tokenprune.ModuleMap and pass it as apply(..., adapter=function), or register it as "
         f"an entry point of the group {GROUP!r}: see docs/write-an-adapter.md."
     )

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from diffusers import CogVideoXTransformer3DModel, EasyAnimateTransformer3DModel
 
-from tokenprune import AttentionSite, ModuleMap, latent_grid
-from tokenprune.modulemap import Arguments
-from tokenprune.ops.grid import TokenGrid
+from tokenprune import Arguments, AttentionSite, ModuleMap, TokenGrid, latent_grid
 from tokenprune_adapters.common import paths, rotary, sites
 
 

@@ -7,9 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from tokenprune import BlockSite, TokenArgument
-from tokenprune.modulemap import Arguments
-from tokenprune.ops.grid import TokenGrid, num_tokens
+from tokenprune import Arguments, BlockSite, TokenArgument, TokenGrid, num_tokens
 
 
 def paths(model: nn.Module, *lists: str) -> tuple[str, ...]:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from diffusers import HiDreamImageTransformer2DModel
 
-from tokenprune import AttentionSite, ModuleMap, TokenArgument, latent_grid
-from tokenprune.modulemap import Arguments
-from tokenprune.ops.grid import num_tokens
+from tokenprune import Arguments, AttentionSite, ModuleMap, TokenArgument, latent_grid, num_tokens
 from tokenprune_adapters.common import paths, sites
 
 

@@ -12,9 +12,7 @@ from diffusers import (
 )
 from torch import nn
 
-from tokenprune import AttentionSite, BlockSite, ModuleMap, latent_grid
-from tokenprune.modulemap import Arguments
-from tokenprune.ops.grid import TokenGrid
+from tokenprune import Arguments, AttentionSite, BlockSite, ModuleMap, TokenGrid, latent_grid
 from tokenprune_adapters.common import paths, rotary, sites
 
 

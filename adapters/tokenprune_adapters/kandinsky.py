@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from diffusers import Kandinsky5Transformer3DModel
 
-from tokenprune import AttentionSite, ExitSite, ModuleMap, UnsupportedModelError, latent_grid
-from tokenprune.modulemap import Arguments
-from tokenprune.ops.grid import TokenGrid
+from tokenprune import Arguments, AttentionSite, ExitSite, ModuleMap, TokenGrid, UnsupportedModelError, latent_grid
 from tokenprune_adapters.common import paths, sites
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from diffusers import LatteTransformer3DModel
 
-from tokenprune import AttentionSite, ModuleMap, TokenArgument, latent_grid
-from tokenprune.modulemap import Arguments
+from tokenprune import Arguments, AttentionSite, ModuleMap, TokenArgument, latent_grid
 from tokenprune_adapters.common import paths, sites
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from diffusers import LTX2VideoTransformer3DModel, LTXVideoTransformer3DModel
 
-from tokenprune import AttentionSite, ModuleMap, TokenArgument
-from tokenprune.modulemap import Arguments
-from tokenprune.ops.grid import TokenGrid, num_tokens
+from tokenprune import Arguments, AttentionSite, ModuleMap, TokenArgument, TokenGrid, num_tokens
 from tokenprune_adapters.common import paths, sites
 
 

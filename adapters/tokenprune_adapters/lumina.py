@@ -5,9 +5,7 @@ from __future__ import annotations
 from diffusers import Lumina2Transformer2DModel, LuminaNextDiT2DModel, ZImageTransformer2DModel
 from torch import Tensor
 
-from tokenprune import AttentionSite, ExitSite, ModuleMap, TokenArgument, latent_grid
-from tokenprune.modulemap import Arguments
-from tokenprune.ops.grid import TokenGrid, num_tokens
+from tokenprune import Arguments, AttentionSite, ExitSite, ModuleMap, TokenArgument, TokenGrid, latent_grid, num_tokens
 from tokenprune_adapters.common import paths, sites
 
 Z_MULTIPLE = 32

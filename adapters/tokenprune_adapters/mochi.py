@@ -14,7 +14,7 @@ def module_map(model: MochiTransformer3DModel) -> ModuleMap:
     blocks = paths(model, "transformer_blocks")
     return ModuleMap(
         blocks=sites(blocks, "hidden_states", rotary()),
-        attentions=tuple(AttentionSite(f"{path}.attn1", "image-text", per_image=True) for path in blocks),
+        attentions=tuple(AttentionSite(f"{path}.attn1", "image-text") for path in blocks),
         exit="proj_out",
         grid=latent_grid("hidden_states", (1, patch, patch)),
         shared=True,

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from diffusers import QwenImageTransformer2DModel
 
-from tokenprune import AttentionSite, ModuleMap, TokenArgument
-from tokenprune.modulemap import Arguments
-from tokenprune.ops.grid import TokenGrid
+from tokenprune import Arguments, AttentionSite, ModuleMap, TokenArgument, TokenGrid
 from tokenprune_adapters.common import after, paths, sites
 
 

@@ -13,9 +13,9 @@ def module_map(model: SD3Transformer2DModel) -> ModuleMap:
     With an IP-Adapter each module attends once more, to [image, image prompt].
     """
     blocks = [(f"transformer_blocks.{i}", block) for i, block in enumerate(model.transformer_blocks)]
-    joint = [AttentionSite(f"{path}.attn", "image-text", second="image-text") for path, _ in blocks]
+    joint = [AttentionSite(f"{path}.attn", "image-text") for path, _ in blocks]
     dual = [
-        AttentionSite(f"{path}.attn2", "image", second="image-text")
+        AttentionSite(f"{path}.attn2", "image", further="image-text")
         for path, block in blocks
         if block.use_dual_attention
     ]

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 import tokenprune
 from tokenprune import Memory, NoisePolicy, Observation, Selection, SelectionPolicy, Taylor
-from tokenprune.testing.policy import _no_waiting
+from tokenprune.testing import no_waiting
 from tokenprune_adapters.common import grid_of_ids
 
 pytestmark = [
@@ -192,7 +192,7 @@ def test_pruned_steps_do_not_wait_for_the_device(name: str) -> None:
         found = handle._masked.map
         table = torch.linspace(0.2, 1, 4) if found.time_rises else torch.linspace(900, 100, 4)
         for step, time in enumerate(table):
-            with _no_waiting() if step > 1 else nullcontext():
+            with no_waiting() if step > 1 else nullcontext():
                 model(**{**inputs, found.time: time.expand(B)})
         assert [call.tokens for record in handle._masked.generation.records for call in record.calls][-1] < 24
 

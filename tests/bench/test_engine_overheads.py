@@ -12,7 +12,7 @@ from tokenprune.bench.subjects.random_weights import SHAPES, RandomPipeline
 SMALL = {"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 2, "sample_size": 16}
 
 
-@pytest.mark.parametrize("way", CONFIGURATIONS)
+@pytest.mark.parametrize("configuration", CONFIGURATIONS)
 def test_each_part_takes_some_of_a_step(monkeypatch: pytest.MonkeyPatch, configuration: str) -> None:
     shape = SHAPES["pixart-sigma"]
     small = {**shape.config, **SMALL, "cross_attention_dim": 16}

@@ -38,7 +38,7 @@ def test_each_part_is_an_error_of_its_own(pipe: Any, task: Task) -> None:
     assert all(0 < error < 20 for error in errors)
 
 
-def test_surprise_grows_with_the_gap(pipe: Any, task: Task) -> None:
+def test_forecast_error_grows_with_the_gap(pipe: Any, task: Task) -> None:
     longer = Task(task.prompts, 10, task.guidance_scale, 2, task.arguments)
 
     class Asking(SequentialPolicy):

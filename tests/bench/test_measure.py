@@ -13,7 +13,16 @@ import pytest
 import tokenprune
 from tokenprune import CATPolicy, Plan, SequentialPolicy, WarmupSchedule
 from tokenprune.bench.configurations.configuration import Configuration, plain
-from tokenprune.bench.measuring.fidelity import fidelity, mean_and_ci95
+from tokenprune.bench.measuring.fidelity import (
+    ci95_of,
+    comparable,
+    in_words,
+    mean_of,
+    psnr,
+    psnr_of_each,
+    psnr_summary,
+    ssim_of_each,
+)
 from tokenprune.bench.measuring.measure import Task, draw
 from tokenprune.bench.measuring.result_file import load
 from tokenprune.bench.measuring.run import run
@@ -36,7 +45,8 @@ def test_a_run_measures_everything_once(pipe: Any, task: Task, tmp_path: Path) -
     results = run(pipe, CONFIGURATIONS, task, out, SETTINGS, begin=lambda one: begun.append(one.name))
     assert begun == ["plain, 6 steps", "plain, 4 steps", "pruned"]
     same, fewer, pruned = results.rows
-    assert same["psnr_mean"] == 99
+    assert same["psnr_mean"] is same["psnr_ci95"] is None
+    assert same["psnr_of_each"] == [None] * 3
     assert same["ssim_mean"] == pytest.approx(1)
     assert (fewer["tokens_ratio"], fewer["mac_ratio"]) == (pytest.approx(4 / 6), pytest.approx(4 / 6))
     assert pruned["tokens_ratio"] == pytest.approx((3 * 256 + 3 * 76) / (6 * 256))
@@ -161,7 +171,8 @@ def test_a_configuration_that_fails_is_a_row_and_is_tried_again(pipe: Any, task:
     assert len(failed["error"]) == 300
     assert (failed["source"], failed["steps"]) == ("theirs", 3)
     assert not {"psnr_mean", "mac_ratio", "scene_score"} & failed.keys()
-    assert rows[2]["psnr_mean"] < 99
+    assert 10 < rows[2]["psnr_mean"] < 99
+    assert rows[2]["psnr_ci95"] is None  # of a single picture
     assert fresh == ["broken", "theirs"]  # after the failure, and after the other package's method
     method.fails = False
     begun.clear()
@@ -169,7 +180,7 @@ def test_a_configuration_that_fails_is_a_row_and_is_tried_again(pipe: Any, task:
     rows = load(out).rows
     assert begun == ["plain, 3 steps", "broken"]
     assert [row["name"] for row in rows] == [configuration.name for configuration in configurations]
-    assert (rows[1]["psnr_mean"], rows[1]["mac_ratio"]) == (99, 1)
+    assert (rows[1]["psnr_mean"], rows[1]["mac_ratio"]) == (None, 1)
 
 
 def test_what_fails_on_the_clock_is_a_failure_but_an_interrupt_is_not(
@@ -193,7 +204,7 @@ def test_a_method_of_another_package_is_drawn_not_taken_for_the_plain_model(
 ) -> None:
     configurations = [Configuration("theirs", attach=attached(SHORT))]
     (row,) = run(pipe, configurations, short(task), tmp_path / "r.json", SETTINGS).rows
-    assert row["psnr_mean"] < 99
+    assert 10 < row["psnr_mean"] < 99
     assert row["tokens_ratio"] is row["cache_bytes"] is None
     assert row["ideal_speedup"] == 1 / row["total_mac_ratio"]
 
@@ -213,13 +224,49 @@ def test_pictures_do_not_depend_on_the_batch_of_a_task(pipe: Any, task: Task) ->
 
 def test_fidelity_by_hand() -> None:
     reference = np.zeros((2, 16, 16, 3), dtype=np.uint8)
-    found = fidelity(np.full_like(reference, 10), reference)
-    assert found["psnr"] == pytest.approx([20 * np.log10(25.5)] * 2, rel=1e-5)
-    assert all(0 <= value < 1 for value in found["ssim"])
+    off = np.full_like(reference, 10)
+    assert psnr_of_each(off, reference) == pytest.approx([20 * np.log10(25.5)] * 2)
+    assert psnr(reference[0], off[0]) == psnr(off[0], reference[0])  # bytes do not wrap around
+    assert all(0 <= value < 1 for value in ssim_of_each(off, reference))
+    assert ssim_of_each(off, off) == pytest.approx([1, 1])
+
+
+def test_identical_pictures_have_no_psnr() -> None:
+    made, reference = np.zeros((2, 2, 8, 8, 3), dtype=np.uint8)
+    made[1] = 10
+    found = psnr_of_each(made, reference)
+    assert found == [None, pytest.approx(20 * np.log10(25.5))]
+    assert psnr_summary(found) == (found[1], None)
+    assert psnr_summary([None, None]) == psnr_summary([]) == (None, None)
+
+
+def test_identical_pictures_are_nearer_than_any_others() -> None:
+    """The least that two pictures of 192 values can differ by is one level in one of them."""
+    made, reference = np.zeros((2, 1, 8, 8, 3), dtype=np.uint8)
+    made[0, 3, 4, 1] = 1
+    least = psnr(made[0], reference[0])
+    assert least == pytest.approx(10 * np.log10(255**2 * 192))
+    assert comparable([None, 30.0], made) == [pytest.approx(least), 30.0]
 
 
 def test_the_interval_by_hand() -> None:
-    mean, half = mean_and_ci95([1.0, 2.0, 3.0])
-    assert mean == 2
-    assert half == pytest.approx(1.96 / np.sqrt(3))
-    assert mean_and_ci95([4.0]) == (4.0, 0.0)
+    """Student's t for two degrees of freedom is 4.303, for 63 it is 1.998."""
+    assert mean_of([1.0, 2.0, 3.0]) == 2
+    assert ci95_of([1.0, 2.0, 3.0]) == pytest.approx(4.3027 / np.sqrt(3), rel=1e-4)
+    assert ci95_of([0.0, 2.0] * 32) == pytest.approx(1.9983 * np.sqrt(64 / 63) / 8, rel=1e-4)
+    assert ci95_of([4.0]) is ci95_of([]) is None
+    assert psnr_summary([30.0, None, 32.0]) == (31.0, pytest.approx(12.7062, rel=1e-4))
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ((45.52, 0.61), "45.5 ± 0.6"),
+        ((45.52, None), "45.5"),
+        ((None, None), "identical"),
+        ((45.52, 0.61, 2), "45.5 ± 0.6, 2 identical"),
+        ((45.52, 0.61, 0, 2), "45.52 ± 0.61"),
+    ],
+)
+def test_a_psnr_in_words(given: tuple[Any, ...], text: str) -> None:
+    assert in_words(*given) == text

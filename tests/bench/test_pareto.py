@@ -15,11 +15,11 @@ from tokenprune.bench.tables.pareto import HEIGHT, KINDS, LINE, PLAIN, figure, f
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 
 
-def row(name: str, source: str, macs: float, psnr: float, seconds: float | None = None) -> dict[str, Any]:
+def row(name: str, source: str, macs: float, psnr: float | None, seconds: float | None = None) -> dict[str, Any]:
     timed = {} if seconds is None else {"seconds_per_image": seconds, "plain_seconds_per_image": 2.0}
     plan = None if name.startswith("plain") else "Plan()"
-    figures = {"total_mac_ratio": macs, "psnr_mean": psnr, "psnr_ci95": 1.5, "steps": 28, "plan": plan}
-    return {"name": name, "source": source, **figures, **timed}
+    fidelity = {"psnr_mean": psnr, "psnr_ci95": None if psnr is None else 1.5}
+    return {"name": name, "source": source, "total_mac_ratio": macs, **fidelity, "steps": 28, "plan": plan, **timed}
 
 
 SETTINGS = {
@@ -32,12 +32,12 @@ SETTINGS = {
     "date": "2026-01-01",
 }
 ROWS = [
-    row("plain, 28 steps", "", 1.0, 99.0, 2.0),
+    row("plain, 28 steps", "", 1.0, None, 2.0),
     row("plain, 14 steps", "", 0.5, 37.0, 1.0),
     row("plain, 7 steps", "", 0.25, 30.0, 0.5),
     row("ours", "ours", 0.5, 55.0, 1.2),
     row("theirs", "cache-dit, x: defaults", 0.6, 50.0, 1.1),
-    row("never skips", "diffusers, x: defaults", 1.0, 99.0, 2.1),
+    row("never skips", "diffusers, x: defaults", 1.0, None, 2.1),
     {"name": "broken", "source": "diffusers, x: defaults", "steps": 28, "error": "TypeError: no"},
 ]
 
@@ -107,10 +107,16 @@ def test_both_costs_are_drawn_where_they_were_measured() -> None:
 def test_what_is_not_drawn_is_named_below_with_the_source() -> None:
     note = " ".join(figure(Results(SETTINGS, ROWS)).get_supxlabel().split())
     assert note.startswith("tokenprune bench --suite own. a machine, 2026-01-01.")
-    assert "equal to the plain model, not drawn: never skips" in note
+    assert "identical to the plain model, not drawn: never skips" in note
     assert note.endswith("failed, not drawn: broken")
     assert "plain, 28 steps" not in note
     assert "not drawn" not in figure(Results(SETTINGS, ROWS[:4])).get_supxlabel()
+
+
+def test_a_point_of_a_single_picture_has_no_interval() -> None:
+    (axis,) = figure(Results(SETTINGS, [{**row("one", "ours", 0.5, 40.0), "psnr_ci95": None}])).axes
+    assert list(axis.containers[0].lines[0].get_ydata()) == [40.0]
+    assert [len(segment) for segment in axis.containers[0].lines[2][0].get_segments()] == [0]
 
 
 def test_names_on_the_front_keep_a_line_apart() -> None:

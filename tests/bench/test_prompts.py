@@ -108,11 +108,12 @@ def test_data_sets_are_read_from_folders_by_split(tmp_path: Path) -> None:
 
 
 def test_a_known_data_set_is_read_by_its_path_column_and_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = [{"caption": ["a cat", "one cat"], "pixels": [0]}, {"caption": ["a dog"], "pixels": [1]}]
-    (tmp_path / "val.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    assert {"parti-prompts", "coco"} <= set(DATA_SETS)
-    monkeypatch.setitem(DATA_SETS, "coco", DataSet(str(tmp_path), "caption", "validation"))
-    assert from_data_set("coco", 2).texts == ("a cat", "a dog")
+    rows = [{"captions": ["a cat", "one cat"], "pixels": [0]}, {"captions": ["a dog"], "pixels": [1]}]
+    (tmp_path / "validation.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert set(DATA_SETS) == {"parti-prompts", "coco-2014", "coco-2017"}
+    known = DATA_SETS["coco-2017"]
+    monkeypatch.setitem(DATA_SETS, "coco-2017", DataSet(str(tmp_path), known.column, known.split))
+    assert from_data_set("coco-2017", 2).texts == ("a cat", "a dog")
 
 
 @pytest.mark.parametrize(
@@ -137,7 +138,9 @@ def test_a_row_without_text_is_named(value: object, tmp_path: Path) -> None:
 
 def test_names_that_are_no_data_set_are_refused(tmp_path: Path) -> None:
     for name in ("cats", "dataset:cats", "dataset:#Prompt"):
-        with pytest.raises(ConfigurationError, match="expected parti-prompts, coco or dataset:PATH_OR_NAME#COLUMN"):
+        with pytest.raises(
+            ConfigurationError, match="expected parti-prompts, coco-2014, coco-2017 or dataset:PATH_OR_NAME#COLUMN"
+        ):
             from_data_set(name)
     with pytest.raises(ConfigurationError, match="Couldn't find any data file"):
         from_data_set(f"dataset:{tmp_path / 'missing'}#Prompt")

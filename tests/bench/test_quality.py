@@ -15,7 +15,7 @@ from transformers import AutoProcessor, CLIPConfig, CLIPModel, CLIPProcessor, CL
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from tokenprune.bench.configurations.configuration import plain
-from tokenprune.bench.measuring.fidelity import mean_and_ci95
+from tokenprune.bench.measuring.fidelity import ci95_of, mean_of
 from tokenprune.bench.measuring.measure import Task
 from tokenprune.bench.measuring.quality import METRICS, UNASKED, ci95_field, find_quality, mean_field
 from tokenprune.bench.measuring.result_file import Measured, Results
@@ -66,16 +66,21 @@ def test_scores_of_a_clip_model_are_its_own_of_each_picture_with_its_prompt(clip
     cosines, logits = cosines_and_logits(clip, pictures, PROMPTS)
     scores = (100 * cosines.diagonal()).clamp(min=0).tolist()
     assert scores[0] != pytest.approx(scores[1], abs=0.1)
-    assert (figures["clip_score_mean"], figures["clip_score_ci95"]) == pytest.approx(mean_and_ci95(scores), abs=1e-3)
-    picks = mean_and_ci95(logits.diagonal().tolist())
-    assert (figures["pick_score_mean"], figures["pick_score_ci95"]) == pytest.approx(picks, abs=1e-4)
+    assert figures["clip_score_mean"] == pytest.approx(mean_of(scores), abs=1e-3)
+    assert figures["clip_score_ci95"] == pytest.approx(ci95_of(scores), abs=1e-2)
+    picks = logits.diagonal().tolist()
+    assert figures["pick_score_mean"] == pytest.approx(mean_of(picks), abs=1e-4)
+    assert figures["pick_score_ci95"] == pytest.approx(ci95_of(picks), abs=1e-3)
 
 
 def test_clip_iqa_weighs_a_good_photo_against_a_bad_one(clip: Path, pictures: Any) -> None:
     figures = find_quality([f"clip-iqa={clip}"]).figures(pictures, pictures, PROMPTS)
     cosines, _ = cosines_and_logits(clip, pictures, ["Good photo.", "Bad photo."])
     chances = (100 * cosines).softmax(-1)[:, 0].tolist()
-    assert (figures["clip_iqa_mean"], figures["clip_iqa_ci95"]) == pytest.approx(mean_and_ci95(chances), abs=1e-3)
+    assert figures["clip_iqa_mean"] == pytest.approx(mean_of(chances), abs=1e-3)
+    assert figures["clip_iqa_ci95"] == pytest.approx(ci95_of(chances), abs=1e-2)
+    single = find_quality([f"clip-iqa={clip}"]).figures(pictures[:1], pictures[:1], PROMPTS[:1])
+    assert single == {"clip_iqa_mean": pytest.approx(chances[0], abs=1e-3), "clip_iqa_ci95": None}
 
 
 def test_a_prompt_that_is_too_long_is_cut(clip: Path, pictures: Any) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from tokenprune.bench.measuring.fidelity import ci95_of
 from tokenprune.bench.measuring.result_file import ResultFileError, Results, load, resume
 from tokenprune.bench.tables.cells import CLOCK, OVERHEADS, cells, cost_cells, failures, markdown, marks, renew
 from tokenprune.bench.tables.render import PAGE, page, tables
@@ -25,7 +28,7 @@ SETTINGS = {
 }
 
 
-def row(name: str, psnr: float) -> dict[str, Any]:
+def row(name: str, psnr: float | None) -> dict[str, Any]:
     return {
         "name": name,
         "source": "s",
@@ -34,7 +37,7 @@ def row(name: str, psnr: float) -> dict[str, Any]:
         "mac_ratio": 0.55,
         "total_mac_ratio": 0.6,
         "psnr_mean": psnr,
-        "psnr_ci95": 1.0,
+        "psnr_ci95": None if psnr is None else 1.0,
         "ssim_mean": 0.9,
         "scene_score": 0.75,
         "attributes": {"colour": 0.5},
@@ -123,8 +126,8 @@ def test_a_file_that_ends_anywhere_is_refused(tmp_path: Path) -> None:
         ("name", 3),
         ("steps", "28"),
         ("steps", 0),
-        ("psnr_mean", None),
-        ("psnr_mean", float("nan")),
+        ("psnr_mean", "high"),
+        ("psnr_of_each", [40.0, "high"]),
         ("total_mac_ratio", -0.1),
         ("cache_bytes", 0.5),
         ("speedup", "fast"),
@@ -165,9 +168,53 @@ def test_tables_are_sorted_and_tell_their_source() -> None:
     assert table.index("| better |") < table.index("| worse |")
     assert "`tokenprune bench`" in table
     assert "| 0.50 | 0.60 | 30.0 ± 1.0 | 0.9000 | 75.0% |" in table
-    plain = markdown(Results(SETTINGS, [row("worse", 20.0), row("same", 99.0)]), by_psnr=False)
+    rows = [row("worse", 20.0), row("same", None)]
+    plain = markdown(Results(SETTINGS, rows), by_psnr=False)
     assert plain.index("| worse |") < plain.index("| same |")
-    assert "| same | 0.50 | 0.60 | - | 0.9000 | 75.0% | 50% |" in plain
+    assert "| same | 0.50 | 0.60 | identical | 0.9000 | 75.0% | 50% |" in plain
+    sorted_ = markdown(Results(SETTINGS, [failed("broken"), *rows]))
+    assert sorted_.index("| same |") < sorted_.index("| worse |") < sorted_.index("| broken |")
+
+
+def test_a_psnr_says_what_it_leaves_out() -> None:
+    some = {**row("some", 40.0), "psnr_of_each": [None, 40.0, None], "psnr_ci95": None}
+    assert "| some | s | 0.50 | 0.60 | 40.0, 2 identical | 0.9000 |" in markdown(Results(SETTINGS, [some]))
+
+
+def test_what_is_no_number_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        Results(SETTINGS, [row("a", float("nan"))]).save(tmp_path / "r.json")
+
+
+EACH = [40.0, 41.0, 45.0, 42.0]
+
+
+def in_the_first_format(path: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """As rows are read that a file of the first format holds."""
+    path.write_text(json.dumps({"settings": {**SETTINGS, "prompts": 4}, "rows": rows}))
+    return load(path).rows
+
+
+def test_files_of_the_first_format_are_read_in_todays_terms(tmp_path: Path) -> None:
+    path, of_four = tmp_path / "r.json", np.std(EACH, ddof=1) / 2
+    old = {**row("old", 42.0), "psnr_ci95": 1.96 * of_four, "psnr_of_each": EACH, "lpips_mean": 0.1, "lpips_ci95": 0.1}
+    same = {**row("same", 99.0), "psnr_ci95": 0.0, "psnr_of_each": [99.0] * 4}
+    some = {**row("some", 70.5), "psnr_ci95": 32.9, "psnr_of_each": [99.0, 99.0, 40.0, 44.0]}
+    bare = {**row("bare", 99.0), "psnr_ci95": 0.0}
+    found = in_the_first_format(path, [old, same, some, bare, {**row("single", 40.0), "prompts": 1}, failed("failed")])
+    assert found[0] == {
+        **old,
+        "psnr_ci95": pytest.approx(ci95_of(EACH)),
+        "lpips_ci95": pytest.approx(0.1 * 3.1824 / 1.96, rel=1e-4),
+    }
+    assert found[1] == {**same, "psnr_mean": None, "psnr_ci95": None, "psnr_of_each": [None] * 4}
+    assert found[2]["psnr_of_each"] == [None, None, 40.0, 44.0]
+    assert (found[2]["psnr_mean"], found[2]["psnr_ci95"]) == (42.0, pytest.approx(2 * 12.7062, rel=1e-4))
+    assert found[3]["psnr_mean"] is found[3]["psnr_ci95"] is None
+    assert (found[4]["psnr_mean"], found[4]["psnr_ci95"]) == (40.0, None)
+    assert found[5] == failed("failed")
+    load(path).save(path)
+    assert load(path).rows == found  # once is enough
 
 
 COSTS = "| timed | 1.500 (0.250) | 42.1 (1.0) | 1.20 | 1.30 | 1.60 | 81% | 1.2% | +2.0% | 2.5 | 3.0 |"

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pytest
 from torch import nn
 
 import tokenprune
-from tokenprune.bench.configurations.suites import SUITES, WITHOUT_BUDGET, make
+from tokenprune import SequentialPolicy
+from tokenprune.bench.configurations.suites import SUITES, WITHOUT_BUDGET, described, make
+from tokenprune.bench.tables import policies
+from tokenprune.bench.tables.cells import marks
+from tokenprune.policies import ALL
 from tokenprune.schedule import Step
 
 STEPS = [10, 28, 50]
@@ -55,3 +63,60 @@ def test_every_plan_runs(configuration: Any, sd3: nn.Module, generate: Callable[
     with tokenprune.apply(sd3, configuration.plan) as handle:
         generate(sd3, steps=8)
         assert 0.3 < handle.report().tokens_ratio < 0.7
+
+
+def test_policies_say_what_suites_measure() -> None:
+    names = [variant.name for _, variant in described()]
+    assert len(set(names)) == len(names) > len(ALL) / 2
+    for policy, variant in described():
+        assert set(variant.suites) <= set(SUITES)
+        made = variant.make(policy, alpha=0.5, warmup_steps=3)
+        assert isinstance(made, policy)
+        assert (made.alpha, made.warmup_steps) == (0.5, 3)
+        assert eval(variant.code(policy), vars(tokenprune)) == variant.make(policy)
+        for name in variant.suites:
+            found = {configuration.name for configuration in make(name, 0.5, 28)}
+            wanted = {f"{variant.name}, {steps} full steps" for steps in variant.suites[name]}
+            assert wanted <= found or variant.name in found
+        for setting in variant.searched or {}:
+            assert setting in {field.name for field in fields(policy)}
+
+
+A_NEW_POLICY = """
+from tokenprune import SequentialPolicy, policies
+from tokenprune.policies.description import Description, Variant
+
+class NewPolicy(SequentialPolicy):
+    variants = (Variant("new", "ours", suites={"ablations": (8,), "rivals": (8,)}, searched={}),)
+    description = Description("something new", "nowhere", "nothing", variants=variants)
+
+policies.ALL += (NewPolicy,)  # what a line in tokenprune/policies/__init__.py does
+from tokenprune.bench.configurations.suites import make
+from tokenprune.bench.figures.strategies import STRATEGIES
+from tokenprune.bench.studies.policy_costs import policies as costs
+from tokenprune.bench.tables.policies import table
+from tokenprune.bench.tuning.space import POLICIES
+
+assert all("new, 8 full steps" in {c.name for c in make(s, 0.5, 28)} for s in ("ablations", "plane", "rivals"))
+assert "new" in STRATEGIES
+assert "new" in POLICIES
+assert "NewPolicy()" in costs()
+assert "| `NewPolicy` | something new | nowhere | nothing |  |" in table()
+"""
+
+
+def test_a_new_policy_is_measured_searched_drawn_and_told_of() -> None:
+    ran = subprocess.run([sys.executable, "-c", A_NEW_POLICY], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_the_table_of_policies_in_docs_is_theirs() -> None:
+    start, end = marks(policies.NAME)
+    page = (Path(__file__).parents[2] / "docs" / "policies.md").read_text()
+    assert page.split(start)[1].split(end)[0] == policies.table()
+
+
+def test_a_policy_without_a_description_has_no_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SequentialPolicy, "description", None)
+    with pytest.raises(TypeError, match="SequentialPolicy: expected a description"):
+        policies.table()

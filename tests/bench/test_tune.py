@@ -16,7 +16,7 @@ from small import make_sd3
 from tokenprune import BudgetSchedule, CATPolicy, ConfigurationError, Plan, SequentialPolicy
 from tokenprune.bench.configurations.configuration import Configuration
 from tokenprune.bench.configurations.suites import plane
-from tokenprune.bench.measuring.fidelity import fidelity
+from tokenprune.bench.measuring.fidelity import psnr_of_each
 from tokenprune.bench.measuring.measure import Task, draw, draw_all
 from tokenprune.bench.tuning import search as tuning
 from tokenprune.bench.tuning.held_out import TUNED, HeldOutRow, compare, contenders, judge
@@ -106,8 +106,8 @@ def test_the_best_plan_is_never_worse_than_a_preset(small: Any, task: Task, run:
     assert np.array_equal(found.dense, dense)
     assert {preset.name for preset in found.presets} == set(SPACE.presets())
     drawn = {tried.name: draw(small, Configuration("", tried.plan), task) for tried in (found.best, *found.presets)}
-    psnr = {name: float(np.mean(fidelity(each.pictures, dense)["psnr"])) for name, each in drawn.items()}
-    assert psnr[found.best.name] == pytest.approx(found.best.mean)
+    psnr = {name: float(np.mean(psnr_of_each(each.pictures, dense))) for name, each in drawn.items()}
+    assert psnr[found.best.name] == pytest.approx(np.mean(found.best.psnr))
     assert psnr[found.best.name] == max(psnr.values())
     assert max(each.tokens_ratio or 1.0 for each in drawn.values()) <= BUDGET
     assert found.trials == 3
@@ -162,7 +162,7 @@ def test_poor_plans_are_stopped_early_but_presets_are_not(
     run: Callable[..., Found], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values = iter(range(1000, 0, -1))
-    monkeypatch.setattr(tuning, "fidelity", lambda *_: {"psnr": [float(next(values))]})
+    monkeypatch.setattr(tuning, "psnr_of_each", lambda *_: [float(next(values))])
     monkeypatch.setattr(tuning, "FEWEST", 1)
     found = run(trials=4)
     assert found.stopped >= 1
@@ -223,9 +223,9 @@ def test_the_comparison_draws_the_held_out_prompts(small: Any, task: Task, run: 
     assert len(rows) == len(contenders(found)) + 1
     dense = draw_all(small, STEPS, held_out)
     drawn = draw(small, Configuration("", found.best.plan), held_out)
-    assert rows[0].held_out == fidelity(drawn.pictures, dense)["psnr"]
+    assert rows[0].held_out == psnr_of_each(drawn.pictures, dense)
     assert rows[0].tuning == found.best.psnr
-    fewer = fidelity(draw_all(small, 3, task), found.dense)["psnr"]
+    fewer = psnr_of_each(draw_all(small, 3, task), found.dense)
     assert (rows[-1].tuning, rows[-1].tokens_ratio) == (fewer, 0.6)
 
 
@@ -236,30 +236,33 @@ NAMES = ("trial 9", "CAT", OURS)
 @pytest.mark.parametrize(
     ("tuned", "cat", "ours", "rival", "gain", "said"),
     [
-        ([30.0, 31.0], [28.0, 29.5], [20.0, 20.0], "CAT", 1.75, "1.75 ± 0.49 dB above the best preset, 'CAT'."),
+        ([30.0, 31.0], [28.0, 29.5], [20.0, 20.0], "CAT", 1.75, "1.75 ± 3.18 dB above the best preset, 'CAT'."),
         ([30.0, 31.0], [30.0, 29.0], [20.0, 20.0], "CAT", 1.0, "That may be chance"),
+        ([30.0, 31.1], [28.0, 29.0], [20.0, 20.0], "CAT", 2.05, "2.05 ± 0.64 dB above the best preset, 'CAT'."),
         ([30.0, 31.0], [20.0, 20.0], [31.0, 33.0], OURS, -1.5, "WORSE on held-out prompts"),
+        ([30.0], [20.0], [10.0], "CAT", 10, "10.00 dB above the best preset, 'CAT'. That may be chance: it is a"),
+        ([None, 30.0], [30.0, 30.0], [20.0, 20.0], "CAT", 9.065, "That may be chance"),
     ],
 )
 def test_the_verdict_is_that_of_the_held_out_prompts(
-    tuned: list[float], cat: list[float], ours: list[float], rival: str, gain: float, said: str
+    tuned: list[Any], cat: list[Any], ours: list[Any], rival: str, gain: float, said: str
 ) -> None:
     tried = [Tried(name, PLAN, [40.0], 0.5, 0.5) for name in NAMES]
-    found = Found(0.5, tried[0], tried[1:], 1, 0, {}, np.zeros(0, np.uint8))
+    found = Found(0.5, tried[0], tried[1:], 1, 0, {}, np.zeros((1, 1, 1, 1), np.uint8))
     rows = [
         HeldOutRow(name, 0.5, 0.5, [40.0], psnr)
         for name, psnr in zip((TUNED, *NAMES[1:]), (tuned, cat, ours), strict=True)
     ]
     verdict = judge(found, rows)
     assert verdict.rival is not None
-    assert (verdict.rival.name, verdict.gain) == (rival, pytest.approx(gain))
+    assert (verdict.rival.name, verdict.gain) == (rival, pytest.approx(gain, abs=1e-3))
     assert said in verdict.text
 
 
 def test_a_preset_that_is_the_best_is_called_one() -> None:
     tried = Tried(OURS, PLAN, [40.0], 0.5, 0.5)
     verdict = judge(
-        Found(0.5, tried, [replace(tried)], 0, 0, {}, np.zeros(0, np.uint8)),
+        Found(0.5, tried, [replace(tried)], 0, 0, {}, np.zeros((1, 1, 1, 1), np.uint8)),
         [HeldOutRow(TUNED, 0.5, 0.5, [40.0], [39.0])],
     )
     assert verdict.rival is None

@@ -5,30 +5,27 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import typer
 from click.testing import Result
-from refusals import refused
 from typer.testing import CliRunner
 
 from tokenprune import CATPolicy, Plan, save_plan
 from tokenprune.bench.measuring.result_file import Results
-from tokenprune.cli.bench import bench
+from tokenprune.cli.app import APP
 
-APP = typer.Typer(pretty_exceptions_enable=False)
-APP.command()(bench)
 UNTIMED = ("--repeats", "0", "--device", "cpu")
 SMALL = ("--suite", "sensitivity", "--prompts", "2", "--steps", "12", "--batch", "2", *UNTIMED)
 DIRECTORY = str(files("tokenprune.embedded") / "weights" / "shapes-sd3")
 
 
 def run(*arguments: str) -> Result:
-    return CliRunner().invoke(APP, arguments)
+    return CliRunner().invoke(APP, ["bench", *arguments])
 
 
 def settings(path: Path) -> dict[str, Any]:
@@ -98,7 +95,9 @@ def test_the_settings_say_what_the_rows_depend_on(tmp_path: Path) -> None:
     assert other["command"].endswith(" --argument max_sequence_length=2")
 
 
-def test_a_directory_is_measured_with_configurations_and_prompts_of_ones_own(tmp_path: Path) -> None:
+def test_a_directory_is_measured_with_configurations_and_prompts_of_ones_own(
+    tmp_path: Path, refused: Callable[..., None]
+) -> None:
     config, texts, out = tmp_path / "own.yaml", tmp_path / "p.txt", tmp_path / "own.json"
     save_plan(Plan(CATPolicy(alpha=0.5, warmup_steps=2)), tmp_path / "plan.json")
     config.write_text("configuration:\n- {name: ours, plan_file: plan.json}\n- {name: three, steps: 3}\n")
@@ -138,8 +137,11 @@ def test_a_directory_is_measured_with_configurations_and_prompts_of_ones_own(tmp
         (("--budget", "1.5"), "budget: expected a share"),
         (("--budget", "0"), "budget: expected a share"),
         (("--prompts-file", "missing.txt"), "missing.txt: expected a text file"),
-        (("--prompts-from", "cats"), "prompts: expected parti-prompts, coco or dataset:"),
-        (("--prompts-from", "coco", "--prompts-file", "p.txt"), "prompts: expected --prompts-file or --prompts-from"),
+        (("--prompts-from", "cats"), "prompts: expected parti-prompts, coco-2014, coco-2017 or dataset:"),
+        (
+            ("--prompts-from", "coco-2017", "--prompts-file", "p.txt"),
+            "prompts: expected --prompts-file or --prompts-from",
+        ),
         (("--metric", "fid"), "metric: expected one of lpips, clip-score, clip-iqa, pick-score, got 'fid'"),
         (("--metric", "clip-score"), "metric: expected clip-score=MODEL"),
         (("--metric", "pick-score=nowhere/at-all"), "metric: pick-score=nowhere/at-all cannot be loaded: "),
@@ -148,20 +150,24 @@ def test_a_directory_is_measured_with_configurations_and_prompts_of_ones_own(tmp
     ],
 )
 def test_bad_settings_exit_with_code_2(
-    arguments: tuple[str, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arguments: tuple[str, ...],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    refused: Callable[..., None],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     refused("bench", run(*arguments), message)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_prompt_file_without_prompts_exits_with_code_2(tmp_path: Path) -> None:
+def test_a_prompt_file_without_prompts_exits_with_code_2(tmp_path: Path, refused: Callable[..., None]) -> None:
     empty = tmp_path / "empty.txt"
     empty.write_text("# nothing yet\n")
     refused("bench", run(*SMALL[:2], "--prompts-file", str(empty)), "empty.txt: expected some, got none")
 
 
-def test_a_pipeline_without_guidance_takes_no_scale(tmp_path: Path) -> None:
+def test_a_pipeline_without_guidance_takes_no_scale(tmp_path: Path, refused: Callable[..., None]) -> None:
     (tmp_path / "model_index.json").write_text(
         json.dumps({"_class_name": "Flux2KleinKVPipeline", "transformer": ["diffusers", "Model"]})
     )
@@ -169,7 +175,7 @@ def test_a_pipeline_without_guidance_takes_no_scale(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"settings": {}, "rows": [{"name": "x"}]}'])
-def test_a_corrupted_file_exits_with_code_2(content: str, tmp_path: Path) -> None:
+def test_a_corrupted_file_exits_with_code_2(content: str, tmp_path: Path, refused: Callable[..., None]) -> None:
     broken = tmp_path / "broken.json"
     broken.write_text(content)
     refused("bench", run(*SMALL, "--out", str(broken)), "broken.json")

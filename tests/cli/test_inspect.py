@@ -8,21 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 from click.testing import Result
 from typer.testing import CliRunner
 
 from tokenprune.bench.subjects import transformers
 from tokenprune.bench.subjects.transformers import load
-from tokenprune.cli.inspect import find_map, inspect
-from tokenprune.cli.targets import Wanted, call_of
+from tokenprune.cli.app import APP
+from tokenprune.cli.targets import Wanted, call_of, find_map
 from tokenprune.embedded.load import EMBEDDED
 
 
 def run(*arguments: str) -> Result:
-    app = typer.Typer()
-    app.command()(inspect)
-    return CliRunner(env={"COLUMNS": "120"}).invoke(app, arguments)
+    return CliRunner(env={"COLUMNS": "120"}).invoke(APP, ["inspect", *arguments])
 
 
 def test_a_discovered_model() -> None:
@@ -132,7 +129,7 @@ def test_a_model_that_reads_values_shows_its_steps_and_says_why_no_sizes() -> No
         (["models:example", "--size", "64"], "height, width: the factory's arguments say that already"),
         (["models:nothing"], "models:nothing: AttributeError"),
         (["models:DiT"], "DiT: no adapter describes this model; to have it discovered"),
-        (["models:example", "--dtype", "int8"], "dtype: expected one of float32, float16, bfloat16, got 'int8'"),
+        (["models:example", "--dtype", "int8"], "dtype: expected one of float32, bfloat16, float16, got 'int8'"),
         (["models:hopeless"], "Recurrent: no adapter describes this model, and it could not be discovered"),
         (["."], "expected a diffusers model, found no config.json"),
     ],

@@ -9,11 +9,10 @@ from math import floor
 from pathlib import Path
 
 import pytest
-import typer
 from click.testing import Result
 from typer.testing import CliRunner
 
-from tokenprune.cli.macs import macs
+from tokenprune.cli.app import APP
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -89,9 +88,7 @@ def test_bad_settings_exit_with_code_2(arguments: tuple[str, ...], message: str)
 
 
 def invoke(*arguments: str) -> Result:
-    app = typer.Typer()
-    app.command()(macs)
-    return CliRunner(env={"COLUMNS": "120"}).invoke(app, arguments)
+    return CliRunner(env={"COLUMNS": "120"}).invoke(APP, ["macs", *arguments])
 
 
 @pytest.fixture

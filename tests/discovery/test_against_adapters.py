@@ -28,8 +28,8 @@ ADAPTERS: dict[str, Any] = {
 
 
 def essence(found: ModuleMap, inputs: dict[str, Any]) -> dict[str, Any]:
-    """What two maps of one model must share to prune alike, without an IP-Adapter's second attention."""
-    attentions = [replace(site, second=None) for site in found.attentions]
+    """What two maps of one model must share to prune alike, without an IP-Adapter's further attention."""
+    attentions = [replace(site, further=None) for site in found.attentions]
     return {
         "blocks": [site.path for site in found.block_sites],
         "attentions": sorted(attentions, key=lambda site: site.path),

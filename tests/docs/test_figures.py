@@ -56,6 +56,12 @@ def test_noise_numbers() -> None:
         assert f"{min(values):.3f} to {max(values):.3f}, {mean:.3f} on average" in " ".join(text.split())
 
 
+def test_samples_numbers() -> None:
+    text, found = section("The plain model's pictures"), NUMBERS["samples"]["psnr"].values()
+    assert f"{min(found)} to {max(found)} dB" in text
+    assert f"{NUMBERS['samples']['mac_ratio']:.0%}".replace("%", " %") in text
+
+
 def test_other_numbers() -> None:
     assert f"{NUMBERS['tokens']['noise']['never_computed']:.0%}".replace("%", " %") in section("Which tokens")
     for found in NUMBERS["clusters"].values():
@@ -64,5 +70,5 @@ def test_other_numbers() -> None:
         assert f"{found['psnr']:.1f}" in section("Strategies")
     for alpha, found in NUMBERS["alpha"].items():
         assert alpha == "1.0" or f"{found['psnr']:.1f}" in section("More and more")
-    for name in ("CAT", "consecutive", "noise"):
+    for name in ("CAT", "consecutive rows", "noise"):
         assert f"{NUMBERS['ages'][name]['mean']:.1f}" in section("How old")

@@ -79,7 +79,7 @@ class Own(Schedule):
         (LevelSchedule(((1.0, 1.0), (0.4, 1.0), (0.3, 0.3), (0.0, 0.3)), warmup_steps=3), [2, 3, 4]),
         (Own(), [0, 1, 2, 4, 5]),
     ],
-    ids=repr,
+    ids=lambda value: "own" if isinstance(value, Own) else repr(value),
 )
 def test_the_last_full_step_before_a_pruned_one(
     sd3: nn.Module, generate: Callable[..., Tensor], schedule: Schedule, expected: list[int]

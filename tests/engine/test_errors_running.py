@@ -94,7 +94,8 @@ def test_attention_that_bypasses_torch(
         assert message.startswith(
             f"{site}: {type(model.get_submodule(site)).__name__} (processor {processor.__name__})"
         )
-        assert "set_attention_backend('native')" in message
+        assert "such as diffusers' AttnProcessor2_0, through model.set_attn_processor()" in message
+        assert "set_attention_backend" not in message, "these processors know of no back-ends"
         model.set_attn_processor(native)
         generate(model)
         model.set_attn_processor(processor())

@@ -12,12 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tokenprune import AttentionError, AttentionSite, ExitSite, Hold, Selection, TokenArgument
-from tokenprune.engine.attention_hooks import attend
-from tokenprune.engine.attention_state import AttentionState, prepare
+from tokenprune.engine.attention_hooks import serve
+from tokenprune.engine.attention_state import AttentionState, Coming, prepare
 from tokenprune.engine.branch_cache import BranchCache
 from tokenprune.engine.exit_hooks import Exit
 from tokenprune.engine.rows import Rows, gather
-from tokenprune.reuse.key_value import BufferKey
 
 B, N, T, H, D = 2, 6, 3, 2, 4
 CHOSEN = torch.tensor([[0, 2, 5], [1, 2, 3]])
@@ -106,19 +105,27 @@ def test_frames_share_a_selection() -> None:
     assert torch.equal(gather(rows, TokenArgument("x"), frames)[2], frames[2, CHOSEN[1]])
 
 
+def attend(state: AttentionState, coming: Coming, *given: Tensor | None) -> Tensor:
+    """The only attention call of a module in a call of the model: query, key, value and mask."""
+    prepare([state], coming)
+    mode = serve(state)
+    assert mode is not None
+    output = mode.service.attend(*given)
+    mode.service.end(output, (None, None))
+    return output
+
+
 def pruned_attention(layout: Any, mask: Tensor | None, computed: Tensor | None, queries: int) -> Tensor:
     """Attention of a pruned call whose every key is known, with the mask as it comes, of `queries` queries."""
     length = N if layout == "image" else N + T
     key, value = draw(B, H, length, D), draw(B, H, length, D) + 1
     state, branch = AttentionState(AttentionSite("attn", layout)), BranchCache(Hold())
-    prepare([state], branch, None, N, torch.zeros(()))
-    attend(state, draw(B, H, length, D), key, value, mask)
+    attend(state, Coming(branch, torch.zeros(()), None, N, B, B), draw(B, H, length, D), key, value, mask)
     rows = Rows(Selection(CHOSEN, N), (), T)
-    prepare([state], branch, rows, N, torch.zeros(()))
     fresh = rows.sequence(layout, length)
     taken = [fresh.take(tensor, 2, 0) for tensor in (draw(B, H, length, D), key, value)]
     query = taken[0] if queries == fresh.count else taken[0][:, :, -queries:]
-    return attend(state, query, taken[1], taken[2], computed)
+    return attend(state, Coming(branch, torch.zeros(()), rows, N, B, B), query, taken[1], taken[2], computed)
 
 
 @pytest.mark.parametrize("layout", ["image", "image-text", "text-image"])
@@ -186,8 +193,7 @@ def test_the_exit_reads_and_writes_images(layout: Any, frames: int, turned: bool
     assert torch.equal(exit_.write(part, folded), laid)
 
 
-def test_one_state_for_each_image() -> None:
-    state = AttentionState(AttentionSite("attn", "image-text", per_image=True))
-    assert [own.key for own in state.of_batch(2)] == [BufferKey("attn", 0), BufferKey("attn", 1)]
-    assert state.serving(1, 9) is state.of_batch(2)[1]
-    assert state.serving(2, 9) is None
+def test_sequences_of_a_part_of_the_batch() -> None:
+    rows = Rows(Selection(CHOSEN, N), (), T)
+    assert rows.sequence("image", N, (1, 1)).index.tolist() == CHOSEN[1:].tolist()
+    assert rows.sequence("text-image", N + 1, (1, 2)).index.tolist() == [[0, 2, 3, 4], [0, 1, 3, 6]]

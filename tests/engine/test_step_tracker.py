@@ -21,7 +21,7 @@ def noise(seed: int, *shape: int) -> Tensor:
 
 
 class Caller:
-    """Calls a Run as a sampler does: `calls` calls at every step, new latents at every step."""
+    """Calls a StepTracker as a sampler does: `calls` calls at every step, new latents at every step."""
 
     def __init__(self, tracker: StepTracker, fresh: bool, calls: int = 1) -> None:
         self.tracker, self.fresh, self.calls = tracker, fresh, calls

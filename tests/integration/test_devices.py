@@ -28,7 +28,7 @@ DEVICES = ("lazy:0", "lazy:1")
 """A kind of device that every build of torch knows of."""
 NAMES = ("sd3.5", "pixart", "qwenimage", "auraflow", "cogview4", "hunyuan-dit")
 MODELS = {model.name: model for model in tiny.IMAGES}
-WAYS: dict[str, SelectionPolicy | Plan] = {
+CONFIGURATIONS: dict[str, SelectionPolicy | Plan] = {
     "noise": NoiseStalenessPolicy(0.4, warmup_steps=2),
     "forecasts": Plan(SequentialPolicy(0.4, warmup_steps=2), reuse=Taylor(keys=True)),
     "attention": AttentionRankPolicy(0.4, warmup_steps=2),
@@ -67,13 +67,11 @@ def spread(model: nn.Module, exit_path: str, exit_device: str) -> None:
         add_hook_to_module(part, Mover(execution_device=device))
 
 
-def run(model: nn.Module, inputs: dict[str, Any], way: SelectionPolicy | Plan) -> list[dict[str, str]]:
+def run(model: nn.Module, inputs: dict[str, Any], configuration: SelectionPolicy | Plan) -> list[dict[str, str]]:
     """Where the keys of every attention module are kept, after each of some steps."""
     where = []
-    with torch.no_grad(), tokenprune.apply(model, way, guidance="none") as handle:
-        handle._masked._tracker = handle._masked._window.tracker = OneGeneration(
-            time_rises=False
-        )  # fake timesteps cannot be read
+    with torch.no_grad(), tokenprune.apply(model, configuration, guidance="none") as handle:
+        handle._masked._window.tracker = OneGeneration(time_rises=False)  # fake timesteps cannot be read
         for _ in range(4):
             model(**inputs)
             (branch,) = handle._masked.generation.branches.values()
@@ -94,8 +92,8 @@ def test_a_model_on_two_devices(name: str, exit_device: str) -> None:
         inputs = tree_map(lambda value: on(DEVICES[0], value) if isinstance(value, Tensor) else value, inputs)
         with torch.no_grad():
             model(**inputs)
-        for way in WAYS.values():
-            where = run(model, inputs, way)
+        for configuration in CONFIGURATIONS.values():
+            where = run(model, inputs, configuration)
             assert set(where[0].values()) == set(DEVICES)
             assert where[0] == where[-1]
 

@@ -15,7 +15,7 @@ from tokenprune import CATPolicy, DensePolicy, Plan, SelectionPolicy, Sequential
 FACTOR = 2.0
 """The error of a pruned picture may be this much of a plain one's, as tokens that are computed at other steps round
 otherwise; an index, cache or cast gone wrong shows as a multiple of it."""
-WAYS: dict[str, SelectionPolicy | Plan] = {
+CONFIGURATIONS: dict[str, SelectionPolicy | Plan] = {
     "held": SequentialPolicy(0.4, warmup_steps=2),
     "forecast": Plan(SequentialPolicy(0.4, warmup_steps=2), reuse=Taylor(keys=True)),
 }
@@ -59,8 +59,8 @@ def error(picture: Tensor, exact: Tensor) -> float:
 def test_precisions(pipe: DiffusionPipeline, precision: str, draw: Callable[..., Tensor]) -> None:
     prepare, dtype, autocast = PRECISIONS[precision]
     exact_plain, exact = draw(pipe, latents=noise(torch.float32)), {}
-    for name, way in WAYS.items():
-        with tokenprune.apply(pipe, way):
+    for name, configuration in CONFIGURATIONS.items():
+        with tokenprune.apply(pipe, configuration):
             exact[name] = draw(pipe, latents=noise(torch.float32))
     prepare(pipe)
 
@@ -75,8 +75,8 @@ def test_precisions(pipe: DiffusionPipeline, precision: str, draw: Callable[...,
         assert torch.equal(draw_so(), plain)
     with tokenprune.apply(pipe, CATPolicy(alpha=1.0, warmup_steps=1)):
         assert torch.equal(draw_so(), plain)
-    for name, way in WAYS.items():
-        with tokenprune.apply(pipe, way) as handle:
+    for name, configuration in CONFIGURATIONS.items():
+        with tokenprune.apply(pipe, configuration) as handle:
             pruned = draw_so()
             report = handle.report()
         assert pruned.dtype == plain.dtype
@@ -92,7 +92,7 @@ def test_keys_are_kept_in_the_precision_they_are_computed_in(
 ) -> None:
     prepare, dtype, _ = PRECISIONS[precision]
     prepare(sd3)
-    with tokenprune.apply(sd3, WAYS["held"]) as handle:
+    with tokenprune.apply(sd3, CONFIGURATIONS["held"]) as handle:
         draw(sd3, latents=noise(dtype))
         branches = handle._masked.generation.branches.values()
         kept = {b.key.dtype for branch in branches for b in branch.buffers.values() if b.key is not None}
@@ -108,7 +108,7 @@ def test_operations_do_not_depend_on_the_precision(
     for prepared in (nothing, prepare):
         prepared(sd3)
         changed = prepared is not nothing or autocast
-        with tokenprune.apply(sd3, WAYS["held"]) as handle:
+        with tokenprune.apply(sd3, CONFIGURATIONS["held"]) as handle:
             with torch.autocast("cpu", torch.bfloat16, enabled=changed and autocast):
                 draw(sd3, latents=noise(dtype if changed else torch.float32))
             counts.append(handle.report().macs)

@@ -1,6 +1,6 @@
 """Errors, interrupts and failing allocations at every place where the engine has a hook, and around the model.
 
-tests/core/test_interrupts.py does the same at chosen places of the model, for many kinds of calls.
+tests/engine/test_interrupts.py does the same at chosen places of the model, for many kinds of calls.
 """
 
 from __future__ import annotations

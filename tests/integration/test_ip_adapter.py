@@ -1,4 +1,4 @@
-"""Image prompts: an attention module then attends twice, in SD3 to the image tokens a second time."""
+"""Image prompts: an attention module then attends twice, in SD3 to the image tokens once more."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_loaded_and_unloaded_while_applied(
 
 @pytest.mark.parametrize("kept", [True, False])
 def test_image_keys_of_the_second_attention_are_kept(sd3: StableDiffusion3Pipeline, kept: bool) -> None:
-    """A pruned step's image prompt works on all image keys; a map without `second` is found out."""
+    """A pruned step's image prompt works on all image keys; a map without `further` is refused at the first step."""
     load(sd3)
     generator = torch.Generator().manual_seed(0)
     width = sd3.transformer.config.joint_attention_dim
@@ -89,13 +89,14 @@ def test_image_keys_of_the_second_attention_are_kept(sd3: StableDiffusion3Pipeli
 
     def adapter(model: nn.Module) -> tokenprune.ModuleMap:
         found = find_adapter(model)(model)
-        sites = found.attentions if kept else tuple(replace(site, second=None) for site in found.attentions)
+        sites = found.attentions if kept else tuple(replace(site, further=None) for site in found.attentions)
         return replace(found, attentions=sites)
 
     if kept:
         check_adapter(lambda: sd3.transformer, inputs, adapter=adapter)
     else:
-        with pytest.raises(AdapterCheckError, match="breaks 'pruned'"):
+        message = r"breaks 'full': step 0 .* transformer_blocks\.0\.attn2: .* `further` of attention call 2"
+        with pytest.raises(AdapterCheckError, match=message):
             check_adapter(lambda: sd3.transformer, inputs, adapter=adapter)
 
 
@@ -111,7 +112,7 @@ def test_switched_on_at_a_pruned_step(
 
     prompt = {"ip_adapter_image_embeds": PROMPT}
     with tokenprune.apply(sd3, guest_policy):
-        with pytest.raises(AttentionError, match=r"transformer_blocks\.0\.attn#second: .* since the last full step"):
+        with pytest.raises(AttentionError, match=r"transformer_blocks\.0\.attn: .* since the last full step"):
             draw(sd3, callback_on_step_end=switch, **prompt)
         after = draw(sd3, **prompt)
     with tokenprune.apply(sd3, guest_policy):

@@ -89,13 +89,13 @@ def buffers(model: nn.Module) -> list[Tensor]:
     ("name", "plan"), [("sd3", PLANS["skipped"]), ("pixart", PLANS["pruned"])], ids=["sd3, skipped", "pixart, pruned"]
 )
 @pytest.mark.parametrize("first", ["offload", "apply"])
-@pytest.mark.parametrize("way", OFFLOADS)
+@pytest.mark.parametrize("offload", OFFLOADS)
 @pytest.mark.filterwarnings("ignore:The following device_map keys do not match any submodules:UserWarning")
 def test_offloaded_and_pruned(
     request: pytest.FixtureRequest,
     name: str,
     plan: Plan,
-    way: str,
+    offload: str,
     first: str,
     draw: Callable[..., Tensor],
     tmp_path: Path,
@@ -108,10 +108,10 @@ def test_offloaded_and_pruned(
     names = set(pipe.transformer.state_dict())
 
     if first == "offload":
-        OFFLOADS[way](pipe, tmp_path)
+        OFFLOADS[offload](pipe, tmp_path)
     handle = tokenprune.apply(pipe, plan)
     if first == "apply":
-        OFFLOADS[way](pipe, tmp_path)
+        OFFLOADS[offload](pipe, tmp_path)
     assert torch.equal(draw(pipe), pruned)
     assert torch.equal(draw(pipe), pruned)  # pipelines take their hooks off and put them on again after a picture
     kept = buffers(pipe.transformer)
@@ -132,15 +132,15 @@ def test_offloaded_and_pruned(
 
 
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
-@pytest.mark.parametrize("way", ["sequential", "group, leaves"])
+@pytest.mark.parametrize("offload", ["sequential", "group, leaves"])
 def test_offloading_ends_while_pruned(
-    sd3: DiffusionPipeline, way: str, plan: Plan, draw: Callable[..., Tensor], tmp_path: Path
+    sd3: DiffusionPipeline, offload: str, plan: Plan, draw: Callable[..., Tensor], tmp_path: Path
 ) -> None:
     plain = draw(sd3)
     with tokenprune.apply(sd3, plan):
         pruned = draw(sd3)
     before = set(sd3.transformer.__dict__)
-    OFFLOADS[way](sd3, tmp_path)
+    OFFLOADS[offload](sd3, tmp_path)
     with tokenprune.apply(sd3, plan) as handle:
         assert torch.equal(draw(sd3), pruned)
         onload(sd3)

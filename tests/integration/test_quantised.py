@@ -78,13 +78,13 @@ QUANTISED: dict[str, Callable[[nn.Module], None]] = {
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["quantised first", "applied first"])
-@pytest.mark.parametrize("way", QUANTISED)
-def test_quantised_layers(pipe: DiffusionPipeline, way: str, before: bool, draw: Callable[..., Tensor]) -> None:
+@pytest.mark.parametrize("method", QUANTISED)
+def test_quantised_layers(pipe: DiffusionPipeline, method: str, before: bool, draw: Callable[..., Tensor]) -> None:
     with tokenprune.apply(pipe, POLICY) as handle:
         exact = draw(pipe)
         macs = handle.report().macs
     handle = None if before else tokenprune.apply(pipe, POLICY)
-    QUANTISED[way](pipe.transformer)
+    QUANTISED[method](pipe.transformer)
     handle = handle or tokenprune.apply(pipe, POLICY)
     pruned = draw(pipe)
     assert not torch.equal(pruned, exact)  # or nothing was quantised

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 from torch import Tensor
 
-from tokenprune.ops.kmeans import inertia, kmeans, lloyd, plus_plus_start, squared_distances
+from tokenprune.ops.kmeans import kmeans, lloyd, plus_plus_start, squared_distances
 
 
 def blobs(clusters: int, each: int, seed: int, spread: float = 0.3) -> Tensor:
@@ -34,7 +34,6 @@ def test_lloyd_reaches_scikit_learns_inertia(seed: int, clusters: int) -> None:
     labels, centres = lloyd(points, start, iterations=300)
     found = slow_inertia(points[0], labels[0])
     assert found == pytest.approx(reference.inertia_, rel=1e-3)
-    assert float(inertia(points, labels, clusters)[0]) == pytest.approx(found, rel=1e-4)
     for label in set(labels[0].tolist()):
         torch.testing.assert_close(centres[0, label], points[0, labels[0] == label].mean(0), atol=1e-4, rtol=1e-4)
 

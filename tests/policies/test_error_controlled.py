@@ -90,7 +90,7 @@ def test_no_token_starves(observe: Callable[..., Observation]) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])
-def test_surprises_out_of_bounds(observe: Callable[..., Observation], value: float) -> None:
+def test_forecast_errors_out_of_bounds(observe: Callable[..., Observation], value: float) -> None:
     forecast_error = torch.tensor([[value, 1.0, 0.0, value, 0.0, 0.0]])
     scores = ErrorControlledPolicy().score(observe(2, age=AGE, forecast_error=forecast_error, gap=GAP), {})
     assert scores.isfinite().all()

@@ -128,7 +128,7 @@ def test_dense_predictions_are_the_models(
         trace.relative_noise_to(3)
 
 
-def test_surprise_is_fresh_minus_held(sd3: nn.Module, generate: Callable[..., Tensor]) -> None:
+def test_forecast_error_is_fresh_minus_held(sd3: nn.Module, generate: Callable[..., Tensor]) -> None:
     """Of every policy, though this one does not ask for it; holding forecasts the last prediction, which is guided."""
     with tokenprune.apply(sd3, SequentialPolicy(0.3, 2), guidance_scale=3.0, trace=True) as handle:
         generate(sd3, seeds=(0, 1))
@@ -142,7 +142,7 @@ def test_surprise_is_fresh_minus_held(sd3: nn.Module, generate: Callable[..., Te
         assert (moved[~step.computed] == 0).all()
 
 
-def test_surprise_is_that_of_usual_guidance_where_the_scale_is_unknown(
+def test_forecast_error_is_that_of_usual_guidance_where_the_scale_is_unknown(
     sd3: nn.Module, generate: Callable[..., Tensor]
 ) -> None:
     found = []
@@ -154,7 +154,7 @@ def test_surprise_is_that_of_usual_guidance_where_the_scale_is_unknown(
     assert not torch.allclose(found[0], found[2], equal_nan=True)
 
 
-def test_surprise_is_the_one_that_policies_get(sd3: nn.Module, generate: Callable[..., Tensor]) -> None:
+def test_forecast_error_is_the_one_that_policies_get(sd3: nn.Module, generate: Callable[..., Tensor]) -> None:
     seen = []
 
     class Asking(ErrorControlledPolicy):

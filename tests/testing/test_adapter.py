@@ -249,10 +249,6 @@ def laid_out(layout: Any) -> Callable[[ModuleMap], ModuleMap]:
         ),
         ("skyreels-v2-df", without_arguments("temb")),
         ("cosmos-v2w", lambda found: replace(found, blocks=found.blocks[:-1])),
-        (
-            "mochi",
-            lambda found: replace(found, attentions=tuple(replace(s, per_image=False) for s in found.attentions)),
-        ),
         ("latte", lambda found: replace(found, frames=None)),
         ("wan-ti2v", lambda found: replace(found, token_inputs=())),
         ("ernie", without_arguments("temb")),

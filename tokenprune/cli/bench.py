@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,10 +12,10 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from tokenprune.bench.commands import check_known, check_output
 from tokenprune.bench.configurations.configuration import Configuration
 from tokenprune.bench.configurations.suites import SUITES, WITHOUT_BUDGET, make
 from tokenprune.cli import options
-from tokenprune.cli.options import refusing
 from tokenprune.embedded.load import quiet
 from tokenprune.errors import ConfigurationError
 
@@ -45,7 +44,8 @@ def bench(
     split: Annotated[str, typer.Option(help="Split of the embedded captions: tuning or held-out.")] = "held-out",
     prompts_file: Annotated[Path | None, typer.Option(help="Text file of prompts, one a line.")] = None,
     prompts_from: Annotated[
-        str | None, typer.Option(help="Data set of prompts: parti-prompts, coco or dataset:PATH_OR_NAME#COLUMN.")
+        str | None,
+        typer.Option(help="Data set of prompts: parti-prompts, coco-2014, coco-2017 or dataset:PATH_OR_NAME#COLUMN."),
     ] = None,
     guidance_scale: options.GuidanceScale = None,
     batch: Annotated[int, typer.Option(min=1, help="Pictures drawn at a time.")] = 8,
@@ -63,6 +63,15 @@ def bench(
     into: Annotated[Path | None, typer.Option(help="Document in which to renew the table of the JSON file.")] = None,
 ) -> None:
     """Measure configurations against the plain model: what they compute, how near its pictures they come, how good."""
+    if config is not None and suite is not None:
+        raise ConfigurationError(f"suite: expected none beside --config, got {suite!r}")
+    check_known("suite", [suite] if suite else [], SUITES)
+    if not 0 < budget < 1:
+        raise ConfigurationError(f"budget: expected a share of the plain model's tokens in (0, 1), got {budget}")
+    compared: dict[str, Any] = {"suite": suite or "plane"} if config is None else {"config": config}
+    of_budget = None if config or suite in WITHOUT_BUDGET else budget
+    path = out or Path("out") / _file_name(model, suite or (config.stem if config else "plane"), of_budget)
+    _check_outputs(path, markdown, plot, into)
     from tokenprune.bench.measuring.measure import Task
     from tokenprune.bench.measuring.processes import is_main
     from tokenprune.bench.measuring.quality import find_quality
@@ -71,72 +80,61 @@ def bench(
 
     quiet()
     main = is_main()  # also tells each process its device
-    with refusing("bench"):
-        subject = find_subject(model, dtype, device, variant, read_arguments(argument or ()))
-        steps = steps or (SENSITIVITY_STEPS if suite == "sensitivity" else subject.steps)
-        configurations = _configurations(suite, config, budget, steps)
-        if guidance_scale is not None and not subject.guided:
-            raise ConfigurationError(f"guidance-scale: expected none, as {model} takes no guidance_scale")
-        scale = subject.guidance_scale if guidance_scale is None else guidance_scale
-        chosen = _prompts(split, prompts_file, prompts_from, prompts)
-        told: dict[str, Any] = {
-            **({"suite": suite or "plane"} if config is None else {"config": config}),
-            "model": model,
-            "dtype": None if dtype == "float32" else dtype,
-            "device": device,
-            "variant": variant,
-            "prompts": len(chosen.texts),
-            **({"split": split} if chosen.scenes else {"prompts-file": prompts_file, "prompts-from": prompts_from}),
-            "budget": None if config or suite in WITHOUT_BUDGET else budget,
-            "steps": steps,
-            "guidance-scale": scale,
-            "batch": batch,
-            "metric": metric,
-            "repeats": repeats,
-            "timing-batch": timing_batch if repeats else None,
-            "argument": argument,
-        }
-        path = out or Path("out") / _file_name(told)
-        _check_outputs(path, plot, into)
-        quality = find_quality(metric or (), subject.settings["device"])
-        settings = {
-            **_settings(told, subject.arguments, chosen, configurations),
-            **subject.settings,
-            **quality.settings,
-        }
-        task = Task(chosen.texts, steps, scale, batch, subject.arguments)
-        pipe = subject.load()
-        with Progress(transient=True, disable=not main) as progress:
-            bar = progress.add_task("", total=len(configurations) + 1)
-            results = run(
-                pipe,
-                configurations,
-                task,
-                path,
-                settings,
-                score=chosen.score if subject.learnt else None,
-                quality=quality.figures,
-                begin=lambda one: progress.update(bar, advance=1, description=one.name),
-                repeats=repeats,
-                timing_batch=timing_batch,
-                renew=subject.load,
-            )
-        if main:
-            _write(results, path, markdown, plot, into)
+    subject = find_subject(model, dtype, device, variant, read_arguments(argument or ()))
+    steps = steps or (SENSITIVITY_STEPS if suite == "sensitivity" else subject.steps)
+    configurations = _configurations(suite, config, budget, steps)
+    scale = subject.scale(guidance_scale)
+    chosen = _prompts(split, prompts_file, prompts_from, prompts)
+    told: dict[str, Any] = {
+        **compared,
+        "model": model,
+        "dtype": None if dtype == "float32" else dtype,
+        "device": device,
+        "variant": variant,
+        "prompts": len(chosen.texts),
+        **({"split": split} if chosen.scenes else {"prompts-file": prompts_file, "prompts-from": prompts_from}),
+        "budget": of_budget,
+        "steps": steps,
+        "guidance-scale": scale,
+        "batch": batch,
+        "metric": metric,
+        "repeats": repeats,
+        "timing-batch": timing_batch if repeats else None,
+        "argument": argument,
+    }
+    quality = find_quality(metric or (), subject.settings["device"])
+    settings = {
+        **_settings(told, subject.plain_arguments, chosen, configurations),
+        **subject.settings,
+        **quality.settings,
+    }
+    task = Task(chosen.texts, steps, scale, batch, subject.arguments)
+    pipe = subject.load()
+    with Progress(transient=True, disable=not main) as progress:
+        bar = progress.add_task("", total=len(configurations) + 1)
+        results = run(
+            pipe,
+            configurations,
+            task,
+            path,
+            settings,
+            score=chosen.score if subject.learnt else None,
+            quality=quality.figures,
+            begin=lambda one: progress.update(bar, advance=1, description=one.name),
+            repeats=repeats,
+            timing_batch=timing_batch,
+            renew=subject.load,
+        )
+    if main:
+        _write(results, path, markdown, plot, into)
 
 
 def _configurations(suite: str | None, config: Path | None, budget: float, steps: int) -> list[Configuration]:
-    if config is not None:
-        from tokenprune.bench.configurations.files import read_configurations
+    if config is None:
+        return make(suite or "plane", budget, steps)
+    from tokenprune.bench.configurations.files import read_configurations
 
-        if suite is not None:
-            raise ConfigurationError(f"suite: expected none beside --config, got {suite!r}")
-        return read_configurations(config, steps)
-    if suite is not None and suite not in SUITES:
-        raise ConfigurationError(f"suite: expected one of {', '.join(SUITES)}, got {suite!r}")
-    if not 0 < budget < 1:
-        raise ConfigurationError(f"budget: expected a share of the plain model's tokens in (0, 1), got {budget}")
-    return make(suite or "plane", budget, steps)
+    return read_configurations(config, steps)
 
 
 def _prompts(split: str, file: Path | None, data_set: str | None, count: int | None) -> Prompts:
@@ -161,28 +159,31 @@ def _settings(
         "configurations": digest(configurations),
         "prompts_source": prompts.source,
         "prompts_digest": prompts.digest,
-        "arguments": json.loads(json.dumps(dict(arguments), default=str)),
+        "arguments": arguments,
         "command": options.command_line("bench", told),
     }
 
 
-def _file_name(told: Mapping[str, Any]) -> str:
-    model = str(told["model"]).strip("/").replace("/", "-")
-    compared = told["suite"] if "suite" in told else Path(told["config"]).stem
-    return "-".join([model, compared, *([] if told["budget"] is None else [str(told["budget"])])]) + ".json"
+def _file_name(model: str, compared: str, budget: float | None) -> str:
+    parts = [model.strip("/").replace("/", "-"), compared, *([] if budget is None else [str(budget)])]
+    return f"{'-'.join(parts)}.json"
 
 
-def _check_outputs(out: Path, plot: Path | None, into: Path | None) -> None:
+def _check_outputs(out: Path, markdown: Path | None, plot: Path | None, into: Path | None) -> None:
     """Raise before anything is drawn what would go wrong after it."""
     from tokenprune.bench.tables.cells import marks
 
-    if plot is not None and plot.suffix != ".png":
-        raise ConfigurationError(f"plot: expected a file that ends in .png, got {plot}")
+    check_output("out", out)
+    if markdown is not None:
+        check_output("markdown", markdown)
+    if plot is not None:
+        check_output("plot", plot, ".png")
     if into is None:
         return
     if not into.is_file() or not all(mark in into.read_text() for mark in marks(out.name)):
         expected = " and ".join(repr(mark.strip()) for mark in marks(out.name))
         raise ConfigurationError(f"into: expected a document with the lines {expected}, got {into}")
+    check_output("into", into)
 
 
 def _write(results: Results, path: Path, markdown: Path | None, plot: Path | None, into: Path | None) -> None:

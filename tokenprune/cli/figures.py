@@ -1,54 +1,53 @@
-"""`tokenprune figures`: the paper's figures, drawn from traces of the embedded model."""
+"""`tokenprune figures`: the paper's figures, drawn from traces of an embedded model."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from tokenprune.cli.demo import DEFAULT_PROMPT
-from tokenprune.embedded.load import quiet
+from tokenprune.bench.commands import check_known, check_output
+from tokenprune.bench.configurations.schedules import PAPER
+from tokenprune.bench.figures import FIGURES, find_figure
+from tokenprune.cli import options
+from tokenprune.embedded.load import EMBEDDED, quiet
 
 NUMBERS = "figures.json"
+*_MOST, _LAST = FIGURES
 
 
 def figures(
-    out: Annotated[Path, typer.Option(help="Folder to write PNG files and figures.json to.")] = Path("out/figures"),
+    out: Annotated[Path, typer.Option(help=f"Folder to write PNG files and {NUMBERS} to.")] = Path("out/figures"),
     only: Annotated[
-        list[str] | None,
-        typer.Option(help="One figure: noise, tokens, clusters, strategies, alpha or ages; may be repeated."),
+        list[str] | None, typer.Option(help=f"One figure: {', '.join(_MOST)} or {_LAST}; may be repeated.")
     ] = None,
-    model: Annotated[str, typer.Option(help="Embedded pipeline.")] = "shapes-sd3",
-    prompt: Annotated[str, typer.Option(help="What to draw.")] = DEFAULT_PROMPT,
+    model: Annotated[str, typer.Option(help=f"Embedded pipeline: {' or '.join(EMBEDDED)}.")] = "shapes-sd3",
+    prompt: Annotated[str, typer.Option(help="What to draw.")] = options.PROMPT,
     steps: Annotated[int, typer.Option(min=1, help="Steps of the sampler.")] = 28,
-    warmup_steps: Annotated[int, typer.Option(help="Full steps at the start.")] = 8,
-    alpha: Annotated[float, typer.Option(help="Fraction of image tokens computed at a pruned step.")] = 0.3,
+    warmup_steps: Annotated[int, typer.Option(help="Full steps at the start.")] = PAPER.warmup_steps,
+    alpha: Annotated[float, typer.Option(help="Fraction of image tokens computed at a pruned step.")] = PAPER.alpha,
     guidance_scale: Annotated[float, typer.Option(help="Classifier-free guidance.")] = 4.0,
     seed: Annotated[int, typer.Option(help="Seed of the initial noise.")] = 0,
 ) -> None:
-    """Draw the CAT Pruning paper's figures on the embedded model, and write the numbers they show as JSON."""
-    from tokenprune.bench.figures import FIGURES
+    """Draw the CAT Pruning paper's figures on an embedded model, and write the numbers they show as JSON."""
+    names = list(dict.fromkeys(only or FIGURES))
+    check_known("only", names, FIGURES)
+    check_known("model", [model], EMBEDDED)
+    check_output("out", out / NUMBERS)
+    import torch
+
     from tokenprune.bench.figures.canvas import save
     from tokenprune.bench.figures.runs import Runs, Settings
 
-    names = list(dict.fromkeys(only or FIGURES))
-    try:
+    with options.refusing_values():
         settings = Settings(prompt, steps, warmup_steps, alpha, seed, guidance_scale)
-        _check("only", names, FIGURES)
-        quiet()
-        from tokenprune.embedded.load import EMBEDDED
-
-        _check("model", [model], EMBEDDED)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
+    quiet()
     out.mkdir(parents=True, exist_ok=True)
     source = EMBEDDED[model]
     pipe = source.load()
@@ -59,18 +58,13 @@ def figures(
     numbers: dict[str, Any] = {}
     for name in names:
         with console.status(f"drawing {name}"):
-            plot = FIGURES[name](runs)
+            plot = find_figure(name)(runs)
             file = out / f"{name}.png"
             save(plot.figure, file)
         numbers[name] = plot.numbers
         table.add_row(file.name, f"{file.stat().st_size / 1000:.0f}", plot.summary)
     known = {"model": model, **asdict(settings), "threads": torch.get_num_threads(), "torch": torch.__version__}
-    (out / NUMBERS).write_text(json.dumps({"settings": known, "figures": numbers}, indent=2) + "\n")
+    content = {"settings": known, "figures": numbers}
+    (out / NUMBERS).write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
     console.print(table)
     print(f"written to {out}, with the numbers in {NUMBERS}")
-
-
-def _check(option: str, values: Iterable[str], known: Iterable[str]) -> None:
-    for value in values:
-        if value not in known:
-            raise ValueError(f"{option}: expected one of {', '.join(known)}, got {value!r}")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
-from itertools import groupby
 from typing import Annotated
 
 import typer
@@ -12,29 +10,19 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from tokenprune.bench.subjects.transformers import Loaded, load
+from tokenprune.bench.commands import check_known
+from tokenprune.bench.subjects.pipelines import DTYPES
+from tokenprune.bench.subjects.transformers import load
 from tokenprune.cli import options
-from tokenprune.cli.options import refusing
-from tokenprune.cli.targets import DTYPES, ResolvedCall, Wanted, at_least, call_of, notes_of, plan_of
-from tokenprune.discovery import discover
+from tokenprune.cli.targets import GUIDANCE, ResolvedCall, Wanted, call_of, find_map, notes_of, plan_of
 from tokenprune.discovery.code import source_of
-from tokenprune.errors import ConfigurationError, UnknownModelError
+from tokenprune.errors import ConfigurationError
 from tokenprune.macs.rehearsal import Rehearsal, counts_of, rehearse
 from tokenprune.modulemap import ModuleMap
 from tokenprune.ops.grid import num_tokens
 from tokenprune.plans.plan import Plan
-from tokenprune.registry import find_adapter
 
 GIB, MIB = 2**30, 2**20
-
-
-@dataclass(frozen=True)
-class _Found:
-    """A model's map, where it comes from, and what was noted on the way."""
-
-    map: ModuleMap
-    origin: str
-    notes: list[str]
 
 
 def inspect(
@@ -57,34 +45,31 @@ def inspect(
 
     Needs no weights: models are built from their configs on torch's meta device.
     """
-    with refusing("inspect"):
-        if dtype not in DTYPES:
-            raise ConfigurationError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
-        at_least(steps=steps, tokens=tokens, height=height, width=width, size=size, frames=frames, batch=batch)
-        loaded = load(target)
-        found = find_map(loaded)
-        name = type(loaded.model).__name__
-        if code:
-            print(source_of(found.map, name), end="")
-            return
-        chosen = plan_of(loaded.model, plan, None if plan else budget or "balanced", None, None)
-        wanted = Wanted(height or size, width or size, frames, text, batch, guidance)
-        called = call_of(loaded, found.map, wanted)
-        rows, notes = _of_map(found.map), [*notes_of(loaded.model, found.map), *found.notes]
-        if called is None:
-            notes.append("sizes cannot be shown: name a factory, module.path:factory, that gives arguments of a call")
+    check_known("dtype", [dtype], DTYPES)
+    options.at_least(steps=steps, tokens=tokens, height=height, width=width, size=size, frames=frames, batch=batch)
+    loaded = load(target)
+    found = find_map(loaded)
+    name = type(loaded.model).__name__
+    if code:
+        print(source_of(found.map, name), end="")
+        return
+    chosen = plan_of(loaded.model, plan, None if plan else budget or "balanced", None, None)
+    wanted = Wanted(height or size, width or size, frames, text, batch, guidance)
+    called = call_of(loaded, found.map, wanted)
+    rows, notes = _of_map(found.map), [*notes_of(loaded.model, found.map), *found.notes]
+    if called is None:
+        notes.append("sizes cannot be shown: name a factory, module.path:factory, that gives arguments of a call")
+    else:
+        rows |= _of_call(called, found.map)
+        try:
+            rehearsal = rehearse(loaded.model, found.map, called.call, chosen, steps, DTYPES[dtype])
+        except ConfigurationError as error:
+            notes.append(str(error))
+            count = num_tokens(found.map.grid(called.call.arguments))
+            rows |= _of_plan(chosen, counts_of(chosen.schedule or chosen.policy.schedule(), count, steps), count)
         else:
-            rows |= _of_call(called, found.map)
-            try:
-                rehearsal = rehearse(loaded.model, found.map, called.call, chosen, steps, DTYPES[dtype])
-            except ConfigurationError as error:
-                notes.append(str(error))
-                counts = counts_of(chosen.schedule or chosen.policy.schedule(), _tokens(called, found.map), steps)
-                rows |= _of_plan(chosen, counts, _tokens(called, found.map))
-            else:
-                rows |= _of_plan(chosen, rehearsal.counts, rehearsal.tokens) | _of_sizes(
-                    rehearsal, called, dtype, tokens
-                )
+            rows |= _of_plan(chosen, rehearsal.counts, rehearsal.tokens)
+            rows |= _of_sizes(rehearsal, called, dtype, tokens)
     table = Table(box=SIMPLE_HEAD, padding=0, show_header=False, title=f"{name}, {found.origin}")
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
@@ -93,36 +78,6 @@ def inspect(
     Console(highlight=False).print(table)
     for note in notes:
         print(f"note: {note}")
-
-
-def find_map(loaded: Loaded) -> _Found:
-    """The map that an adapter writes, or one that is discovered with the factory's arguments.
-
-    Raises:
-        TokenPruneError: there is none; of models that cannot be pruned, with the reason.
-    """
-    try:
-        adapter = find_adapter(loaded.model)
-    except UnknownModelError as error:
-        if loaded.inputs is None:
-            raise ConfigurationError(
-                f"{type(loaded.model).__name__}: no adapter describes this model; to have it discovered, name a "
-                f"factory that gives (model, arguments of a call by name)"
-            ) from error
-        found = discover(loaded.model, (), dict(loaded.inputs))
-        return _Found(found.map, "discovered", list(found.notes))
-    found_map = adapter(loaded.model)
-    found_map.check(loaded.model)
-    return _Found(found_map, "from its adapter", [])
-
-
-def runs_of(counts: tuple[int, ...]) -> str:
-    """Numbers of tokens at each step, those that repeat counted: `5 x 4096, 2 x 512`."""
-    return ", ".join(f"{len(list(group))} x {count}" for count, group in groupby(counts))
-
-
-def _tokens(called: ResolvedCall, found: ModuleMap) -> int:
-    return num_tokens(found.grid(called.call.arguments))
 
 
 def _of_map(found: ModuleMap) -> dict[str, str]:
@@ -159,7 +114,7 @@ def _of_plan(plan: Plan, counts: tuple[int, ...], tokens: int) -> dict[str, str]
     return {
         "plan": f"{plan.policy!r}, {plan.schedule or plan.policy.schedule()!r}, {plan.reuse!r}",
         "steps": f"{len(counts)}, {full} of them full; {share:.1%} of the tokens",
-        "tokens of steps": runs_of(counts),
+        "tokens of steps": options.runs_of(counts),
     }
 
 
@@ -181,10 +136,3 @@ def _of_sizes(rehearsal: Rehearsal, called: ResolvedCall, dtype: str, tokens: in
 
 def _size(size: float) -> str:
     return f"{size / GIB:.2f} GiB" if size >= GIB else f"{size / MIB:.1f} MiB"
-
-
-GUIDANCE = {
-    "batched": "both halves in one call",
-    "separate": "a call for each branch, with caches of its own",
-    "none": "one call without halves",
-}

@@ -1,18 +1,23 @@
-"""Options that several commands share, and what they do with input that the package refuses."""
+"""Options that several commands share, and what is done with their values."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import shlex
 from collections.abc import Iterator, Mapping
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
 import typer
 
-from tokenprune.errors import TokenPruneError, one_line
+from tokenprune.errors import ConfigurationError
 
-TERA = 1e12
+PROMPT = "a large striped red circle on the left and a small blue star at the top right, on a green background"
+"""What is drawn where nothing else is asked for."""
+
+
 MODEL = (
     "Directory of a diffusers pipeline or transformer, shapes-sd3 or shapes-pixart, random:sd3-medium or "
     "random:pixart-sigma (at their published sizes), a class of diffusers such as "
@@ -53,11 +58,27 @@ def command_line(command: str, told: Mapping[str, Any]) -> str:
     return " ".join([f"tokenprune {command}", *settings])
 
 
+def at_least(**numbers: int | None) -> None:
+    """Raise ConfigurationError for a number below 1."""
+    for name, number in numbers.items():
+        if number is not None and number < 1:
+            raise ConfigurationError(f"{name}: expected at least 1, got {number}")
+
+
+def runs_of(counts: tuple[int, ...]) -> str:
+    """Numbers of tokens at each step, those that repeat counted: `5 x 4096, 2 x 512`."""
+    return ", ".join(f"{len(list(group))} x {count}" for count, group in groupby(counts))
+
+
 @contextlib.contextmanager
-def refusing(command: str) -> Iterator[None]:
-    """End the command with exit code 2 and one line on stderr where the package refuses what it was given."""
+def refusing_values() -> Iterator[None]:
+    """What the package refuses to be made with such options, as ConfigurationError."""
     try:
         yield
-    except TokenPruneError as error:
-        typer.echo(f"tokenprune {command}: {one_line(error)}", err=True)
-        raise typer.Exit(2) from error
+    except (ValueError, TypeError) as error:
+        raise ConfigurationError(str(error)) from error
+
+
+def print_json(content: Any) -> None:
+    """Print plain data; a number that is none, such as infinity, is an error: JSON has no word for it."""
+    print(json.dumps(content, indent=2, allow_nan=False))

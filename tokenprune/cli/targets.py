@@ -11,23 +11,37 @@ import torch
 from torch import nn
 
 from tokenprune.api import plan as best_plan
-from tokenprune.bench.subjects.transformers import (
-    Loaded,
-)
-from tokenprune.errors import ConfigurationError
+from tokenprune.bench.commands import check_known
+from tokenprune.bench.subjects.transformers import Loaded
+from tokenprune.cli import options
+from tokenprune.discovery import discover
+from tokenprune.errors import ConfigurationError, UnknownModelError
 from tokenprune.macs.rehearsal import CallPattern
 from tokenprune.modulemap import ModuleMap
+from tokenprune.plans.files import load_plan
 from tokenprune.plans.plan import Plan
 from tokenprune.policies import CATPolicy
+from tokenprune.registry import find_adapter
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
-
-GUIDANCE = ("batched", "separate", "none")
+GUIDANCE = {
+    "batched": "both halves in one call",
+    "separate": "a call for each branch, with caches of its own",
+    "none": "one call without halves",
+}
+"""How a pipeline guides, in words."""
 
 
 BYPASSING = ("Sliced", "XFormers")
 """What attention processors are called that have kernels of their own."""
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """A model's map, where it comes from, and what was noted on the way."""
+
+    map: ModuleMap
+    origin: str
+    notes: list[str]
 
 
 @dataclass(frozen=True)
@@ -56,6 +70,27 @@ class ResolvedCall:
     guidance: str
 
 
+def find_map(loaded: Loaded) -> Mapped:
+    """The map that an adapter writes, or one that is discovered with the factory's arguments.
+
+    Raises:
+        TokenPruneError: there is none; of models that cannot be pruned, with the reason.
+    """
+    try:
+        adapter = find_adapter(loaded.model)
+    except UnknownModelError as error:
+        if loaded.inputs is None:
+            raise ConfigurationError(
+                f"{type(loaded.model).__name__}: no adapter describes this model; to have it discovered, name a "
+                f"factory that gives (model, arguments of a call by name)"
+            ) from error
+        found = discover(loaded.model, (), dict(loaded.inputs))
+        return Mapped(found.map, "discovered", list(found.notes))
+    found_map = adapter(loaded.model)
+    found_map.check(loaded.model)
+    return Mapped(found_map, "from its adapter", [])
+
+
 def call_of(loaded: Loaded, found: ModuleMap, wanted: Wanted) -> ResolvedCall | None:
     """How the model is called; None where neither a factory nor the package's examples say.
 
@@ -64,8 +99,7 @@ def call_of(loaded: Loaded, found: ModuleMap, wanted: Wanted) -> ResolvedCall | 
     """
     from tokenprune_adapters.examples import EXAMPLES
 
-    if wanted.guidance not in (None, *GUIDANCE):
-        raise ConfigurationError(f"guidance: expected one of {', '.join(GUIDANCE)}, got {wanted.guidance!r}")
+    check_known("guidance", [wanted.guidance] if wanted.guidance else [], GUIDANCE)
     if loaded.inputs is not None:
         if wanted.given():
             raise ConfigurationError(f"{', '.join(wanted.given())}: the factory's arguments say that already")
@@ -79,10 +113,8 @@ def call_of(loaded: Loaded, found: ModuleMap, wanted: Wanted) -> ResolvedCall | 
     guidance = wanted.guidance or example.guidance
     batch = (wanted.batch or 1) * (2 if guidance == "batched" else 1)
     text = loaded.text if wanted.text is None else wanted.text
-    try:
+    with options.refusing_values():
         at = example.latents(loaded.model, wanted.height, wanted.width, wanted.frames, text, batch, loaded.scale)
-    except ValueError as error:
-        raise ConfigurationError(str(error)) from error
     scale = loaded.scale or example.scale
     size = f"{at.height * scale} x {at.width * scale} pixels" + (
         f", {at.frames} latent frames" if at.frames > 1 else ""
@@ -101,28 +133,16 @@ def plan_of(
     Raises:
         ConfigurationError: several of these, or a file or number that means nothing.
     """
-    from tokenprune.plans.files import load_plan
-
     of_cat = {"alpha": alpha, "warmup_steps": warmup_steps}
-    given = [name for name, value in {"plan": file, "budget": budget, **of_cat}.items() if value is not None]
+    given = {name: value for name, value in {"plan": file, "budget": budget, **of_cat}.items() if value is not None}
     if len(given) > 1 and not set(given) <= set(of_cat):
         raise ConfigurationError(f"{', '.join(given)}: expected only one of plan, budget, or alpha with warmup_steps")
-    try:
+    with options.refusing_values():
         if file is not None:
             return load_plan(file)
         if budget is not None:
             return best_plan(model, _number(budget))
-        cat = CATPolicy(0.3 if alpha is None else alpha, 8 if warmup_steps is None else warmup_steps)
-        return Plan(cat)
-    except (ValueError, TypeError) as error:
-        raise ConfigurationError(str(error)) from error
-
-
-def at_least(**numbers: int | None) -> None:
-    """Raise ConfigurationError for a number below 1."""
-    for name, number in numbers.items():
-        if number is not None and number < 1:
-            raise ConfigurationError(f"{name}: expected at least 1, got {number}")
+        return Plan(CATPolicy(**given))  # type: ignore[arg-type]
 
 
 def notes_of(model: nn.Module, found: ModuleMap) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +13,9 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from tokenprune.bench.commands import check_known, check_output
 from tokenprune.cli import options
-from tokenprune.cli.options import refusing
-from tokenprune.embedded.load import quiet
+from tokenprune.embedded.load import EMBEDDED, quiet
 from tokenprune.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -59,57 +58,57 @@ def tune(
     ] = None,
 ) -> None:
     """Search schedule, policy and forecast for a budget, on a few prompts; report on others and write a plan file."""
-    quiet()
-    with refusing("tune"):
-        _check(budget, cost)
-        from tokenprune.bench.measuring.measure import Task
-        from tokenprune.bench.subjects.pipelines import find_subject, read_arguments
-        from tokenprune.bench.tuning.search import open_study
+    if not 0 < budget < 1:
+        raise ConfigurationError(f"budget: expected a share of the plain model's {cost} in (0, 1), got {budget}")
+    path = out or Path("out") / f"{model.strip('/').replace('/', '-')}-{budget}-plan.yaml"
+    check_output("out", path, *SUFFIXES)
+    from tokenprune.bench.measuring.measure import Task
+    from tokenprune.bench.subjects.pipelines import find_subject, read_arguments
+    from tokenprune.bench.tuning.search import Cost, open_study
+    from tokenprune.bench.tuning.space import digest
 
-        subject = find_subject(model, dtype, device, variant, read_arguments(argument or ()))
-        if guidance_scale is not None and not subject.guided:
-            raise ConfigurationError(f"guidance-scale: expected none, as {model} takes no guidance_scale")
-        tuning, held_out = _prompts(model, prompts, held_out_prompts, tune_on, hold_out)
-        path = out or Path("out") / f"{model.strip('/').replace('/', '-')}-{budget}-plan.yaml"
-        if path.suffix not in SUFFIXES:
-            raise ConfigurationError(f"out: expected a file that ends in {', '.join(SUFFIXES)}, got {path}")
-        scale = subject.guidance_scale if guidance_scale is None else guidance_scale
-        task = Task(tuning.texts, steps or subject.steps, scale, batch, subject.arguments)
-        settings: dict[str, Any] = {
-            "model": model,
-            "budget": budget,
-            "cost": cost,
-            "steps": task.steps,
-            "guidance_scale": scale,
-            "arguments": json.loads(json.dumps(dict(subject.arguments), default=str)),
-            "batch": batch,
-            "seed": seed,
-            "tuning_prompts": _described(tuning),
-            **subject.settings,
-        }
-        study = open_study(path.with_name(f"{path.name}.journal"), settings)
-        told = {
-            "model": model,
-            "dtype": dtype,
-            "device": device,
-            "variant": variant,
-            "argument": argument,
-            "budget": budget,
-            "cost": cost,
-            "prompts": prompts,
-            "held-out-prompts": held_out_prompts,
-            "tune-on": len(tuning.texts),
-            "hold-out": len(held_out.texts),
-            "steps": task.steps,
-            "guidance-scale": scale,
-            "batch": batch,
-            "trials": trials,
-            "timeout": timeout,
-            "seed": seed,
-            "out": path,
-        }
-        settings |= {"held_out_prompts": _described(held_out), "command": options.command_line("tune", told)}
-        _run(subject.load(), study, task, replace(task, prompts=held_out.texts), told, settings)
+    quiet()
+    check_known("cost", [cost], get_args(Cost))
+    subject = find_subject(model, dtype, device, variant, read_arguments(argument or ()))
+    scale = subject.scale(guidance_scale)
+    tuning, held_out = _prompts(model, prompts, held_out_prompts, tune_on, hold_out)
+    task = Task(tuning.texts, steps or subject.steps, scale, batch, subject.arguments)
+    settings: dict[str, Any] = {
+        "model": model,
+        "budget": budget,
+        "cost": cost,
+        "steps": task.steps,
+        "guidance_scale": scale,
+        "arguments": subject.plain_arguments,
+        "batch": batch,
+        "seed": seed,
+        "space": digest(),
+        "tuning_prompts": _described(tuning),
+        **subject.settings,
+    }
+    study = open_study(path.with_name(f"{path.name}.journal"), settings)
+    told = {
+        "model": model,
+        "dtype": dtype,
+        "device": device,
+        "variant": variant,
+        "argument": argument,
+        "budget": budget,
+        "cost": cost,
+        "prompts": prompts,
+        "held-out-prompts": held_out_prompts,
+        "tune-on": len(tuning.texts),
+        "hold-out": len(held_out.texts),
+        "steps": task.steps,
+        "guidance-scale": scale,
+        "batch": batch,
+        "trials": trials,
+        "timeout": timeout,
+        "seed": seed,
+        "out": path,
+    }
+    settings |= {"held_out_prompts": _described(held_out), "command": options.command_line("tune", told)}
+    _run(subject.load(), study, task, replace(task, prompts=held_out.texts), told, settings)
 
 
 def _run(
@@ -145,26 +144,14 @@ def _run(
     print(f"plan: {told['out']}")
 
 
-def _check(budget: float, cost: str) -> None:
-    try:
-        from tokenprune.bench.tuning.search import Cost
-    except ModuleNotFoundError as error:
-        raise ConfigurationError(f"to search, install {error.name!r} (the extra 'tune')") from error
-    if cost not in get_args(Cost):
-        raise ConfigurationError(f"cost: expected one of {', '.join(get_args(Cost))}, got {cost!r}")
-    if not 0 < budget < 1:
-        raise ConfigurationError(f"budget: expected a share of the plain model's {cost} in (0, 1), got {budget}")
-
-
 def _prompts(
     model: str, file: Path | None, held_out_file: Path | None, tune_on: int | None, hold_out: int | None
 ) -> tuple[Prompts, Prompts]:
     """The prompts to tune on and those to report on: of captions, of two files, or of the two ends of one."""
-    from tokenprune.bench.subjects.pipelines import embedded_names
     from tokenprune.bench.subjects.prompts import captions, from_file
 
     if file is None:
-        if held_out_file is not None or model not in embedded_names():
+        if held_out_file is not None or model not in EMBEDDED:
             raise ConfigurationError(f"prompts: expected a text file of prompts for {model}, got none")
         return captions("tuning", tune_on or TUNING_CAPTIONS), captions("held-out", hold_out or HELD_OUT_CAPTIONS)
     tuning = from_file(file)
@@ -189,13 +176,13 @@ def _described(prompts: Prompts) -> dict[str, Any]:
 
 
 def _show(rows: list[HeldOutRow], title: str, task: Task, held_out: Task) -> None:
-    from tokenprune.bench.measuring.fidelity import mean_and_ci95
+    from tokenprune.bench.measuring.fidelity import in_words, psnr_summary
 
     table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1))
-    sets = {"tuning": task, "held-out": held_out}
-    for place, name in enumerate(("", "tokens", "MACs", *(f"{n}, {len(t.prompts)} prompts" for n, t in sets.items()))):
+    sets = [f"{name}, {len(of.prompts)} prompts (dB)" for name, of in (("tuning", task), ("held-out", held_out))]
+    for place, name in enumerate(("", "tokens", "MACs", *sets)):
         table.add_column(name, justify="right" if place else "left")
     for row in rows:
-        psnr = ("{:.2f} ± {:.2f} dB".format(*mean_and_ci95(values)) for values in (row.tuning, row.held_out))
+        psnr = (in_words(*psnr_summary(each), each.count(None), digits=2) for each in (row.tuning, row.held_out))
         table.add_row(row.name, f"{row.tokens_ratio:.3f}", f"{row.mac_ratio:.3f}", *psnr)
     Console().print(table)

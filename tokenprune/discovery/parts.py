@@ -133,7 +133,7 @@ def _site(path: str, calls: list[tuple[Event, tuple[int, ...]]], tokens: int, im
             f"image keys before or behind the text: in {path} they are {len(rows)} of {key.shape[-2]}, rows {rows[0]} "
             f"to {rows[-1]}"
         )
-    return AttentionSite(path, layout, per_image=per_image)
+    return AttentionSite(path, layout)
 
 
 # Blocks ------------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Small text-to-image pipelines trained by this project, and the drawn scenes they were trained on.
 
-`scenes` draws captioned scenes, `score` reads a picture back into a scene without any network, `train_sd3`
-trains the Stable Diffusion 3 pipeline that ships in `weights/`, `load` loads it.
+load.py loads the pipelines in `weights/`, scenes.py draws captioned scenes, captions.py reads a caption back into a
+scene, and score.py a picture, without any network; `training/` trained the weights. Imports diffusers, and nothing else
+of ours. Start with `load.py`.
 """

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.resources import as_file, files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import DiffusionPipeline, PixArtSigmaPipeline, StableDiffusion3Pipeline
+
+if TYPE_CHECKING:
+    from diffusers import PixArtSigmaPipeline, StableDiffusion3Pipeline
 
 EMPTY_TEXT_TOKENS = 1
 """What to pass as `max_sequence_length`: shapes-sd3 has no T5 encoder, and one empty token says so as well as 256."""
@@ -20,7 +22,7 @@ class Embedded:
 
     Attributes:
         name: its name, and that of its folder.
-        pipeline: its class.
+        kind: name of its class in diffusers, which takes seconds to import and is left until it is needed.
         missing: components that it has none of.
         arguments: what to pass when calling it.
         guidance_scale: the classifier-free guidance that the project measures with.
@@ -28,11 +30,18 @@ class Embedded:
     """
 
     name: str
-    pipeline: type[DiffusionPipeline]
+    kind: str
     missing: tuple[str, ...] = ()
     arguments: Mapping[str, Any] = field(default_factory=dict)
     guidance_scale: float = 4.5
     steps: int = 28
+
+    @property
+    def pipeline(self) -> Any:
+        """Its class."""
+        import diffusers
+
+        return getattr(diffusers, self.kind)
 
     def load(self) -> Any:
         """The pipeline in float32 on the CPU."""
@@ -45,14 +54,14 @@ EMBEDDED = {
     for model in (
         Embedded(
             "shapes-sd3",
-            StableDiffusion3Pipeline,
+            "StableDiffusion3Pipeline",
             missing=("text_encoder_3", "tokenizer_3"),
             arguments={"max_sequence_length": EMPTY_TEXT_TOKENS},
             guidance_scale=7.0,
         ),
         Embedded(
             "shapes-pixart",
-            PixArtSigmaPipeline,
+            "PixArtSigmaPipeline",
             # without these the pipeline takes 300 text tokens, and draws at the nearest of PixArt's own sizes
             arguments={"max_sequence_length": 48, "use_resolution_binning": False},
             guidance_scale=3.0,

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from tokenprune.engine.attention_calls import SeenCall, SeenCalls
 from tokenprune.engine.branch_cache import BranchCache
-from tokenprune.engine.rows import Rows
+from tokenprune.engine.rows import Rows, rows_of
+from tokenprune.errors import AttentionError
 from tokenprune.modulemap import AttentionSite, Layout
 from tokenprune.ops.guidance import Guidance
 from tokenprune.reuse.key_value import BufferKey, FreshKeys, KeyValueBuffer, Span
@@ -52,22 +54,82 @@ class ImageTokens:
 
 
 @dataclass(frozen=True)
-class AttentionPlan:
-    """What the coming call of the model computes in one attention module.
+class KeptKeys:
+    """Where the keys and values of attention calls are kept.
 
     Attributes:
-        buffer: keys and values of the call's guidance branch.
-        images: where image tokens lie.
-        pruned: whether only some of the image tokens are computed.
-        fresh: at a pruned call, which of the keys: selected image tokens and all text tokens.
-        weighed: how guidance lies in the batch, where the policy wants to know the attention of its conditional half.
+        buffer: their memory.
+        images: where image tokens lie among them.
+        fresh: at a pruned call, which of them are computed: selected image tokens and all text tokens.
     """
 
     buffer: KeyValueBuffer
     images: ImageTokens
-    pruned: bool = False
     fresh: FreshKeys | None = None
+
+
+@dataclass(frozen=True)
+class Coming:
+    """The coming call of the model.
+
+    Attributes:
+        branch: the guidance branch that it belongs to.
+        siblings: branches that the same step called before it.
+        weighed: how guidance lies in the batch, where the policy wants to know the attention of its conditional half.
+        rows: at a pruned call, which rows are computed; None at a full one.
+        tokens: N, all image tokens.
+        batch: how many sequences of tokens the call has: images, guidance halves and frames.
+        period: after how many of those the selected tokens come again.
+        clock: the timestep, a tensor [].
+        starts: where image tokens begin in each joint sequence [B], if that differs.
+    """
+
+    branch: BranchCache
+    clock: Tensor
+    rows: Rows | None = None
+    tokens: int = 0
+    batch: int = 1
+    period: int = 1
+    starts: Tensor | None = None
+    siblings: tuple[BranchCache, ...] = ()
     weighed: Guidance | None = None
+
+    @property
+    def conditional_rows(self) -> range:
+        """Which sequences of the batch the policy wants to know the attention of."""
+        half = self.batch // 2
+        whole = {
+            None: range(0),
+            "none": range(self.batch),
+            "cond-first": range(half),
+            "uncond-first": range(half, self.batch),
+        }
+        return whole[self.weighed]
+
+    def starts_of(self, call: SeenCall) -> Tensor | None:
+        """Where image tokens begin in the sequences of one attention call."""
+        if self.starts is None or call.shape.rows == self.batch:
+            return self.starts
+        return self.starts[rows_of(call.first, call.shape.rows, self.starts)]
+
+
+@dataclass(frozen=True)
+class AttentionPlan:
+    """What the coming call of the model computes in one attention module.
+
+    Attributes:
+        coming: the call.
+        seen: the attention calls that the module made at the guidance branch's last full call.
+        keys: where those that see image keys are kept, by their number.
+        pruned: whether only some of the image tokens are computed.
+        selected: n, how many.
+    """
+
+    coming: Coming
+    seen: SeenCalls
+    keys: list[KeptKeys] = field(default_factory=list)
+    pruned: bool = False
+    selected: int = 0
 
 
 class AttentionState:
@@ -76,111 +138,99 @@ class AttentionState:
     Args:
         site: where the module is and how its keys lie.
         weigh: the policy's `weigh_attention`, if it wants to know the attention of some full calls.
-        key: what its keys and values are kept under.
 
     Attributes:
+        owner: the model's class.
         plan: what the coming call computes.
-        scale: the last full call's, where the site keeps it.
-        images: states of single images, where the site attends to each in a call of its own.
-        second: the state of the module's second attention call, where that may see image keys.
-        apart: of a second call, whether the last full one saw no image keys, so that it passes unchanged.
         active: whether a call of the model is under way; attention called by itself passes unchanged.
         mode: the mode entered by the pre-hook, while the module runs.
-        weights: what `weigh` gave at this call [B, N].
+        weights: what `weigh` gave at this call for some conditional rows [b, N], and the first of them.
     """
 
-    def __init__(self, site: AttentionSite, weigh: Weigh | None = None, key: BufferKey | None = None) -> None:
+    def __init__(self, site: AttentionSite, weigh: Weigh | None = None) -> None:
         self.site = site
         self.weigh = weigh
-        self.key = key or BufferKey(site.path)
-        self.scale: float | None = None
-        self.images: list[AttentionState] = []
-        self.second: AttentionState | None = None
-        if site.second is not None:
-            apart = replace(site, layout=site.second, second=None)
-            self.second = AttentionState(apart, key=BufferKey(site.path, second=True))
-        self.apart = False
+        self.owner: type[nn.Module] = nn.Module
         self.active = False
         self.mode: TorchFunctionMode | None = None
-        self.weights: Tensor | None = None
-        self.forget()
-
-    def of_batch(self, batch: int) -> list[AttentionState]:
-        """The states that serve the coming call: this one, or one for each image."""
-        if not self.site.per_image:
-            return [self] if self.second is None else [self, self.second]
-        for image in range(len(self.images), batch):
-            self.images.append(AttentionState(self.site, self.weigh, BufferKey(self.site.path, image)))
-        return self.images[:batch]
-
-    def serving(self, call: int, keys: int) -> AttentionState | None:
-        """What serves the module's next attention call, to so many keys; None lets it pass (an IP-adapter's)."""
-        if self.site.per_image:
-            return self.images[call] if call < len(self.images) else None
-        if call == 1 and self.second is not None:
-            if not self.second.plan.pruned:
-                self.second.apart = keys < self.second.plan.images.count
-            return None if self.second.apart else self.second
-        return self if call == 0 else None
+        self.weights: list[tuple[int, Tensor]] = []
+        self.plan: AttentionPlan | None = None
 
     def prepare(self, plan: AttentionPlan) -> None:
         """Take in what the coming call computes."""
         self.plan = plan
-        self.weights = None
+        self.weights = []
 
     def forget(self) -> None:
         """Let go of all tensors."""
-        self.plan = AttentionPlan(KeyValueBuffer(), ImageTokens(self.site.layout))
-        self.weights = None
-        self.images = []
-        if self.second is not None:
-            self.second.forget()
+        self.plan = None
+        self.weights = []
+
+    def keep(self, call: SeenCall) -> KeptKeys:
+        """Where the keys of an attention call of a full call of the model are kept from now on."""
+        if self.plan is None or call.number is None:
+            raise RuntimeError(f"{self.site.path}: no call of the model is under way")
+        kept = kept_keys(self.site, self.plan.coming, call)
+        kept.buffer.clock = self.plan.coming.clock
+        self.plan.keys[call.number :] = [kept]
+        return kept
+
+    def attention_weights(self) -> Tensor | None:
+        """What `weigh` gave for the conditional rows [B, N], mean over the calls; None if it was not asked.
+
+        Rows without attention (perturbed guidance) are looked at by each token itself: 1 / N each.
+        """
+        if not self.weights or self.plan is None:
+            return None
+        tokens, device = self.weights[0][1].shape[1], self.weights[0][1].device
+        images = len(self.plan.coming.conditional_rows)
+        total, calls = torch.zeros(images, tokens, device=device), torch.zeros(images, 1, device=device)
+        for first, weights in self.weights:
+            places = rows_of(first, len(weights), total)
+            total.index_add_(0, places, weights.to(total.dtype))
+            calls.index_add_(0, places, torch.ones_like(weights[:, :1], dtype=calls.dtype))
+        return torch.where(calls > 0, total / calls.clamp_min(1), 1 / tokens)
 
 
-def prepare(
-    states: Sequence[AttentionState],
-    branch: BranchCache,
-    rows: Rows | None,
-    tokens: int,
-    clock: Tensor,
-    starts: Tensor | None = None,
-    weighed: Guidance | None = None,
-) -> None:
-    """Tell all attention modules what the coming call computes.
+def kept_keys(site: AttentionSite, coming: Coming, call: SeenCall, fresh: FreshKeys | None = None) -> KeptKeys:
+    """Where the keys of an attention call with image keys are kept.
 
-    Args:
-        states: of the modules, or of the images in them.
-        branch: the guidance branch of the call.
-        rows: at a pruned call, which rows are computed; None at a full one.
-        tokens: N, all image tokens.
-        clock: the timestep, a tensor [].
-        starts: where image tokens begin in each joint sequence [B], if that differs.
-        weighed: how guidance lies in the batch, where the policy wants to know the attention of its conditional half.
+    Raises:
+        AttentionError: the map does not say where the image tokens lie among them.
     """
-    conditional = _conditional_images(states, weighed)
-    found: dict[tuple[str, int, int | None, torch.device], FreshKeys] = {}
-    clocks: dict[torch.device, Tensor] = {clock.device: clock}
+    number, shape = call.number or 0, call.shape
+    layout = site.layout if number == 0 else site.further or site.layout
+    if layout == "image" and shape.keys != coming.tokens:
+        further = f", and nothing in its `further` of attention call {number + 1}" if number else ""
+        raise AttentionError(
+            f"{site.path}: expected {coming.tokens} image keys, got {shape.keys} keys; the module map calls its layout "
+            f"{site.layout!r}{further}"
+        )
+    images = ImageTokens(layout, coming.tokens, None if layout == "image" else coming.starts_of(call))
+    whole = shape.rows == coming.batch
+    return KeptKeys(coming.branch.buffer(BufferKey(site.path, number), paired=whole), images, fresh)
+
+
+def prepare(states: Iterable[AttentionState], coming: Coming) -> None:
+    """Tell all attention modules what the coming call computes."""
+    found: dict[Hashable, FreshKeys] = {}
+    clocks: dict[torch.device, Tensor] = {coming.clock.device: coming.clock}
+    rows = coming.rows
     for state in states:
-        layout, buffer = state.site.layout, branch.buffer(state.key)
-        device = clock.device if buffer.key is None else buffer.key.device
-        if device not in clocks:
-            clocks[device] = clock.to(device)
-        buffer.clock = clocks[device]
-        images, fresh = ImageTokens(layout, tokens, None if layout == "image" else starts), None
-        if rows is not None and buffer.length:  # 0: a layer that this branch skips
-            key = (layout, buffer.length, state.key.image, device)
-            if key not in found:
-                computed = rows.sequence(layout, buffer.length, state.key.image).to(device)
-                found[key] = FreshKeys.of(computed, images.span(buffer.length), rows.static.part(key))
-            fresh = found[key]
-        of_state = weighed if state.key.image is None else "none" if state.key.image in conditional else None
-        state.prepare(AttentionPlan(buffer, images, rows is not None, fresh, of_state))
-
-
-def _conditional_images(states: Sequence[AttentionState], weighed: Guidance | None) -> Sequence[int]:
-    """Which images of a batch are in its conditional half, where each has states of its own."""
-    images = sorted({state.key.image for state in states if state.key.image is not None})
-    if weighed is None:
-        return []
-    middle = 0 if weighed == "none" else len(images) // 2
-    return images[:middle] if weighed == "cond-first" else images[middle:]
+        seen = coming.branch.seen_calls(state.site.path)
+        plan = AttentionPlan(
+            coming, seen, pruned=rows is not None, selected=rows.image.count if rows is not None else coming.tokens
+        )
+        for call in seen.keys.values():
+            kept = kept_keys(state.site, coming, call)
+            device = coming.clock.device if kept.buffer.key is None else kept.buffer.key.device
+            kept.buffer.clock = clocks.setdefault(device, coming.clock.to(device))
+            if rows is not None:
+                part = None if call.shape.rows == coming.batch else (call.first, call.shape.rows)
+                key = (kept.images.layout, call.shape.keys, part, device)
+                if key not in found:
+                    computed = rows.sequence(kept.images.layout, call.shape.keys, part).to(device)
+                    found[key] = FreshKeys.of(computed, kept.images.span(call.shape.keys), rows.static.part(key))
+                kept = replace(kept, fresh=found[key])
+            plan.keys.append(kept)
+        state.prepare(plan)

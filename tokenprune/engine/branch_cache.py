@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokenprune.engine.attention_calls import SeenCalls
 from tokenprune.ops.guidance import Guidance
 from tokenprune.ops.static_memory import is_writable, store
 from tokenprune.reuse.base import Reuse
@@ -47,6 +48,7 @@ class BranchCache:
         guidance: as above.
         step: the last step that called the branch; -1 before the first.
         buffers: keys and values of attention modules.
+        attention: the attention calls that each module made at the last full call, by path.
         constants: outputs of text-only modules by path.
         text: the text argument that `constants` belong to, and its version.
         reuse: memory of the rule for predictions that are not computed.
@@ -66,6 +68,8 @@ class BranchCache:
         self.guidance: Guidance = guidance
         self.step = -1
         self.buffers: dict[BufferKey, KeyValueBuffer] = {}
+        self.attention: dict[str, SeenCalls] = {}
+        self._unpaired: set[BufferKey] = set()
         self.constants: dict[str, KeptOutput] = {}
         self.text: tuple[Tensor, int] | None = None
         self.reuse = rule.start(guidance)
@@ -73,24 +77,40 @@ class BranchCache:
         self.reference = reference
         self.output_map: Callable[[Tensor], Any] | None = None
 
-    def buffer(self, key: BufferKey) -> KeyValueBuffer:
-        """The keys and values kept under a key; empty where there are none yet."""
-        if key not in self.buffers:
-            self.buffers[key] = self._rule.start_keys(self.guidance)
+    def buffer(self, key: BufferKey, paired: bool = True) -> KeyValueBuffer:
+        """The keys and values kept under a key; empty where there are none yet.
+
+        Args:
+            key: their key.
+            paired: whether they are those of the whole batch, in which guidance may have halves.
+        """
+        if key not in self.buffers or paired == (key in self._unpaired):
+            self._unpaired.discard(key) if paired else self._unpaired.add(key)
+            self.buffers[key] = self._rule.start_keys(self.guidance if paired else "none")
             self.buffers[key].dtype = self._dtype
         return self.buffers[key]
+
+    def seen_calls(self, path: str) -> SeenCalls:
+        """The attention calls that a module made at the last full call."""
+        return self.attention.setdefault(path, SeenCalls())
 
     def take_memory(self, former: BranchCache) -> None:
         """Use the memory of an earlier generation's branch again, where it can be written; not what is in it."""
         self.buffers = {key: buffer for key, buffer in former.buffers.items() if buffer.writable}
         for buffer in self.buffers.values():
             buffer.restart()
+        self.attention = {
+            path: seen
+            for path, seen in former.attention.items()
+            if all(BufferKey(path, number) in self.buffers for number in seen.keys)
+        }
+        self._unpaired = former._unpaired
         self.constants = {path: output for path, output in former.constants.items() if output.writable}
 
     @property
     def makes_buffers(self) -> bool:
-        """Whether the coming call makes a buffer; a second attention call's may stay empty for good."""
-        return any(not buffer.length for key, buffer in self.buffers.items() if not key.second)
+        """Whether the coming call is the first full one of an attention module, and makes its buffers."""
+        return any(not seen.made for seen in self.attention.values())
 
     @property
     def nbytes(self) -> int:

@@ -1,16 +1,19 @@
-"""Copies and bare views of a pruned model: without our hooks and attributes."""
+"""Copies of a pruned model: plain ones to keep, without our hooks and attributes, and bare ones to run."""
 
 from __future__ import annotations
 
-import contextlib
 import copy
 from collections import OrderedDict
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any, SupportsIndex
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
 
+from tokenprune.compiled import original_of
 from tokenprune.engine.cache_conflicts import REGISTRY
 from tokenprune.engine.model_hooks import ATTRIBUTES
 
@@ -29,7 +32,12 @@ HOOKS = (
 )
 
 
-BARE = ("forward", "cache_context", "_compiled_call_impl", REGISTRY, *ATTRIBUTES)
+WRAPPERS = ("forward", "cache_context", "_compiled_call_impl", "_hf_hook", "_old_forward", REGISTRY, *ATTRIBUTES)
+"""Attributes of a module that stand between its callers and its class: ours, torch's, accelerate's, diffusers'."""
+
+
+ATTEMPTS = 5
+"""How often copying an object is tried that another thread changes meanwhile."""
 
 
 def plain_twin(model: nn.Module, ours: Iterable[str], own: Mapping[str, Any]) -> nn.Module:
@@ -74,18 +82,103 @@ def reduce_plainly(
     return plain_twin(model, ours, own).__reduce_ex__(protocol)
 
 
-@contextlib.contextmanager
-def bare(model: nn.Module) -> Iterator[None]:
-    """The model without anybody's hooks, wrapped forwards and compiled code, for as long as the block lasts."""
-    saved = {module: dict(module.__dict__) for module in model.modules()}
+def bare_twin(model: nn.Module, stand_in: Callable[[Tensor], Tensor] | None = None) -> nn.Module:
+    """A copy of the model without anybody's hooks, wrapped forwards and compiled code, to run in the model's place.
+
+    Whatever a call leaves behind in its modules, buffers and plain objects, it leaves in the copy. Shared is only what
+    cannot be copied (a lock, say).
+
+    Args:
+        model: any model; it may run meanwhile, in another thread, too.
+        stand_in: makes what takes the place of each parameter and buffer. None shares parameters, which calls only
+            read, and copies buffers, which they may write.
+    """
+    return _Twins(list(model.modules()), stand_in).of(model)
+
+
+class _Twins:
+    """Bare copies of modules, which refer to each other as the modules do."""
+
+    def __init__(self, modules: Sequence[nn.Module], stand_in: Callable[[Tensor], Tensor] | None) -> None:
+        self._stand_in = stand_in
+        self._kept: list[Any] = []  # what the memo knows by its address must not move out
+        self._memo: dict[int, Any] = {id(module): _empty(module) for module in modules}
+        self._memo[id(self._memo)] = self._kept
+        for module in modules:
+            self._fill(self.of(module), dict(module.__dict__))
+
+    def of(self, module: nn.Module) -> nn.Module:
+        """The copy of one of the modules."""
+        twin: nn.Module = self._memo[id(module)]
+        return twin
+
+    def _fill(self, twin: nn.Module, own: Mapping[str, Any]) -> None:
+        for name, tensor in dict(own["_parameters"]).items():
+            twin._parameters[name] = self._tensor(tensor, shared=True)
+        for name, tensor in dict(own["_buffers"]).items():
+            twin._buffers[name] = self._tensor(tensor, shared=False)
+        twin._modules.update({name: child and self.of(child) for name, child in dict(own["_modules"]).items()})
+        twin._non_persistent_buffers_set.update(own["_non_persistent_buffers_set"])
+        for name in set(own) - set(vars(nn.Module())) - set(WRAPPERS):
+            twin.__dict__[name] = self._copied(own[name])
+        twin.__dict__["training"] = own["training"]
+        if original_of(twin) is not twin:
+            twin.__dict__["forward"] = original_of(twin)
+
+    def _tensor(self, tensor: Any, shared: bool) -> Any:
+        if tensor is None:
+            return None
+        if id(tensor) not in self._memo:
+            self._kept.append(tensor)
+            make = self._stand_in or (lambda found: found if shared else found.detach().clone())
+            self._memo[id(tensor)] = make(tensor)
+        return self._memo[id(tensor)]
+
+    def _copied(self, value: Any) -> Any:
+        known = len(self._memo)
+        for _ in range(ATTEMPTS):
+            try:
+                return copy.deepcopy(value, self._memo)
+            except RuntimeError:  # another thread changed a dictionary meanwhile; or torch cannot copy a tensor
+                self._forget(known)
+            except Exception:
+                break
+        self._forget(known)
+        return value
+
+    def _forget(self, known: int) -> None:
+        """Let go of copies that were begun and not ended."""
+        while len(self._memo) > known:
+            self._memo.popitem()
+
+
+def _empty(module: nn.Module) -> nn.Module:
+    """A module of the same class with nothing in it."""
+    twin = type(module).__new__(type(module))
+    nn.Module.__init__(twin)
+    return twin
+
+
+class _Shapes(TorchFunctionMode):
+    """Deep copies of tensors are tensors on the meta device."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not Tensor.__deepcopy__:
+            return func(*args, **(kwargs or {}))
+        tensor, memo = args
+        return memo.setdefault(id(tensor), torch.empty_like(tensor, device="meta"))
+
+
+def shapes_of(value: Any) -> Any:
+    """A copy of a call's arguments with tensors on the meta device, those inside of objects too, which may change."""
+    return tree_map(_shape_of, value)
+
+
+def _shape_of(leaf: Any) -> Any:
+    if isinstance(leaf, Tensor):
+        return torch.empty_like(leaf, device="meta")
     try:
-        for module in saved:
-            for name in BARE:
-                module.__dict__.pop(name, None)
-            for name in HOOKS:
-                module.__dict__[name] = OrderedDict()
-        yield
-    finally:
-        for module, attributes in saved.items():
-            module.__dict__.clear()
-            module.__dict__.update(attributes)
+        with _Shapes():
+            return copy.deepcopy(leaf)
+    except Exception:  # objects that cannot be copied: they stay what they are
+        return leaf

@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map, tree_structure
+from torch.utils._pytree import tree_structure
 
 from tokenprune.engine.branch_cache import BranchCache
 from tokenprune.engine.cache_conflicts import refuse_caches
 from tokenprune.engine.call_arguments import CallArguments, Given
+from tokenprune.engine.copies import shapes_of
 from tokenprune.engine.generation import Generation
 from tokenprune.engine.installation import HookInstallation
 from tokenprune.engine.policy_view import PolicyView
@@ -27,7 +28,7 @@ from tokenprune.engine.thread_label import ThreadLabel
 from tokenprune.engine.thread_ownership import ThreadOwnership
 from tokenprune.errors import UnsupportedCallError
 from tokenprune.modulemap import ModuleMap
-from tokenprune.ops.guidance import BranchKey, halves_agree
+from tokenprune.ops.guidance import BranchKey, count_images
 from tokenprune.ops.selection import Selection
 from tokenprune.reports.records import CallRecord, Stopwatch
 from tokenprune.reports.trace import Recorder
@@ -200,8 +201,9 @@ class MaskedModule:
         known = branch.prediction is not None
         selection = self._for_batch(generation.selection, len(latents)) if known else None
         self._call = CallUnderWay(position, branch, selection, skips=known and generation.skipping)
-        weighed = generation.guidance if generation.weighs and position.first_of_step else None
-        self.sites.prepare(given, branch, selection, generation.view.tokens, position.time, weighed)
+        siblings = [b for b in generation.branches.values() if b is not branch and b.step == position.step]
+        view, weighed = generation.view, generation.guidance if generation.weighs and position.first_of_step else None
+        self.sites.prepare(given, branch, selection, view.tokens, position.time, view.images, siblings, weighed)
         self.sites.prepare_text(given, branch, pruned=selection is not None)
         if weighed is not None or (not known and branch.makes_buffers):
             # Compiled blocks must never see the buffers being made: that would be another graph for each layer. Nor
@@ -307,11 +309,9 @@ class MaskedModule:
         return Generation(view, Recorder() if self.settings.trace else None)
 
     def _view(self, given: CallArguments) -> PolicyView:
-        """What policies see of the coming generation; finds batched guidance by its latents, if nobody says."""
-        latents, settings = given.latents, self.settings
-        guided = halves_agree(latents) if settings.guidance is None else settings.guidance != "none"
-        images = len(latents) // 2 if guided else len(latents)
-        guidance = settings.guidance or self.map.guidance
+        """What policies see of the coming generation."""
+        settings, guidance = self.settings, self.settings.guidance or self.map.guidance
+        images = count_images(given.latents, settings.guidance, self.map.guidance)
         references = self.map.references(given.arguments) if self.map.references is not None else (0, 0)
         return PolicyView(
             self.map, guidance, settings.guidance_scale, images, self.map.grid(given.arguments), references
@@ -329,7 +329,7 @@ class MaskedModule:
         branch = branches[position.branch]
         branch.step = position.step
         if position.branch not in self.generation.examples:
-            example = given.given if self.map.reads_values else tree_map(_on_meta, given.given)
+            example = given.given if self.map.reads_values else shapes_of(given.given)
             self.generation.examples[position.branch] = example
         return branch
 
@@ -370,7 +370,3 @@ class MaskedModule:
 
             self._output_maps[key] = OutputMap(tokens, output, rearrange)
         call.branch.output_map = self._output_maps[key]
-
-
-def _on_meta(value: Any) -> Any:
-    return torch.empty_like(value, device="meta") if isinstance(value, Tensor) else value

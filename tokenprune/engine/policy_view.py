@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tokenprune.modulemap import ModuleMap
 from tokenprune.ops.grid import TokenGrid, num_tokens
-from tokenprune.ops.guidance import GUIDANCE_SCALE, Guidance, branches_of, combined, guided
+from tokenprune.ops.guidance import GUIDANCE_SCALE, Guidance, branches_of, combined, guidance_of_parts, guided
 
 
 class PolicyView:
@@ -59,7 +59,7 @@ class PolicyView:
 
     def guidance_of(self, batch: int) -> Guidance:
         """How classifier-free guidance lies in a batch of that size."""
-        return self._guidance if batch == 2 * self._images else "none"
+        return guidance_of_parts(batch // self._images, self._guidance) if batch % self._images == 0 else "none"
 
     def noise(self, predictions: Sequence[Tensor | None], guidance: Guidance) -> Tensor:
         """The conditional or the guided noise [B, N, C].

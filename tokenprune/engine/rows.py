@@ -60,21 +60,28 @@ class Rows:
             return selection
         return self._once((device, layout), lambda: selection.to(device))
 
-    def sequence(self, layout: Layout, length: int, image: int | None = None) -> Selection:
+    def sequence(self, layout: Layout, length: int, part: tuple[int, int] | None = None) -> Selection:
         """The computed rows of sequences of any length: the selected image tokens and all text tokens.
 
         Args:
             layout: of the sequences.
             length: N and how many text tokens there are.
-            image: takes the sequence of one image of the batch only.
+            part: takes so many sequences of the batch only: the first of them, and how many.
         """
-        if image is None and length == self.image.num_tokens:
+        if part is None and length == self.image.num_tokens:
             return self.image
-        chosen = self.image if image is None else Selection(self.image.index[image : image + 1], self.image.num_tokens)
-        first: int | Tensor = 0
-        if layout == "text-image":
-            first = length - chosen.num_tokens if self._starts is None else self._starts
-        return self._once((layout, length, image), lambda: chosen.within(length, first))
+
+        def make() -> Selection:
+            chosen, starts = self.image, self._starts
+            if part is not None:
+                chosen = Selection(chosen.index[rows_of(*part, chosen.index)], chosen.num_tokens)
+                starts = None if starts is None else starts[rows_of(*part, starts)]
+            first: int | Tensor = 0
+            if layout == "text-image":
+                first = length - chosen.num_tokens if starts is None else starts
+            return chosen.within(length, first)
+
+        return self._once((layout, length, part), make)
 
     def _once(self, name: Hashable, make: Callable[[], Selection]) -> Selection:
         """What goes by this name, made when it is first asked for and kept at its address."""
@@ -82,6 +89,11 @@ class Rows:
             made = make()
             self._made[name] = Selection(self.static.put(name, made.index), made.num_tokens)
         return self._made[name]
+
+
+def rows_of(first: int, count: int, batch: Tensor) -> Tensor:
+    """So many rows of a batch [B, ...] from one on [count]; after the last comes the first."""
+    return torch.arange(first, first + count, device=batch.device) % len(batch)
 
 
 def gather(rows: Rows, argument: TokenArgument, value: Any) -> Any:

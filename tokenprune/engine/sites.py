@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import torch
 from torch import Tensor, nn
 
 from tokenprune.engine import attention_hooks, attention_state, text_hooks
-from tokenprune.engine.attention_state import AttentionState, Weigh
+from tokenprune.engine.attention_state import AttentionState, Coming, Weigh
 from tokenprune.engine.block_hooks import BlockState
 from tokenprune.engine.branch_cache import BranchCache
 from tokenprune.engine.call_arguments import CallArguments
@@ -46,6 +48,8 @@ class Sites:
 
     def find_blocks(self, model: nn.Module) -> None:
         """Read the signatures of the blocks that stand in the model now."""
+        for attention in self.attentions:
+            attention.owner = type(model)
         self.blocks = {site.path: BlockState(site, model.get_submodule(site.path)) for site in self._map.block_sites}
 
     def prepare(
@@ -55,6 +59,8 @@ class Sites:
         selection: Selection | None,
         tokens: int,
         time: float,
+        images: int = 1,
+        siblings: Iterable[BranchCache] = (),
         weighed: Guidance | None = None,
     ) -> None:
         """Tell all hooks what the coming call computes.
@@ -65,28 +71,43 @@ class Sites:
             selection: the computed tokens of every image of the batch; None for all.
             tokens: N, all image tokens, reference tokens included.
             time: the timestep.
+            images: how many images have a selection of their own; after so many rows of the batch they come again.
+            siblings: branches that the same step called before this one.
             weighed: how guidance lies in the batch, where the policy wants to know the attention of its conditional
                 half; None where it does not.
         """
         starts, frames, rows = call.image_starts, call.frames, None
         if starts is not None and selection is not None:
             starts = starts.to(selection.index.device)
-        states = [state for site in self.attentions for state in site.of_batch(len(call.latents))]
+        batch = len(call.latents) * frames
         if selection is not None:
-            joint = [
-                branch.buffer(state.key).length
-                for state in states
-                if state.site.layout != "image" and not state.key.second
-            ]
-            text = max(joint, default=tokens) - tokens
+            text = max(self._joint_lengths(branch, batch), default=tokens) - tokens
             rows = Rows(selection, self._map.layouts, max(text, 0), starts, frames, self._static)
         self.exit.rows, self.exit.tokens = rows, tokens
         self.exit.starts, self.exit.frames = starts, frames
         self._give_rows(rows)
         for site in self.attentions:
             site.active = True
-        clock = self._tell_time(time, call.latents.device)
-        attention_state.prepare(states, branch, rows, tokens, clock, starts, weighed)
+        coming = Coming(
+            branch=branch,
+            clock=self._tell_time(time, call.latents.device),
+            rows=rows,
+            tokens=tokens,
+            batch=batch,
+            period=images * frames if images > 1 else 1,
+            starts=starts,
+            siblings=tuple(siblings),
+            weighed=weighed,
+        )
+        attention_state.prepare(self.attentions, coming)
+
+    def _joint_lengths(self, branch: BranchCache, batch: int) -> Iterator[int]:
+        """Lengths of the sequences of image and text tokens that the branch's attention modules saw."""
+        for site in self.attentions:
+            if site.site.layout != "image":
+                for number, call in branch.seen_calls(site.site.path).keys.items():
+                    if number == 0 or call.shape.rows < batch:
+                        yield call.shape.keys
 
     def prepare_text(self, call: CallArguments, branch: BranchCache, pruned: bool) -> None:
         """Tell text-only modules whether the coming call reuses their outputs."""
@@ -94,12 +115,8 @@ class Sites:
 
     def attention_weights(self) -> list[Tensor]:
         """What the policy made of each attention module at this full call [B, N]; nothing where it does not ask."""
-        weights = [
-            [state.weights for state in (site.images if site.site.per_image else [site]) if state.weights is not None]
-            for site in self.attentions
-        ]
-        joined = [torch.cat(found) for found in weights if found]
-        return [found.to(joined[0].device) for found in joined]
+        weights = [found for site in self.attentions if (found := site.attention_weights()) is not None]
+        return [found.to(weights[0].device) for found in weights]
 
     def clear(self) -> None:
         """Let all modules work on whatever they are given, as before the first call."""

@@ -110,6 +110,10 @@ class StepTracker:
 
     def reset(self) -> None:
         """Forget everything: the next call starts a generation."""
+        self._repeated: float | None = None  # the last timestep at which a lone step came again with other latents
+        self._forget_steps()
+
+    def _forget_steps(self) -> None:
         self._step = -1
         self._time = 0.0
         self._first_time = 0.0
@@ -159,7 +163,8 @@ class StepTracker:
             first_of_generation = not goes_on
         adopted = 0
         if first_of_generation:
-            self.reset()
+            self._notice_turns(time, repeated=not begun and time == self._time)
+            self._forget_steps()
             self._first_time, self._table, self._doubted = time, sampler_table, not goes_on
         if not same_step:
             adopted = self._calls_given_up(conditions) if self._step == 0 else 0
@@ -169,12 +174,9 @@ class StepTracker:
             self._calls, self._conditions = {}, []
             self._latents = latents.clone()  # a copy, as a sampler may change them in place
             self._signature = signature
+            self._repeated = self._repeated if self._step < 2 else None
         elif self._step == 1 and not name and signature == self._signature and not self._share_latents(latents):
-            raise UnsupportedCallError(
-                f"timestep {time:g}: expected the same latents in every call of a step, got others of the same shape; "
-                f"this is how windows of one picture, or several generations in turns, call a model. Give each of them "
-                f"its own caches: with handle.window(name): model(...), see docs/works-with.md"
-            )
+            raise self._taking_turns(time)
         order = self._calls.get((name, shape), 0)
         self._calls[name, shape] = order + 1
         if self._step == 0:
@@ -194,6 +196,22 @@ class StepTracker:
             level=(time - self._end) / span if span else 1.0,
             remaining=remaining,
             adopted=adopted,
+        )
+
+    def _notice_turns(self, time: float, repeated: bool) -> None:
+        """Raise where lone steps come again with other latents, at one timestep after the other."""
+        if not repeated:
+            return
+        if self._repeated is not None and self._direction * time < self._direction * self._repeated:
+            raise self._taking_turns(time)
+        self._repeated = time
+
+    @staticmethod
+    def _taking_turns(time: float) -> UnsupportedCallError:
+        return UnsupportedCallError(
+            f"timestep {time:g}: expected the same latents in every call of a step, got others of the same shape; this "
+            f"is how windows of one picture, or several generations in turns, call a model. Give each of them its own "
+            f"caches: with handle.window(name): model(...), see docs/works-with.md"
         )
 
     def _goes_on(self, time: float, latents: Tensor, conditions: Conditions) -> bool:

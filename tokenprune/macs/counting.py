@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 from tokenprune.engine.call_arguments import Given
-from tokenprune.engine.copies import bare
+from tokenprune.engine.copies import bare_twin
 from tokenprune.engine.masked_module import MaskedModule
 from tokenprune.engine.settings import PruningSettings
 from tokenprune.engine.step_tracker import OneGeneration
+from tokenprune.macs.on_meta import MetaWins, stand_in
 from tokenprune.modulemap import ModuleMap
 from tokenprune.policies.sequential import SequentialPolicy
 from tokenprune.reports.report import Macs
@@ -92,10 +94,10 @@ class CallCounter:
 
 @contextlib.contextmanager
 def counting() -> Iterator[Counted]:
-    """Count the operations of whatever runs within, without compiled code; their sum is right at any time."""
+    """Count the operations of whatever this thread runs within; their sum is right at any time."""
     counter = FlopCounterMode(display=False)
     counter.mod_tracker = _NoModules()  # type: ignore[assignment]
-    with torch.compiler.set_stance("force_eager"), counter as flops, Counted(flops) as counted:
+    with counter as flops, Counted(flops) as counted:
         yield counted
 
 
@@ -107,28 +109,25 @@ def by_layer(model: nn.Module, counted: Counted) -> Iterator[dict[str, Macs]]:
     found: dict[str, Macs] = defaultdict(lambda: Macs(0, 0))
 
     def begin(module: nn.Module, args: Any) -> None:
-        if module in paths:
-            begun.append(counted.macs)
+        begun.append(counted.macs)
 
     def end(module: nn.Module, args: Any, output: Any) -> None:
-        if module in paths:
-            found[paths[module]] += counted.macs + begun.pop() * -1
+        found[paths[module]] += counted.macs + begun.pop() * -1
 
-    handles = register_module_forward_pre_hook(begin), register_module_forward_hook(end)
-    try:
+    with contextlib.ExitStack() as hooks:
+        for module in paths:
+            hooks.enter_context(module.register_forward_pre_hook(begin, prepend=True))
+            hooks.enter_context(module.register_forward_hook(end, prepend=True))
         yield found
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextlib.contextmanager
 def counting_calls(model: nn.Module) -> Iterator[CallCounter]:
-    """Count the operations of the model's calls, its hooks included, among whatever runs within.
+    """Count the operations of the model's calls, its hooks included, without compiled code, among whatever runs within.
 
     Hooks that are on the model before the context are counted, too; those registered within it as they come.
     """
-    with counting() as counted:
+    with torch.compiler.set_stance("force_eager"), counting() as counted:
         calls = CallCounter(counted)
         before = model.register_forward_pre_hook(calls.begin, prepend=True)
         after = model.register_forward_hook(calls.end, always_call=True)
@@ -139,60 +138,23 @@ def counting_calls(model: nn.Module) -> Iterator[CallCounter]:
             after.remove()
 
 
-def count_call(model: nn.Module, arguments: Given, on_meta: bool = True) -> Macs:
-    """Operations of one call of the model as it stands, hooks included.
+def meta_twin(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+    """A bare copy of the model on the meta device, to be called under `MetaWins`.
+
+    Linear layers whose weights are packed compute as plain ones: operations and shapes are the same.
 
     Args:
-        model: any model; its hooks run.
-        arguments: what to call it with.
-        on_meta: whether tensors of the arguments are on the meta device; parameters are then replaced by meta tensors
-            for the call.
+        model: any model; it may run meanwhile.
+        dtype: precision of the floating-point parameters and buffers; None takes the model's.
     """
-    return _layers_of_call(model, arguments, on_meta)[""]
-
-
-def _layers_of_call(model: nn.Module, arguments: Given, on_meta: bool) -> Layers:
-    args, kwargs = arguments
-    with torch.no_grad(), counting() as counted, by_layer(model, counted) as found:
-        if on_meta:
-            call_on_meta(model, tree_map(_single, arguments), torch.float32)
-        else:
-            model(*args, **kwargs)
-    return {**found, "": counted.macs}
-
-
-def call_on_meta(model: nn.Module, arguments: Given, dtype: torch.dtype | None = None) -> None:
-    """Call the model with meta tensors in the place of its parameters and buffers.
-
-    Args:
-        model: any model; its hooks run.
-        arguments: what to call it with, tensors on the meta device.
-        dtype: precision of the floating-point stand-ins; None takes the model's.
-    """
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    stand_ins = {
-        name: torch.empty(
-            tensor.shape, device="meta", dtype=dtype if dtype and tensor.is_floating_point() else tensor.dtype
-        )
-        for name, tensor in tensors.items()
-    }
-    with torch.no_grad():
-        torch.func.functional_call(model, stand_ins, *arguments)
-
-
-def _single(value: Any) -> Any:
-    """A tensor in single precision: operations count the same, and layers of mixed precision fit together."""
-    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
-
-
-def _plain_linears(model: nn.Module) -> None:
-    """Let linear layers whose weights are packed compute as plain ones, for as long as `bare` lasts."""
-    for module in model.modules():
+    twin = bare_twin(model, stand_in(dtype))
+    for module in twin.modules():
         sizes: tuple[Any, ...] = tuple(getattr(module, name, None) for name in ("out_features", "in_features"))
         weight = getattr(module, "weight", None)
         plain = isinstance(weight, Tensor) and weight.is_floating_point() and tuple(weight.shape) == sizes
         if all(isinstance(size, int) for size in sizes) and not plain and not hasattr(module, "base_layer"):
             module.__dict__["forward"] = functools.partial(F.linear, weight=torch.empty(sizes, device="meta"))
+    return twin
 
 
 def count_layers(
@@ -200,21 +162,40 @@ def count_layers(
 ) -> tuple[Layers, dict[int, Layers]]:
     """Operations of a full call, and of calls that compute n image tokens of each image, for every n in `counts`.
 
+    A copy of the model makes the calls, so the model may run meanwhile: on the meta device, or with the model's own
+    weights where the map says that it reads values. Hooks and wrapped forwards are left out.
+
     Args:
-        model: the model; its hooks and wrapped forwards are left out.
+        model: the model.
         module_map: its map.
         arguments: what to call it with, tensors on the meta device unless the map says that the model reads values.
         counts: numbers of tokens n, at least 1 each.
     """
     settings = PruningSettings(SequentialPolicy(), CountSchedule([None, *counts]), Hold(), guidance="none")
-    with bare(model):
-        masked = MaskedModule(model, module_map, settings, OneGeneration(module_map.time_rises))
-        masked.install()
-        on_meta = not module_map.reads_values
-        if on_meta:
-            _plain_linears(model)
-        full = _layers_of_call(model, arguments, on_meta)
-        return full, {count: _layers_of_call(model, arguments, on_meta) for count in counts}
+
+    def count() -> tuple[Layers, dict[int, Layers]]:
+        if module_map.reads_values:
+            twin, given = bare_twin(model), copy.deepcopy(arguments)
+        else:
+            # In single precision: operations count the same, and layers of mixed precision fit together.
+            twin, given = meta_twin(model, torch.float32), tree_map(_single, arguments)
+        MaskedModule(twin, module_map, settings, OneGeneration(module_map.time_rises)).install()
+        full = _layers_of_call(twin, given)
+        return full, {tokens: _layers_of_call(twin, given) for tokens in counts}
+
+    with ThreadPoolExecutor(1) as thread:  # free of the caller's modes, who may be a hook inside of a call of the model
+        return thread.submit(count).result()
+
+
+def _layers_of_call(model: nn.Module, arguments: Given) -> Layers:
+    args, kwargs = arguments
+    with torch.no_grad(), MetaWins(), counting() as counted, by_layer(model, counted) as found:
+        model(*args, **kwargs)
+    return {**found, "": counted.macs}
+
+
+def _single(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def count_steps(

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from tokenprune.engine.copies import bare
+from tokenprune.engine.copies import bare_twin
 from tokenprune.engine.masked_module import MaskedModule
 from tokenprune.engine.settings import PruningSettings
 from tokenprune.engine.step_tracker import CallPosition, OneGeneration
 from tokenprune.errors import ConfigurationError
-from tokenprune.macs.counting import Layers, by_layer, call_on_meta, counting
+from tokenprune.macs.counting import Layers, by_layer, counting, meta_twin
+from tokenprune.macs.on_meta import MetaWins
 from tokenprune.modulemap import ModuleMap
 from tokenprune.ops.grid import TokenGrid, num_tokens
 from tokenprune.ops.guidance import BranchKey
@@ -105,7 +106,7 @@ def counts_of(schedule: Schedule, tokens: int, steps: int) -> tuple[int, ...]:
 def rehearse(
     model: nn.Module, module_map: ModuleMap, call: CallPattern, plan: Plan, steps: int, dtype: torch.dtype | None = None
 ) -> Rehearsal:
-    """Call the model as a pruned generation would, once for each number of tokens; it is left as it was.
+    """Call a copy of the model as a pruned generation would, once for each number of tokens.
 
     The tokens are the first ones, whatever the plan's policy would choose: its own memory, numbers for each token, and
     its own arithmetic are not counted.
@@ -137,37 +138,35 @@ def rehearse(
     halves = module_map.guidance if call.halves else "none"
     layers: dict[int, Layers] = {}
 
-    def run() -> None:
-        with torch.no_grad():
-            if module_map.reads_values:
-                model(**arguments)
-            else:
-                call_on_meta(model, ((), arguments), dtype)
+    twin = bare_twin(model) if module_map.reads_values else meta_twin(model, dtype)
 
-    with bare(model):
-        settings = PruningSettings(SequentialPolicy(), CountSchedule(order), plan.reuse, guidance=halves)
-        masked = MaskedModule(model, module_map, settings, _Rehearsed(call.times, len(order)))
-        masked.install()
-        for step, count in enumerate(order):
-            for call_of_step in range(call.times):
-                if call_of_step or step < FULL_STEPS - 1:  # these are there to fill the caches
+    def run() -> None:
+        with torch.no_grad(), MetaWins():
+            twin(**arguments)
+
+    settings = PruningSettings(SequentialPolicy(), CountSchedule(order), plan.reuse, guidance=halves)
+    masked = MaskedModule(twin, module_map, settings, _Rehearsed(call.times, len(order)))
+    masked.install()
+    for step, count in enumerate(order):
+        for call_of_step in range(call.times):
+            if call_of_step or step < FULL_STEPS - 1:  # these are there to fill the caches
+                run()
+            else:
+                with counting() as counted, by_layer(twin, counted) as found:
                     run()
-                else:
-                    with counting() as counted, by_layer(model, counted) as found:
-                        run()
-                    layers[count] = {**found, "": counted.macs}
-        generation = masked.generation
-        branches = generation.branches.values()
-        keys = [buffer for branch in branches for buffer in branch.buffers.values() if buffer.length]
-        return Rehearsal(
-            grid=grid,
-            counts=counts,
-            layers=layers,
-            calls=call.times,
-            images=next(iter(generation.branches)).shape[0],
-            keys=tuple((buffer.length, sum(tensor.nbytes for tensor in buffer.kept)) for buffer in keys),
-            cache_bytes=masked.peak_bytes,
-        )
+                layers[count] = {**found, "": counted.macs}
+    generation = masked.generation
+    branches = generation.branches.values()
+    keys = [buffer for branch in branches for buffer in branch.buffers.values() if buffer.length]
+    return Rehearsal(
+        grid=grid,
+        counts=counts,
+        layers=layers,
+        calls=call.times,
+        images=next(iter(generation.branches)).shape[0],
+        keys=tuple((buffer.length, sum(tensor.nbytes for tensor in buffer.kept)) for buffer in keys),
+        cache_bytes=masked.peak_bytes,
+    )
 
 
 class _Rehearsed(OneGeneration):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tokenprune.ops.guidance import Guidance, guided
+from tokenprune.ops.guidance import PARTS, Guidance, guided
 
 MEMORY = 0.3
 """How much of what a damping was learnt from is kept from one observation to the next."""
@@ -54,4 +54,4 @@ class Damping:
             return self._unknown
         product, square = self._fit
         found = torch.where(square > 0, damping_of(product, square), self._unknown)
-        return found if self._guidance == "none" else found.repeat(2, 1, 1)
+        return found.repeat(PARTS[self._guidance], 1, 1)

@@ -11,8 +11,12 @@ GUIDANCE_SCALE = 5.0
 """A usual scale of classifier-free guidance, for what must be right after guidance and need not know the scale."""
 
 
-Guidance = Literal["none", "uncond-first", "cond-first"]
-"""How classifier-free guidance lies in the batch of one call."""
+Guidance = Literal["none", "uncond-first", "cond-first", "uncond-cond-perturbed"]
+"""How classifier-free guidance lies in the batch of one call; with perturbed-attention guidance it has a third part."""
+
+
+PARTS: dict[Guidance, int] = {"none": 1, "uncond-first": 2, "cond-first": 2, "uncond-cond-perturbed": 3}
+"""G, how many parts of a batch [G * B, ...] guidance combines."""
 
 
 class BranchKey(NamedTuple):
@@ -29,18 +33,46 @@ class BranchKey(NamedTuple):
     name: str = ""
 
 
+def parts_agree(latents: Tensor, parts: int) -> bool:
+    """Whether a batch is its first part several times, as under batched guidance; waits for the device."""
+    if len(latents) % parts:
+        return False
+    first, *others = latents.chunk(parts)
+    return len(others) == parts - 1 and all(torch.equal(first, other) for other in others)
+
+
 def halves_agree(latents: Tensor) -> bool:
     """Whether the second half of a batch is the first once more, as under batched guidance; waits for the device."""
-    first, *second = latents.chunk(2)
-    return bool(second) and torch.equal(first, second[0])
+    return parts_agree(latents, 2)
+
+
+def guidance_of_parts(parts: int, order: Guidance) -> Guidance:
+    """How guidance lies in a batch of so many parts, if it lies in two as `order` says."""
+    if parts == 3 and order == "uncond-first":
+        return "uncond-cond-perturbed"
+    return order if parts == PARTS[order] else "none"
+
+
+def count_images(latents: Tensor, guidance: Guidance | None, order: Guidance = "uncond-first") -> int:
+    """B, how many images a batch of latents [G * B, ...] holds.
+
+    Args:
+        latents: the batch.
+        guidance: how guidance lies in it; None finds that out by its equal parts.
+        order: how it would lie in two.
+    """
+    if guidance is None:
+        found = next((parts for parts in (2, 3) if parts_agree(latents, parts)), 1)
+        guidance = guidance_of_parts(found, order)
+    return len(latents) // PARTS[guidance]
 
 
 def branches_of(batch: Tensor, guidance: Guidance) -> tuple[Tensor, Tensor | None]:
     """The conditional and the unconditional part [B, ...] of a batch [G * B, ...]; None where it has no such part."""
     if guidance == "none":
         return batch, None
-    first, second = batch.chunk(2)
-    return (second, first) if guidance == "uncond-first" else (first, second)
+    first, second, *_ = batch.chunk(PARTS[guidance])
+    return (first, second) if guidance == "cond-first" else (second, first)
 
 
 def combined(cond: Tensor, uncond: Tensor | None, scale: float) -> Tensor:

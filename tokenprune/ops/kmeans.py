@@ -65,11 +65,3 @@ def lloyd(points: Tensor, centres: Tensor, iterations: int = ITERATIONS) -> tupl
 def kmeans(points: Tensor, clusters: int, seed: int, iterations: int = ITERATIONS) -> Tensor:
     """Cluster labels [B, N] of points [B, N, C] in K = clusters clusters, deterministic under `seed`."""
     return lloyd(points, plus_plus_start(points, clusters, seed), iterations)[0]
-
-
-def inertia(points: Tensor, labels: Tensor, clusters: int) -> Tensor:
-    """Sum of squared distances to the own cluster's mean, per image [B]."""
-    members = memberships(labels, clusters).to(points.dtype)
-    means = (members @ points) / members.sum(-1, keepdim=True).clamp_min(1)
-    own = means.gather(1, labels.unsqueeze(-1).expand_as(points))
-    return (points - own).square().sum((1, 2))

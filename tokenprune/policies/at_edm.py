@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tokenprune.ops.attention_map import check_chunk, page_rank
 from tokenprune.policies.base import Memory, Need, Observation, ScorePolicy
+from tokenprune.policies.description import Between, Description, Variant
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,25 @@ class AttentionRankPolicy(ScorePolicy):
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset({"attention"})
+    description: ClassVar[Description] = Description(
+        "PageRank on the attention maps of the last full step",
+        "AT-EDM, arXiv 2405.05252",
+        "one power; at the last full step some halves of an attention",
+        variants=(
+            Variant(
+                "AT-EDM's choice",
+                "re-implementation of arXiv 2405.05252",
+                suites={"ablations": (8,), "peers": (8,), "paper": (8,)},
+            ),
+            Variant(
+                "AT-EDM's choice x age",
+                "ours, after arXiv 2405.05252",
+                {"staleness": 1.0},
+                suites={"ablations": (8,), "rivals": (8,), "peers": (8,)},
+                searched={"staleness": Between(0.0, 2.0)},
+            ),
+        ),
+    )
 
     iterations: int = 3
     chunk: int = 128

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tokenprune.ops.grid import TokenGrid
 from tokenprune.ops.selection import Selection
+from tokenprune.policies.description import Description
 from tokenprune.schedule import Schedule, WarmupSchedule
 
 Need = Literal["forecast_error", "attention"]
@@ -81,6 +82,9 @@ class SelectionPolicy(ABC):
     needs: ClassVar[frozenset[Need]] = frozenset()
     """What the engine must collect beyond predictions, selections and ages: "forecast_error", "attention"."""
 
+    description: ClassVar[Description | None] = None
+    """What suites, figures, benchmarks and docs should know of it; those of other packages need none."""
+
     alpha: float = 0.3
     warmup_steps: int = 8
 
@@ -104,6 +108,12 @@ class SelectionPolicy(ABC):
             scale: the attention map is softmax(scale * query key^T).
         """
         raise NotImplementedError(f"{type(self).__name__} needs attention statistics: define its weigh_attention")
+
+    @classmethod
+    def examples(cls, grid: TokenGrid) -> dict[str, SelectionPolicy]:
+        """Policies of this class to measure a selection's cost with on a grid, by the code that makes them."""
+        variants = cls.description.variants if cls.description is not None else ()
+        return {variant.code(cls): variant.make(cls) for variant in variants}
 
     @abstractmethod
     def select(self, seen: Observation, memory: Memory) -> Selection:

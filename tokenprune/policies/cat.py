@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -14,6 +15,9 @@ from tokenprune.ops.ranking import places_within, ranks, staleness_order
 from tokenprune.ops.selection import Selection
 from tokenprune.policies._balance import check_balance, fill_up, update_frequency
 from tokenprune.policies.base import Memory, Observation, SelectionPolicy
+from tokenprune.policies.description import Between, Description, Variant
+
+_SUITES = {"ablations": (8, 4), "rivals": (8, 4), "peers": (8, 4), "paper": (8,)}
 
 TOP_CLUSTERS = 5
 """Among how many clusters the published code shares out the tokens of later selections, before it weighs them."""
@@ -53,6 +57,16 @@ class CATPolicy(SelectionPolicy):
     Raises:
         ValueError: an argument is out of its range.
     """
+
+    description: ClassVar[Description] = Description(
+        "clusters by noise, balanced by staleness; see [cat.md](cat.md)",
+        "CAT Pruning, arXiv 2502.00433",
+        "k-means once a generation; pooling, graph convolution",
+        variants=(
+            Variant("CAT", "arXiv 2502.00433", suites=_SUITES, searched={"exploit_share": Between(0.0, 1.0)}),
+            Variant("CAT, published constants", "arXiv 2502.00433", maker="published", suites=_SUITES, searched={}),
+        ),
+    )
 
     num_clusters: int = 20
     decay: float = 0.5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from tokenprune.ops.kmeans import kmeans
 from tokenprune.ops.ranking import places_within, ranks
 from tokenprune.policies.base import Memory, Observation, ScorePolicy
+from tokenprune.policies.description import Description, Variant
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,13 @@ class ClusterRandomPolicy(ScorePolicy):
     Raises:
         ValueError: an argument is out of its range.
     """
+
+    description: ClassVar[Description] = Description(
+        "as many random tokens from every cluster",
+        "ClusCa, arXiv 2509.10312",
+        "k-means after each full step, four sorts",
+        variants=(Variant("ClusCa's choice", "re-implementation of arXiv 2509.10312", suites={}),),
+    )
 
     num_clusters: int = 16
     seed: int = 0

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tokenprune.ops.grid import smooth
 from tokenprune.policies.base import Memory, Need, Observation, ScorePolicy
+from tokenprune.policies.description import Between, Description, OneOf, Variant
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,23 @@ class ErrorControlledPolicy(ScorePolicy):
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset({"forecast_error"})
+    description: ClassVar[Description] = Description(
+        "the largest expected error of the forecast",
+        "ours",
+        "element-wise",
+        variants=(
+            Variant(
+                "error-controlled",
+                "ours",
+                suites={"ablations": (8, 4), "rivals": (4,)},
+                searched={
+                    "order": OneOf((0, 1)),
+                    "floor": Between(0.01, 2.0, log=True),
+                    "smoothing": Between(0.0, 3.0),
+                },
+            ),
+        ),
+    )
 
     order: int = 0
     floor: float = 0.1

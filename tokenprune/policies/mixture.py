@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from tokenprune.ops.grid import TokenGrid
 from tokenprune.ops.ranking import ranks
 from tokenprune.ops.selection import Selection
 from tokenprune.policies._composition import namespace, preference
 from tokenprune.policies.base import Memory, Observation, SelectionPolicy
+from tokenprune.policies.description import Description
+from tokenprune.policies.noise import NoisePolicy
+from tokenprune.policies.sequential import SequentialPolicy
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,13 @@ class MixturePolicy(SelectionPolicy):
         ValueError: there are no parts, a share is not above 0, or two different parts need attention statistics.
     """
 
+    description: ClassVar[Description] = Description(
+        "shares of the n tokens to several policies",
+        "ours, after CAT Pruning's two shares",
+        "that of all parts, two sorts each",
+        "those of all parts",
+    )
+
     parts: tuple[tuple[SelectionPolicy, float], ...] = ()
 
     def __post_init__(self) -> None:
@@ -48,6 +60,12 @@ class MixturePolicy(SelectionPolicy):
         if len(asking) > 1:
             raise ValueError(f"parts: expected one policy with attention statistics at most, got {len(asking)}")
         object.__setattr__(self, "needs", frozenset().union(*(policy.needs for policy, _ in self.parts)))
+
+    @classmethod
+    def examples(cls, grid: TokenGrid) -> dict[str, SelectionPolicy]:
+        """A quarter by noise, the rest in rotation."""
+        parts = ((NoisePolicy(), 0.25), (SequentialPolicy(), 0.75))
+        return {"MixturePolicy(noise, consecutive rows)": cls(parts=parts)}
 
     def weigh_attention(self, query: Tensor, key: Tensor, scale: float) -> Tensor:
         """That of the first part that needs it."""

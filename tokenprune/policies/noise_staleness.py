@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -10,6 +11,7 @@ from tokenprune.ops.ranking import staleness_order
 from tokenprune.ops.selection import Selection
 from tokenprune.policies._balance import check_balance, fill_up, update_frequency
 from tokenprune.policies.base import Memory, Observation, SelectionPolicy
+from tokenprune.policies.description import Between, Description, Variant
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,20 @@ class NoiseStalenessPolicy(SelectionPolicy):
         decay: a in f_i = a f_(i-1) + I_i, from 0 up to below 1.
         exploit_share: fraction of the selected tokens taken by noise, 0 to 1; the published code's is 0.25.
     """
+
+    description: ClassVar[Description] = Description(
+        "a share by noise, the rest by staleness",
+        "CAT Pruning, Fig. 5",
+        "one norm, some sorts",
+        variants=(
+            Variant(
+                "noise and staleness",
+                "arXiv 2502.00433, Fig. 5",
+                suites={"ablations": (8, 4), "rivals": (4,), "paper": (8,)},
+                searched={"exploit_share": Between(0.0, 1.0)},
+            ),
+        ),
+    )
 
     decay: float = 0.5
     exploit_share: float = 0.25

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from tokenprune.policies.base import Memory, Observation, ScorePolicy
+from tokenprune.policies.description import Description, Variant
 
 
 @dataclass(frozen=True)
@@ -17,6 +19,10 @@ class RandomPolicy(ScorePolicy):
     Args:
         seed: seed of the draw; with the step's index it determines the selection.
     """
+
+    description: ClassVar[Description] = Description(
+        "uniform, anew at each step", "baseline", "N random numbers", variants=(Variant("random", "baseline"),)
+    )
 
     seed: int = 0
 

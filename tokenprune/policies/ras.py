@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from tokenprune.policies.base import Memory, Observation, ScorePolicy
+from tokenprune.policies.description import Between, Description, OneOf, Variant
 
 Metric = Literal["std", "norm"]
 
@@ -47,6 +48,20 @@ class RegionAdaptivePolicy(ScorePolicy):
     Raises:
         ValueError: an argument is out of its range.
     """
+
+    description: ClassVar[Description] = Description(
+        "spread of the prediction, raised by each omission",
+        "RAS, arXiv 2502.10389",
+        "one reduction over C",
+        variants=(
+            Variant(
+                "RAS's choice",
+                "re-implementation of arXiv 2502.10389",
+                suites={"ablations": (8,), "rivals": (8,), "peers": (8,)},
+                searched={"metric": OneOf(("std", "norm")), "starvation": Between(0.05, 2.0, log=True)},
+            ),
+        ),
+    )
 
     metric: Metric = "std"
     ascending: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -10,6 +11,8 @@ from torch import Tensor
 from tokenprune.ops.grid import TokenGrid
 from tokenprune.policies._composition import namespace, preference
 from tokenprune.policies.base import Memory, Observation, ScorePolicy, SelectionPolicy
+from tokenprune.policies.description import Description
+from tokenprune.policies.error_controlled import ErrorControlledPolicy
 from tokenprune.schedule import Schedule
 
 
@@ -39,6 +42,13 @@ class RegionPolicy(ScorePolicy):
             no multiples of the grid's.
     """
 
+    description: ClassVar[Description] = Description(
+        "a region first, excluded tokens last, the rest by another policy",
+        "ours",
+        "the inner policy's, two sorts",
+        "the inner policy's",
+    )
+
     alpha: float = field(init=False, default=0.3)
     warmup_steps: int = field(init=False, default=8)
     inner: SelectionPolicy
@@ -61,6 +71,13 @@ class RegionPolicy(ScorePolicy):
 
     def __hash__(self) -> int:
         return id(self)
+
+    @classmethod
+    def examples(cls, grid: TokenGrid) -> dict[str, SelectionPolicy]:
+        """A region of the second quarter along each axis."""
+        mask = torch.zeros(grid, dtype=torch.bool)
+        mask[tuple(slice(extent // 4, extent // 2) for extent in grid)] = True
+        return {"RegionPolicy(ErrorControlledPolicy(), mask)": cls(ErrorControlledPolicy(), mask)}
 
     def schedule(self) -> Schedule:
         """The inner policy's."""

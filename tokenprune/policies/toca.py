@@ -12,6 +12,7 @@ from torch import Tensor
 from tokenprune.ops.attention_map import check_chunk, column_means
 from tokenprune.ops.grid import TokenGrid
 from tokenprune.policies.base import Memory, Need, Observation, ScorePolicy
+from tokenprune.policies.description import Between, Description, Variant
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,19 @@ class TocaPolicy(ScorePolicy):
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset({"attention"})
+    description: ClassVar[Description] = Description(
+        "attention received, steps reused, spread over the grid",
+        "ToCa, arXiv 2410.05317",
+        "element-wise; at the last full step half an attention",
+        variants=(
+            Variant(
+                "ToCa's choice",
+                "re-implementation of arXiv 2410.05317",
+                suites={"ablations": (8, 4), "rivals": (4,), "peers": (4,)},
+                searched={"frequency": Between(0.05, 2.0, log=True)},
+            ),
+        ),
+    )
 
     influence: float = 1.0
     frequency: float = 0.25

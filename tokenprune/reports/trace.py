@@ -15,7 +15,6 @@ from torch import Tensor
 
 from tokenprune.ops.grid import TokenGrid
 from tokenprune.ops.selection import Selection
-from tokenprune.policies.base import Memory
 from tokenprune.reports.records import StepRecord
 from tokenprune.reports.report import StepReport
 
@@ -59,7 +58,7 @@ class Recorder:
     def __init__(self) -> None:
         self._tokens: list[TokenRecord] = []
 
-    def begin_step(self, age: Tensor | None, memory: Memory) -> None:
+    def begin_step(self, age: Tensor | None, memory: dict[str, Tensor]) -> None:
         """Open a step: ages [B, N] before it (None at the first), the policy's memory if it has just selected."""
         found = {key: tensor for key, tensor in memory.items() if key.rpartition(".")[2] == LABELS}
         self._tokens.append(TokenRecord(age, labels={key: tensor.clone() for key, tensor in found.items()}))

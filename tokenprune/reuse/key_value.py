@@ -20,17 +20,14 @@ class BufferKey(NamedTuple):
 
     Attributes:
         path: of the attention module in the model.
-        image: the place in the batch of the only image they belong to, where the module attends to each by itself.
-        second: whether they are those of the module's second attention call.
+        number: their place among those that the module attends to, in attention calls with keys of their own.
     """
 
     path: str
-    image: int | None = None
-    second: bool = False
+    number: int = 0
 
     def __str__(self) -> str:
-        place = "" if self.image is None else f", image {self.image}"
-        return f"{self.path}{place}{', its second attention call' if self.second else ''}"
+        return f"{self.path}, keys {self.number + 1}" if self.number else self.path
 
 
 def narrow(fresh: Tensor, dtype: torch.dtype | None) -> Tensor:

@@ -28,7 +28,7 @@ class LinearBuffer(KeyValueBuffer):
     tokens of L keys.
 
     Args:
-        halves: how many parts of the batch guidance combines, 1 or 2.
+        halves: how many parts of the batch guidance combines, 1 to 3.
     """
 
     least_bytes = 2

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tokenprune.ops.damping import Damping
-from tokenprune.ops.guidance import Guidance
+from tokenprune.ops.guidance import PARTS, Guidance
 from tokenprune.ops.selection import Selection
 from tokenprune.reuse.base import Reuse, ReuseState
 from tokenprune.reuse.key_value import KeyValueBuffer
@@ -52,7 +52,7 @@ class Taylor(Reuse):
 
     def start_keys(self, guidance: Guidance = "none") -> KeyValueBuffer:
         """Memory for held keys and values, or for forecast ones."""
-        return LinearBuffer(halves=1 if guidance == "none" else 2) if self.keys else KeyValueBuffer()
+        return LinearBuffer(halves=PARTS[guidance]) if self.keys else KeyValueBuffer()
 
 
 class _TaylorState(ReuseState):

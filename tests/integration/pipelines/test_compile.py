@@ -46,14 +46,14 @@ def draw_pixart(pipe: PixArtSigmaPipeline, seed: int) -> Tensor:
     return pipe("a red circle", num_inference_steps=6, generator=generator, output_type="latent", **arguments).images
 
 
-@pytest.mark.parametrize("way", [POLICY, best_plan(0.5), ASKING], ids=["cat", "plan", "attention"])
+@pytest.mark.parametrize("configuration", [POLICY, best_plan(0.5), ASKING], ids=["cat", "plan", "attention"])
 def test_compiled_blocks_have_two_graphs_each(
-    sd3_pipeline: StableDiffusion3Pipeline, way: SelectionPolicy | Plan
+    sd3_pipeline: StableDiffusion3Pipeline, configuration: SelectionPolicy | Plan
 ) -> None:
     blocks = sd3_pipeline.transformer.transformer_blocks
-    with tokenprune.apply(sd3_pipeline, way):
+    with tokenprune.apply(sd3_pipeline, configuration):
         eager = draw(sd3_pipeline, 0)
-    with compiled(blocks, fullgraph=True) as counter, tokenprune.apply(sd3_pipeline, way):
+    with compiled(blocks, fullgraph=True) as counter, tokenprune.apply(sd3_pipeline, configuration):
         torch.testing.assert_close(draw(sd3_pipeline, 0), eager)
         assert counter.blocks() == 2 * KINDS_OF_BLOCK
         for seed in (1, 2):

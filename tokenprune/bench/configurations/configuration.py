@@ -17,7 +17,7 @@ from tokenprune.registry import find_adapter, transformer_of
 
 @dataclass(frozen=True)
 class Configuration:
-    """One way of drawing: the plain model, a plan of ours, or a method of another package.
+    """What draws a picture: the plain model, a plan of ours, or a method of another package.
 
     Attributes:
         name: unique within a suite.
@@ -39,7 +39,7 @@ class Configuration:
 
     @contextmanager
     def on(self, pipe: Any) -> Iterator[Handle | None]:
-        """The pipeline drawing this way for as long as the context lasts; gives the handle of a plan of ours."""
+        """The pipeline with this configuration for as long as the context lasts; gives the handle of a plan of ours."""
         with ExitStack() as stack:
             if self.compiled:
                 stack.enter_context(compiled_blocks(pipe))

@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
 
 from tokenprune.bench.configurations.configuration import Configuration, plain
 from tokenprune.bench.configurations.peers.table import configurations as other_packages
+from tokenprune.bench.configurations.schedules import PAPER, after_warmup, refreshes, warm_refreshes
 from tokenprune.plans.plan import Plan
 from tokenprune.plans.presets import PRESETS, best_plan
-from tokenprune.policies import (
-    AttentionRankPolicy,
-    CATPolicy,
-    ClusterRandomPolicy,
-    ErrorControlledPolicy,
-    NoisePolicy,
-    NoiseStalenessPolicy,
-    RandomPolicy,
-    RegionAdaptivePolicy,
-    SequentialPolicy,
-    TocaPolicy,
-)
+from tokenprune.policies import ALL, CATPolicy, ClusterRandomPolicy, ErrorControlledPolicy, SequentialPolicy
 from tokenprune.policies.base import SelectionPolicy
+from tokenprune.policies.description import Variant
 from tokenprune.reuse.base import Hold
 from tokenprune.reuse.cluster_correction import ClusterCorrection
 from tokenprune.reuse.taylor import Taylor
-from tokenprune.schedule import BudgetSchedule, ListSchedule, Step, WarmupSchedule
+from tokenprune.schedule import BudgetSchedule, Step
 
 FEWER = (0.25, 0.35, 0.4, 0.5, 0.6, 0.7, 0.85)
 """Shares of the steps at which the plain model is measured, whatever the suite."""
@@ -37,20 +28,9 @@ WARMUPS = (8, 4)
 """Full steps at the start: CAT Pruning's eight of 28, and fewer."""
 
 
-POLICIES: tuple[tuple[str, str, SelectionPolicy, tuple[int, ...]], ...] = (
-    ("CAT", "arXiv 2502.00433", CATPolicy(), (8, 4)),
-    ("CAT, published constants", "arXiv 2502.00433", CATPolicy.published(), (8, 4)),
-    ("noise", "arXiv 2502.00433, Fig. 4", NoisePolicy(), (8,)),
-    ("noise and staleness", "arXiv 2502.00433, Fig. 5", NoiseStalenessPolicy(), (8, 4)),
-    ("consecutive rows", "arXiv 2502.00433, Fig. 6", SequentialPolicy(), (8, 4)),
-    ("random", "baseline", RandomPolicy(), (8,)),
-    ("AT-EDM's choice", "re-implementation of arXiv 2405.05252", AttentionRankPolicy(), (8,)),
-    ("AT-EDM's choice x age", "ours, after arXiv 2405.05252", AttentionRankPolicy(staleness=1.0), (8,)),
-    ("RAS's choice", "re-implementation of arXiv 2502.10389", RegionAdaptivePolicy(), (8,)),
-    ("ToCa's choice", "re-implementation of arXiv 2410.05317", TocaPolicy(), (8, 4)),
-    ("error-controlled", "ours", ErrorControlledPolicy(), (8, 4)),
-)
-"""Name, source, policy, and the numbers of full steps at the start that it is measured with."""
+def described() -> Iterator[tuple[type[SelectionPolicy], Variant]]:
+    """Every variant of the package's policies, by what they say of themselves."""
+    return ((policy, variant) for policy in ALL if policy.description for variant in policy.description.variants)
 
 
 def fewer_steps(steps: int) -> list[Configuration]:
@@ -58,35 +38,12 @@ def fewer_steps(steps: int) -> list[Configuration]:
     return [plain(n) for n in dict.fromkeys([steps, *sorted({max(1, round(f * steps)) for f in FEWER}, reverse=True)])]
 
 
-def after_warmup(budget: float, steps: int, warmup_steps: int) -> WarmupSchedule | None:
-    """The warm-up schedule whose share of the token computations is the budget; None where the warm-up exceeds it."""
-    left = budget * steps - warmup_steps
-    return WarmupSchedule(left / (steps - warmup_steps), warmup_steps) if left > 0 else None
-
-
-def refreshes(budget: float, steps: int) -> ListSchedule:
-    """Full steps spread evenly over the generation, nothing between: a step cache of that budget."""
-    full = max(2, round(budget * steps))
-    places = {round(i * steps / full) for i in range(full)}
-    return ListSchedule(tuple(1.0 if i in places else 0.0 for i in range(steps)))
-
-
-def warm_refreshes(budget: float, steps: int, warmup_steps: int) -> ListSchedule | None:
-    """The same after a warm-up; None where the warm-up exceeds the budget."""
-    full = round(budget * steps) - warmup_steps
-    if full < 1:
-        return None
-    rest = steps - warmup_steps
-    places = {warmup_steps - 1 + round((i + 1) * rest / full) for i in range(full)}
-    return ListSchedule(tuple(1.0 if i < warmup_steps or i in places else 0.0 for i in range(steps)))
-
-
 def ablations(budget: float, steps: int) -> list[Configuration]:
     """Every policy with CAT Pruning's schedule and reuse."""
     return [
-        Configuration(f"{name}, {warmup} full steps", Plan(policy, schedule), source=source)
-        for name, source, policy, warmups in POLICIES
-        for warmup in warmups
+        Configuration(_after(variant, warmup), Plan(variant.make(policy), schedule), source=variant.source)
+        for policy, variant in described()
+        for warmup in variant.suites.get("ablations", ())
         if (schedule := after_warmup(budget, steps, warmup))
     ]
 
@@ -153,16 +110,6 @@ def sensitivity(budget: float, steps: int) -> list[Configuration]:
 RIVALS = (
     "tokenprune.plan",
     "plain, {fewer} steps",
-    "CAT, 8 full steps",
-    "CAT, 4 full steps",
-    "CAT, published constants, 8 full steps",
-    "CAT, published constants, 4 full steps",
-    "noise and staleness, 4 full steps",
-    "consecutive rows, 4 full steps",
-    "AT-EDM's choice x age, 8 full steps",
-    "RAS's choice, 8 full steps",
-    "ToCa's choice, 4 full steps",
-    "error-controlled, 4 full steps",
     "full steps evenly, hold",
     "full steps evenly, linear",
     "full steps after 4, hold",
@@ -172,33 +119,33 @@ RIVALS = (
     "error-controlled, linear, keys too, 4 full steps",
     "ClusCa, 4 full steps",
 )
-"""The strongest of each kind in the whole plane at half of the tokens, and CAT as published."""
+"""The strongest of each kind in the whole plane at half of the tokens, beside the policies that name the suite."""
 
 
 def rivals(budget: float, steps: int) -> list[Configuration]:
     """The plan that the package recommends against the strongest of each other kind: a shorter `plane`."""
-    names = {name.format(fewer=max(1, round(budget * steps))) for name in RIVALS}
-    fewer = plain(max(1, round(budget * steps)))
-    found = [fewer, *plane(budget, steps)]
-    return [configuration for configuration in found if configuration.name in names]
+    fewer = max(1, round(budget * steps))
+    names = {name.format(fewer=fewer) for name in RIVALS} | _named("rivals")
+    return [configuration for configuration in [plain(fewer), *plane(budget, steps)] if configuration.name in names]
+
+
+def _named(suite: str) -> set[str]:
+    """Names of the ablations that a suite has, as the policies say."""
+    return {_after(variant, warmup) for _, variant in described() for warmup in variant.suites.get(suite, ())}
+
+
+def _after(variant: Variant, warmup: int) -> str:
+    return f"{variant.name}, {warmup} full steps"
 
 
 PEERS = (
-    "CAT, 8 full steps",
-    "CAT, 4 full steps",
-    "CAT, published constants, 8 full steps",
-    "CAT, published constants, 4 full steps",
     "full steps evenly, hold",
     "full steps evenly, linear",
     "full steps after 8, linear",
     "full steps after 4, linear",
-    "AT-EDM's choice, 8 full steps",
-    "AT-EDM's choice x age, 8 full steps",
-    "RAS's choice, 8 full steps",
-    "ToCa's choice, 4 full steps",
     "ClusCa, 4 full steps",
 )
-"""CAT, the strongest step caches, and the re-implementations of methods that no package offers."""
+"""The strongest step caches, and a re-implementation; beside the policies that name the suite."""
 
 
 LOW_BUDGET = 0.35
@@ -210,7 +157,7 @@ def peers(budget: float, steps: int) -> list[Configuration]:
     ours = {f"tokenprune.plan, {share}": best_plan(share) for share in (budget, LOW_BUDGET)}
     return [
         *(Configuration(name, plan, source="ours") for name, plan in ours.items()),
-        *(configuration for configuration in plane(budget, steps) if configuration.name in PEERS),
+        *(configuration for configuration in plane(budget, steps) if configuration.name in {*PEERS, *_named("peers")}),
         *other_packages(steps),
     ]
 
@@ -224,38 +171,26 @@ def presets(budget: float, steps: int) -> list[Configuration]:
     return found
 
 
-PAPER_ALPHA, PAPER_WARMUP = 0.3, 8
-
-
-PAPER_POLICIES = (
-    "CAT",
-    "CAT, published constants",
-    "noise",
-    "noise and staleness",
-    "consecutive rows",
-    "AT-EDM's choice",
-)
-
-
 def paper(budget: float, steps: int) -> list[Configuration]:
     """CAT Pruning, its ablations and its baseline as in its tables: alpha 0.3, 8 full steps, of 28 or of 50.
 
     Beside them the plain model with as many steps as cost the same. The paper's numbers of steps have a run each, as
     pictures are compared with those of the plain model at the same number of steps.
     """
-    schedule = WarmupSchedule(PAPER_ALPHA, PAPER_WARMUP)
-    share = sum(schedule.fraction(Step(i, 0.0, 0.0, None)) for i in range(steps))
-    policies = [(name, source, policy) for name, source, policy, _ in POLICIES if name in PAPER_POLICIES]
+    share = sum(PAPER.fraction(Step(i, 0.0, 0.0, None)) for i in range(steps))
     return [
-        *(Configuration(name, Plan(policy, schedule), source=source) for name, source, policy in policies),
+        *(
+            Configuration(variant.name, Plan(variant.make(policy), PAPER), source=variant.source)
+            for policy, variant in described()
+            if "paper" in variant.suites
+        ),
         plain(max(1, round(share))),
     ]
 
 
 def speed(budget: float, steps: int) -> list[Configuration]:
     """CAT Pruning with its own settings and the recommended plan, each as it is and with compiled blocks."""
-    cat = Plan(CATPolicy(PAPER_ALPHA), WarmupSchedule(PAPER_ALPHA, PAPER_WARMUP))
-    plans = {"plain": None, "CAT": cat, f"tokenprune.plan, {budget}": best_plan(budget)}
+    plans = {"plain": None, "CAT": Plan(CATPolicy(PAPER.alpha), PAPER), f"tokenprune.plan, {budget}": best_plan(budget)}
     eager = [Configuration(name, plan) for name, plan in plans.items() if plan is not None]
     fewer = plain(max(1, round(budget * steps)))
     return [fewer, *eager, *(Configuration(f"{name}, compiled", plan, compiled=True) for name, plan in plans.items())]

@@ -11,7 +11,7 @@ from tokenprune.bench.figures.canvas import BLUE, ORANGE, Plot, new_figure, plai
 from tokenprune.bench.figures.runs import Runs
 from tokenprune.bench.figures.strategies import STRATEGIES
 
-SHOWN = ("noise", "noise and staleness", "consecutive", "random", "CAT", "expected error")
+SHOWN = ("noise", "noise and staleness", "consecutive rows", "random", "CAT", "error-controlled")
 
 
 def draw(runs: Runs) -> Plot:
@@ -24,7 +24,7 @@ def draw(runs: Runs) -> Plot:
     numbers: dict[str, Any] = {}
     oldest = settings.steps - settings.warmup_steps
     for name, axis in zip(SHOWN, axes.flat, strict=True):
-        drawn = runs.draw(STRATEGIES[name](settings.alpha, settings.warmup_steps))
+        drawn = runs.draw(STRATEGIES[name](alpha=settings.alpha, warmup_steps=settings.warmup_steps))
         steps = drawn.trace.steps[settings.warmup_steps :]
         ages = torch.stack([step.staleness[0] for step in steps]).flatten().numpy()
         shares = np.bincount(ages, minlength=oldest + 1) / len(ages)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from tokenprune.bench.figures.runs import Picture
+from tokenprune.bench.measuring.fidelity import Picture, in_words
 from tokenprune.ops.grid import TokenGrid
 
 DPI = 80
@@ -104,7 +104,7 @@ def difference(picture: Picture, other: Picture) -> NDArray[np.float64]:
 
 def decibels(psnr: float | None) -> str:
     """A PSNR in words."""
-    return "identical" if psnr is None else f"{psnr:.1f} dB"
+    return in_words(psnr, None) + ("" if psnr is None else " dB")
 
 
 def rounded(value: float | None, digits: int = 3) -> float | None:

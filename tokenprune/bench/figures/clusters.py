@@ -19,11 +19,11 @@ MIX = 0.6
 
 
 def draw(runs: Runs) -> Plot:
-    """The clusters of CAT as in the paper and as in the published code."""
+    """The clusters of each variant of CAT."""
     settings = runs.settings
     policies = {
-        "CAT, as in the paper": CATPolicy(settings.alpha, settings.warmup_steps),
-        "CAT, published constants": CATPolicy.published(settings.alpha, settings.warmup_steps),
+        variant.name: variant.make(CATPolicy, alpha=settings.alpha, warmup_steps=settings.warmup_steps)
+        for variant in CATPolicy.description.variants
     }
     figure = new_figure(11.5, 4.2, f"Clusters of tokens, found once at step {settings.warmup_steps}")
     first, *axes = figure.subplots(1, len(policies) + 1)

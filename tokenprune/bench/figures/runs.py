@@ -1,4 +1,4 @@
-"""Pictures to make figures of: each way of drawing runs once, traced, and is then remembered."""
+"""Pictures to make figures of: each configuration draws once, traced, and is then remembered."""
 
 from __future__ import annotations
 
@@ -9,17 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 import tokenprune
 from tokenprune.api import Handle
+from tokenprune.bench.measuring.fidelity import Picture, psnr
 from tokenprune.policies import CATPolicy, DensePolicy
 from tokenprune.policies.base import SelectionPolicy
 from tokenprune.reports.report import Report
 from tokenprune.reports.trace import Trace
-
-Picture = NDArray[np.uint8]
-
 
 FEWEST_PRUNED_STEPS = 3
 
@@ -29,7 +26,7 @@ class Settings:
     """What all pictures of a set of figures have in common.
 
     Args:
-        prompt: what to draw.
+        prompt: what to draw, where a figure is of one prompt.
         steps: steps of the sampler; at least three more than `warmup_steps`.
         warmup_steps: full steps at the start.
         alpha: fraction of image tokens computed at a pruned step, above 0, below 1.
@@ -63,6 +60,7 @@ class Settings:
 class Samples:
     """One picture [S, S, 3], and how it came about."""
 
+    prompt: str
     picture: Picture
     trace: Trace
     _handle: Handle
@@ -86,21 +84,25 @@ class Runs:
         self.settings = settings
         self._pipe = pipe
         self._arguments = arguments
-        self._drawn: dict[tuple[SelectionPolicy, int], Samples] = {}
+        self._drawn: dict[tuple[SelectionPolicy, int, str], Samples] = {}
 
-    def draw(self, policy: SelectionPolicy, steps: int | None = None) -> Samples:
-        """The picture under a policy, in as many steps as the settings say unless told otherwise."""
-        key = (policy, steps or self.settings.steps)
+    def draw(self, policy: SelectionPolicy, steps: int | None = None, prompt: str | None = None) -> Samples:
+        """The picture under a policy, of the prompt and in the steps of the settings unless told otherwise."""
+        key = (policy, steps or self.settings.steps, prompt or self.settings.prompt)
         if key not in self._drawn:
             with tokenprune.apply(self._pipe, policy, trace=True) as handle:
-                picture = self._picture(key[1])
-                self._drawn[key] = Samples(picture, handle.trace, handle)
+                picture = self._picture(*key[1:])
+                self._drawn[key] = Samples(key[2], picture, handle.trace, handle)
         return self._drawn[key]
 
     @property
     def dense(self) -> Samples:
-        """The plain model's picture."""
-        return self.draw(DensePolicy())
+        """The plain model's picture of the settings' prompt."""
+        return self.dense_of(self.settings.prompt)
+
+    def dense_of(self, prompt: str) -> Samples:
+        """The plain model's picture of a prompt."""
+        return self.draw(DensePolicy(), prompt=prompt)
 
     def fewer_steps(self, like: Samples) -> tuple[Samples, int]:
         """The plain model in as many steps as cost what another picture did, and how many those are."""
@@ -108,13 +110,12 @@ class Runs:
         return self.draw(DensePolicy(), steps), steps
 
     def psnr(self, drawn: Samples) -> float | None:
-        """Peak signal-to-noise ratio to the plain model's picture in dB; None for the same picture."""
-        error = float(np.square(drawn.picture.astype(np.float64) - self.dense.picture).mean())
-        return 10 * float(np.log10(255**2 / error)) if error else None
+        """PSNR to the plain model's picture of the same prompt in dB; None where it is identical."""
+        return psnr(drawn.picture, self.dense_of(drawn.prompt).picture)
 
-    def _picture(self, steps: int) -> Picture:
+    def _picture(self, steps: int, prompt: str) -> Picture:
         result = self._pipe(
-            self.settings.prompt,
+            prompt,
             num_inference_steps=steps,
             guidance_scale=self.settings.guidance_scale,
             generator=torch.Generator().manual_seed(self.settings.seed),

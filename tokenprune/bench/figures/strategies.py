@@ -1,41 +1,22 @@
-"""Ways of choosing the tokens, side by side (the paper's Fig. 6)."""
+"""Strategies of choosing the tokens, side by side (the paper's Fig. 6)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from matplotlib.colors import PowerNorm
 
+from tokenprune.bench.configurations.suites import described
 from tokenprune.bench.figures.canvas import Plot, colour_bar, decibels, difference, new_figure, rounded, show
 from tokenprune.bench.figures.runs import Runs
-from tokenprune.policies import (
-    AttentionRankPolicy,
-    CATPolicy,
-    ClusterRandomPolicy,
-    ErrorControlledPolicy,
-    NoisePolicy,
-    NoiseStalenessPolicy,
-    RandomPolicy,
-    RegionAdaptivePolicy,
-    SequentialPolicy,
-    TocaPolicy,
-)
 from tokenprune.policies.base import SelectionPolicy
 
-STRATEGIES: dict[str, Callable[[float, int], SelectionPolicy]] = {
-    "noise": NoisePolicy,
-    "noise and staleness": NoiseStalenessPolicy,
-    "consecutive": SequentialPolicy,
-    "random": RandomPolicy,
-    "CAT": CATPolicy,
-    "CAT, published": CATPolicy.published,
-    "AT-EDM": AttentionRankPolicy,
-    "ToCa": TocaPolicy,
-    "RAS": RegionAdaptivePolicy,
-    "ClusCa": ClusterRandomPolicy,
-    "expected error": ErrorControlledPolicy,
+STRATEGIES: dict[str, Callable[..., SelectionPolicy]] = {
+    variant.name: partial(variant.make, policy) for policy, variant in described()
 }
+"""By name, what makes each of alpha and warm-up steps: all that the policies say of themselves."""
 
 
 PER_ROW = 7
@@ -46,7 +27,7 @@ def draw(runs: Runs) -> Plot:
     settings, dense = runs.settings, runs.dense
     pictures = {"plain": dense}
     for name, policy in STRATEGIES.items():
-        pictures[name] = runs.draw(policy(settings.alpha, settings.warmup_steps))
+        pictures[name] = runs.draw(policy(alpha=settings.alpha, warmup_steps=settings.warmup_steps))
     fewer, steps = runs.fewer_steps(pictures["CAT"])
     pictures[f"plain, {steps} steps"] = fewer
     bands = -(-len(pictures) // PER_ROW)

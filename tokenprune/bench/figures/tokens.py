@@ -8,9 +8,9 @@ import numpy as np
 
 from tokenprune.bench.figures.canvas import Plot, decibels, faded, new_figure, over_pixels, rounded, show
 from tokenprune.bench.figures.runs import Runs, Samples
-from tokenprune.policies import CATPolicy, NoisePolicy, NoiseStalenessPolicy
+from tokenprune.bench.figures.strategies import STRATEGIES
 
-ROWS = {"noise": NoisePolicy, "noise and staleness": NoiseStalenessPolicy, "CAT": CATPolicy}
+ROWS = ("noise", "noise and staleness", "CAT")
 
 
 IN_A_ROW = 4
@@ -27,8 +27,8 @@ def draw(runs: Runs) -> Plot:
     figure = new_figure(1.95 * (len(shown) + 1), 6.2, f"Tokens computed at a step, alpha {settings.alpha:g}")
     axes = figure.subplots(len(ROWS), len(shown) + 1, squeeze=False)
     numbers: dict[str, Any] = {"steps_shown": shown}
-    for (name, policy), (first, *rest) in zip(ROWS.items(), axes, strict=True):
-        drawn = runs.draw(policy(settings.alpha, settings.warmup_steps))
+    for name, (first, *rest) in zip(ROWS, axes, strict=True):
+        drawn = runs.draw(STRATEGIES[name](alpha=settings.alpha, warmup_steps=settings.warmup_steps))
         computed = drawn.trace.computed[settings.warmup_steps :, 0]
         never = float((computed.sum(0) == 0).float().mean())
         numbers[name] = {
@@ -36,10 +36,10 @@ def draw(runs: Runs) -> Plot:
             "never_computed": rounded(never),
             "computed_at_every_pruned_step": rounded(float(computed.all(0).float().mean())),
         }
-        show(first, drawn.picture, "final picture" if name == next(iter(ROWS)) else "")
+        show(first, drawn.picture, "final picture" if name == ROWS[0] else "")
         first.set_ylabel(f"{name}\n{decibels(runs.psnr(drawn))}", fontsize=9)
         for axis, step in zip(rest, shown, strict=True):
-            show(axis, _marked(drawn, step), f"step {step}" if name == next(iter(ROWS)) else "")
+            show(axis, _marked(drawn, step), f"step {step}" if name == ROWS[0] else "")
     summary = "never computed after the warm-up: " + ", ".join(
         f"{name} {numbers[name]['never_computed']:.0%}" for name in ROWS
     )

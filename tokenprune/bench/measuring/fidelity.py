@@ -3,29 +3,98 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+from scipy.special import stdtrit
+
+Picture = NDArray[np.uint8]
+"""[height, width, 3]."""
+
 
 Pictures = NDArray[np.uint8]
 """P pictures [P, height, width, 3]."""
 
 
-def fidelity(pictures: Pictures, reference: Pictures) -> dict[str, list[float]]:
-    """PSNR (dB) and SSIM of each picture to the reference's of the same seed; 99 dB where the two are equal."""
-    found: dict[str, list[float]] = {"psnr": [], "ssim": []}
-    for pair in zip(pictures, reference, strict=True):
-        made, wanted = (torch.from_numpy(picture).permute(2, 0, 1).unsqueeze(0).float() for picture in pair)
-        equal = torch.equal(made, wanted)
-        found["psnr"].append(99.0 if equal else float(peak_signal_noise_ratio(made, wanted, data_range=255.0)))
-        found["ssim"].append(float(structural_similarity_index_measure(made, wanted, data_range=255.0)))
-    return found
+IDENTICAL = "identical"
+"""What tables say in the place of the PSNR of identical pictures, which is infinite and `null` in JSON."""
 
 
-def mean_and_ci95(values: Sequence[float]) -> tuple[float, float]:
-    """Mean, and half the width of its 95 % interval (normal; 0 for a single value)."""
-    numbers = np.asarray(values, dtype=np.float64)
-    spread = float(numbers.std(ddof=1)) if len(numbers) > 1 else 0.0
-    return float(numbers.mean()), float(1.96 * spread / np.sqrt(len(numbers)))
+def psnr(picture: Picture, reference: Picture) -> float | None:
+    """Peak signal-to-noise ratio of a picture to another of its size in dB, of a peak of 255; None if identical."""
+    error = float(np.square(picture.astype(np.float64) - reference).mean())
+    return 10 * float(np.log10(255**2 / error)) if error else None
+
+
+def ssim(picture: Picture, reference: Picture) -> float:
+    """Structural similarity of a picture to another of its size, -1 to 1."""
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    pair = (torch.from_numpy(each).permute(2, 0, 1).unsqueeze(0).float() for each in (picture, reference))
+    return float(structural_similarity_index_measure(*pair, data_range=255.0))
+
+
+def psnr_of_each(pictures: Pictures, reference: Pictures) -> list[float | None]:
+    """PSNR of each picture to the reference's of the same seed."""
+    return [psnr(*pair) for pair in zip(pictures, reference, strict=True)]
+
+
+def ssim_of_each(pictures: Pictures, reference: Pictures) -> list[float]:
+    """SSIM of each picture to the reference's of the same seed."""
+    return [ssim(*pair) for pair in zip(pictures, reference, strict=True)]
+
+
+def comparable(values: Sequence[float | None], pictures: NDArray[Any]) -> list[float]:
+    """PSNR of each picture as numbers to rank by: identical ones count as if one value were off by one level.
+
+    No pictures that differ at all come closer.
+
+    Args:
+        values: PSNR in dB, None where identical.
+        pictures: any of that size [P, height, width, 3].
+    """
+    highest = 10 * float(np.log10(255.0**2 * np.prod(pictures.shape[1:])))
+    return [highest if value is None else value for value in values]
+
+
+def mean_of(values: Sequence[float]) -> float:
+    """The mean of at least one value."""
+    return float(np.mean(np.asarray(values, dtype=np.float64)))
+
+
+def students_t(count: int) -> float:
+    """By how many standard errors a mean of so many values, at least two, may be off: 95 %, both sides."""
+    return float(stdtrit(count - 1, 0.975))
+
+
+def ci95_of(values: Sequence[float]) -> float | None:
+    """Half the width of the 95 % interval of the mean, by Student's t; None for fewer than two values."""
+    count = len(values)
+    if count < 2:
+        return None
+    spread = float(np.std(np.asarray(values, dtype=np.float64), ddof=1))
+    return students_t(count) * spread / count**0.5
+
+
+def psnr_summary(values: Sequence[float | None]) -> tuple[float | None, float | None]:
+    """Mean PSNR of the pictures that are not identical, and half its 95 % interval; None where there is none."""
+    differing = [value for value in values if value is not None]
+    return (mean_of(differing), ci95_of(differing)) if differing else (None, None)
+
+
+def in_words(mean: float | None, ci95: float | None, identical: int = 0, digits: int = 1) -> str:
+    """A PSNR for tables: `45.5 ± 0.6`, without the interval where there is none, or `identical`.
+
+    Args:
+        mean: in dB, of the pictures that differ; None where all are identical.
+        ci95: half the width of its interval, if known.
+        identical: how many further pictures are identical.
+        digits: behind the point.
+    """
+    if mean is None:
+        return IDENTICAL
+    interval = "" if ci95 is None else f" ± {ci95:.{digits}f}"
+    others = f", {identical} {IDENTICAL}" if identical else ""
+    return f"{mean:.{digits}f}{interval}{others}"

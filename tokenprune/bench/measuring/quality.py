@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokenprune.bench.measuring.fidelity import Pictures, mean_and_ci95
+from tokenprune.bench.measuring.fidelity import Pictures, ci95_of, mean_of
 from tokenprune.errors import ConfigurationError, one_line
 
 One = Callable[[Tensor, Tensor, str], Tensor]
@@ -109,8 +109,8 @@ class Quality:
         """What a result file says about the metrics of its rows."""
         return {"metrics": dict(self.models), "metrics_left_out": dict(self.left_out)}
 
-    def figures(self, pictures: Pictures, reference: Pictures, prompts: Sequence[str]) -> dict[str, float]:
-        """Mean and 95 % interval of every metric over P pictures [P, height, width, 3].
+    def figures(self, pictures: Pictures, reference: Pictures, prompts: Sequence[str]) -> dict[str, float | None]:
+        """Mean and 95 % interval of every metric over P pictures [P, height, width, 3]; no interval of a single one.
 
         Args:
             pictures: as they were drawn.
@@ -118,11 +118,11 @@ class Quality:
             prompts: one for each picture.
         """
         shown, plain = (torch.from_numpy(them).permute(0, 3, 1, 2).to(self.device) for them in (pictures, reference))
-        found: dict[str, float] = {}
+        found: dict[str, float | None] = {}
         for name, one in self.loaded.items():
             with torch.no_grad():
                 values = [float(one(*each)) for each in zip(shown, plain, prompts, strict=True)]
-            found[mean_field(name)], found[ci95_field(name)] = mean_and_ci95(values)
+            found[mean_field(name)], found[ci95_field(name)] = mean_of(values), ci95_of(values)
         return found
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -18,7 +19,12 @@ from pydantic import (
     ValidationError,
 )
 
+from tokenprune.bench.measuring.fidelity import psnr_summary, students_t
 from tokenprune.errors import TokenPruneError
+
+FORMAT = 2
+"""Of the files that are written. Files of the first one, which do not say theirs, are read as well: see `_renewed`."""
+
 
 VOLATILE = ("date", "machine")
 """Settings that may differ between the parts of a run that times nothing; the date may in any."""
@@ -50,11 +56,12 @@ class Measured(_Row):
     tokens_ratio: NonNegativeFloat | None
     mac_ratio: NonNegativeFloat
     total_mac_ratio: NonNegativeFloat
-    psnr_mean: float
-    psnr_ci95: NonNegativeFloat
+    psnr_mean: float | None
+    psnr_ci95: NonNegativeFloat | None
     ssim_mean: float
     model: str | None = None
     prompts: PositiveInt | None = None
+    psnr_of_each: list[float | None] | None = None
     ideal_speedup: NonNegativeFloat | None = None
     cache_bytes: NonNegativeInt | None = None
     scene_score: NonNegativeFloat | None = None
@@ -87,6 +94,7 @@ def _kind(row: Any) -> str:
 class _File(BaseModel):
     model_config = ConfigDict(strict=True)
 
+    format: Literal[1, 2] = 1
     settings: dict[str, Any]
     rows: list[Annotated[Annotated[Failed, Tag("failed")] | Annotated[Measured, Tag("measured")], Discriminator(_kind)]]
 
@@ -119,7 +127,8 @@ class Results:
         """Write the file whole or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(".tmp")
-        unfinished.write_text(json.dumps({"settings": self.settings, "rows": self.rows}, indent=1) + "\n")
+        content = {"format": FORMAT, "settings": self.settings, "rows": self.rows}
+        unfinished.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
         unfinished.replace(path)
 
 
@@ -136,7 +145,10 @@ def load(path: Path) -> Results:
         raise ResultFileError(f"{path}: {_first(error)}; delete the file to measure anew") from error
     except (OSError, ValueError) as error:
         raise ResultFileError(f"{path}: no result file ({error}); delete it to measure anew") from error
-    return Results(content["settings"], content["rows"])
+    settings, rows = content["settings"], content["rows"]
+    if content.get("format", 1) == 1:
+        rows = [_renewed(row, settings) for row in rows]
+    return Results(settings, rows)
 
 
 def resume(path: Path, settings: dict[str, Any], volatile: tuple[str, ...] = VOLATILE) -> Results:
@@ -153,6 +165,27 @@ def resume(path: Path, settings: dict[str, Any], volatile: tuple[str, ...] = VOL
     if other:
         raise ResultFileError(f"{path}: was measured with another {', '.join(other)}; delete it or choose another file")
     return found
+
+
+FIRST_IDENTICAL, FIRST_QUANTILE = 99.0, 1.96
+"""In files of the first format: the PSNR of identical pictures, and the normal quantile that intervals were made by."""
+
+
+def _renewed(row: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of the first format as it would be written today, its intervals widened to those of Student's t."""
+    pictures = row.get("prompts") or settings.get("prompts") or 0
+    wider = students_t(pictures) / FIRST_QUANTILE if pictures > 1 else None
+    renewed = dict(row)
+    for name, value in row.items():
+        if name.endswith("_ci95"):
+            renewed[name] = None if wider is None or value is None else value * wider
+    if "psnr_of_each" in row:
+        renewed["psnr_of_each"] = [None if value == FIRST_IDENTICAL else value for value in row["psnr_of_each"]]
+        if None in renewed["psnr_of_each"]:
+            renewed["psnr_mean"], renewed["psnr_ci95"] = psnr_summary(renewed["psnr_of_each"])
+    elif row.get("psnr_mean") == FIRST_IDENTICAL:
+        renewed["psnr_mean"] = renewed["psnr_ci95"] = None
+    return renewed
 
 
 def _first(error: ValidationError) -> str:

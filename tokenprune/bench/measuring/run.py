@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from tokenprune.bench.configurations.configuration import Configuration
-from tokenprune.bench.measuring.fidelity import Pictures, fidelity, mean_and_ci95
+from tokenprune.bench.measuring.fidelity import Pictures, mean_of, psnr_of_each, psnr_summary, ssim_of_each
 from tokenprune.bench.measuring.measure import Samples, Task
 from tokenprune.bench.measuring.processes import ProcessError, draw_together, is_main, on_main
 from tokenprune.bench.measuring.result_file import VOLATILE, Results, resume
@@ -23,7 +23,7 @@ Score = Callable[[Pictures], dict[str, Any]]
 """Quality of pictures without a reference: figures by name."""
 
 
-Metrics = Callable[[Pictures, Pictures, Sequence[str]], dict[str, float]]
+Metrics = Callable[[Pictures, Pictures, Sequence[str]], dict[str, float | None]]
 """Metrics of pictures, with the plain model's of the same seeds and the prompts: figures by name."""
 
 
@@ -152,18 +152,18 @@ def is_plain(configuration: Configuration, steps: int) -> bool:
 
 def figures_of(drawn: Samples, reference: Pictures) -> dict[str, Any]:
     """What drawing computed and kept, and how near its pictures are to the reference's."""
-    closeness = fidelity(drawn.pictures, reference)
-    psnr, psnr_ci95 = mean_and_ci95(closeness["psnr"])
+    psnr = psnr_of_each(drawn.pictures, reference)
+    psnr_mean, psnr_ci95 = psnr_summary(psnr)
     return {
         "tokens_ratio": drawn.tokens_ratio,
         "mac_ratio": drawn.linear_mac_ratio,
         "total_mac_ratio": drawn.mac_ratio,
         "ideal_speedup": 1 / drawn.mac_ratio,
         "cache_bytes": drawn.cache_bytes,
-        "psnr_mean": psnr,
+        "psnr_mean": psnr_mean,
         "psnr_ci95": psnr_ci95,
-        "psnr_of_each": [round(value, 3) for value in closeness["psnr"]],
-        "ssim_mean": mean_and_ci95(closeness["ssim"])[0],
+        "psnr_of_each": [None if value is None else round(value, 3) for value in psnr],
+        "ssim_mean": mean_of(ssim_of_each(drawn.pictures, reference)),
     }
 
 

@@ -14,8 +14,9 @@ import torch
 import typer
 
 import tokenprune
+from tokenprune.bench.commands import check_known, run
 from tokenprune.bench.subjects.pipelines import DTYPES
-from tokenprune.bench.subjects.random_weights import RandomPipeline
+from tokenprune.bench.subjects.random_weights import SHAPES, RandomPipeline
 from tokenprune.engine import block_hooks, masked_module
 from tokenprune.engine.generation import Generation
 from tokenprune.plans.plan import Plan
@@ -48,6 +49,8 @@ def main(
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "bfloat16",
 ) -> None:
     """Print a Markdown table: shares of a pruned step on the CPU, medians over the pruned steps of one generation."""
+    check_known("model", [model], SHAPES)
+    check_known("dtype", [dtype], DTYPES)
     pipe = RandomPipeline(model, layers, dtype=DTYPES[dtype])
     found = {name: shares(pipe, plan, size) for name, plan in CONFIGURATIONS.items()}
     print(f"| share of a pruned step | {' | '.join(found)} |\n|---|{'---|' * len(found)}")
@@ -92,4 +95,4 @@ def _timed(function: Callable[..., Any], part: str, spent: list[dict[str, float]
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    typer.run(main)
+    run(main, "tokenprune.bench.studies.engine_overheads")

@@ -21,9 +21,10 @@ from torch import Tensor, nn
 
 import tokenprune
 from tokenprune.api import Handle
+from tokenprune.bench.commands import check_known, check_output, run
 from tokenprune.bench.configurations.configuration import Configuration
-from tokenprune.bench.configurations.suites import after_warmup
-from tokenprune.bench.measuring.fidelity import fidelity, mean_and_ci95
+from tokenprune.bench.configurations.schedules import after_warmup
+from tokenprune.bench.measuring.fidelity import psnr_of_each, psnr_summary
 from tokenprune.bench.measuring.measure import Samples, Task, draw, draw_all
 from tokenprune.bench.measuring.run import machine, versions
 from tokenprune.embedded import scenes
@@ -135,6 +136,8 @@ def main(
     out: Annotated[Path, typer.Option(help="JSON file.")] = Path("docs/results/anatomy.json"),
 ) -> None:
     """Run both experiments and write their figures."""
+    check_known("model", [model], EMBEDDED)
+    check_output("out", out, ".json")
     quiet()
     embedded = EMBEDDED[model]
     pipe = embedded.load()
@@ -146,7 +149,7 @@ def main(
     for name, plan in plans(task.steps).items():
         drawn = {"both": draw(pipe, Configuration(name, plan), task)}
         drawn |= {part: draw_part(pipe, plan, task, part) for part in ("predictions", "keys")}  # type: ignore[arg-type]
-        psnr = {part: mean_and_ci95(fidelity(samples.pictures, reference)["psnr"]) for part, samples in drawn.items()}
+        psnr = {part: psnr_summary(psnr_of_each(samples.pictures, reference)) for part, samples in drawn.items()}
         parts.append({"name": name, **{part: list(values) for part, values in psnr.items()}})
         print(parts[-1], flush=True)
     schedule = WarmupSchedule(0.3, 8)
@@ -166,9 +169,8 @@ def main(
         "date": date.today().isoformat(),
     }
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(
-        json.dumps({"settings": settings, "parts": parts, "forecast_error": forecast_error}, indent=1) + "\n"
-    )
+    content = {"settings": settings, "parts": parts, "forecast_error": forecast_error}
+    out.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 class _RandomWithSurprise(RandomPolicy):
@@ -178,4 +180,4 @@ class _RandomWithSurprise(RandomPolicy):
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main, "tokenprune.bench.studies.error_anatomy")

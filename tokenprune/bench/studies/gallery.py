@@ -9,6 +9,7 @@ from typing import Annotated
 import torch
 import typer
 
+from tokenprune.bench.commands import check_known, check_output, run
 from tokenprune.embedded import scenes
 from tokenprune.embedded.load import EMBEDDED, quiet
 
@@ -20,13 +21,11 @@ def main(
     out: Annotated[Path | None, typer.Option(help="PNG file to write; else the model card's.")] = None,
 ) -> None:
     """Draw the first held-out captions with the plain model."""
-    import matplotlib as mpl
+    from matplotlib.figure import Figure
 
-    mpl.use("agg")
-    import matplotlib.pyplot as plt
-
-    if model not in EMBEDDED:
-        raise typer.BadParameter(f"model: expected one of {', '.join(EMBEDDED)}, got {model!r}")
+    check_known("model", [model], EMBEDDED)
+    path = out or Path("docs/images") / f"{model}.png"
+    check_output("out", path, ".png")
     quiet()
     embedded = EMBEDDED[model]
     pipe = embedded.load()
@@ -39,16 +38,16 @@ def main(
         output_type="np",
         **embedded.arguments,
     ).images
-    figure, axes = plt.subplots(ROWS, COLUMNS, figsize=(3 * COLUMNS, 3.5 * ROWS), layout="constrained")
+    figure = Figure(figsize=(3 * COLUMNS, 3.5 * ROWS), dpi=70, layout="constrained")
+    axes = figure.subplots(ROWS, COLUMNS)
     for axis, caption, picture in zip(axes.flat, captions, pictures, strict=True):
         axis.imshow(picture, interpolation="nearest")
         axis.set_title("\n".join(textwrap.wrap(caption, 44)), fontsize=8)
         axis.set_axis_off()
-    path = out or Path("docs/images") / f"{model}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=70)
+    figure.savefig(path)
     print(path)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main, "tokenprune.bench.studies.gallery")

@@ -19,27 +19,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tokenprune.bench.commands import run
 from tokenprune.ops.selection import Selection
-from tokenprune.policies import (
-    AttentionRankPolicy,
-    CATPolicy,
-    ClusterRandomPolicy,
-    ErrorControlledPolicy,
-    MixturePolicy,
-    NoisePolicy,
-    NoiseStalenessPolicy,
-    RandomPolicy,
-    RegionAdaptivePolicy,
-    RegionPolicy,
-    SequentialPolicy,
-    TocaPolicy,
-)
+from tokenprune.policies import ALL
 from tokenprune.policies.base import Memory, Observation, SelectionPolicy
 from tokenprune.reuse.base import Hold, Reuse
 from tokenprune.reuse.cluster_correction import ClusterCorrection
 from tokenprune.reuse.taylor import Taylor
 
-GRID, CHANNELS, COUNT, CLUSTERS = (64, 64), 64, 1228, 20
+GRID, CHANNELS, COUNT = (64, 64), 64, 1228
 
 
 TOKENS, TEXT = GRID[0] * GRID[1], 333
@@ -52,25 +40,8 @@ REPEATS = 7
 
 
 def policies() -> dict[str, SelectionPolicy]:
-    """Every policy by the name in the table."""
-    parts = ((NoisePolicy(), 0.25), (SequentialPolicy(), 0.75))
-    mask = torch.zeros(GRID, dtype=torch.bool)
-    mask[16:32, 16:32] = True
-    return {
-        "CATPolicy": CATPolicy(num_clusters=CLUSTERS),
-        "CATPolicy.published": CATPolicy.published(),
-        "NoisePolicy": NoisePolicy(),
-        "NoiseStalenessPolicy": NoiseStalenessPolicy(),
-        "SequentialPolicy": SequentialPolicy(),
-        "RandomPolicy": RandomPolicy(),
-        "ErrorControlledPolicy": ErrorControlledPolicy(order=1),
-        "RegionAdaptivePolicy": RegionAdaptivePolicy(),
-        "ClusterRandomPolicy": ClusterRandomPolicy(num_clusters=CLUSTERS),
-        "RegionPolicy(ErrorControlledPolicy)": RegionPolicy(ErrorControlledPolicy(), mask),
-        "MixturePolicy(noise, sequential)": MixturePolicy(parts=parts),
-        "AttentionRankPolicy": AttentionRankPolicy(staleness=1.0),
-        "TocaPolicy": TocaPolicy(),
-    }
+    """Every policy by the code that makes it."""
+    return {name: example for policy in ALL for name, example in policy.examples(GRID).items()}
 
 
 def selections(policy: SelectionPolicy, device: torch.device) -> list[float]:
@@ -147,9 +118,10 @@ def rows(device: torch.device) -> Iterator[str]:
         first, *later = selections(policy, device)
         yield f"| {name} | {_ms(first)} | {_ms(median(later))} | {median(later) / step:.3%} |"
     yield "\n| attention statistics, at each full step | a module | of a full block |\n|---|---|---|"
-    for policy in (AttentionRankPolicy(), TocaPolicy()):
-        took = weighing(policy, device)
-        yield f"| {type(policy).__name__} | {_ms(took)} | {took / full:.0%} |"
+    for policy in {type(example): example for example in policies().values()}.values():
+        if "attention" in policy.needs:
+            took = weighing(policy, device)
+            yield f"| {type(policy).__name__} | {_ms(took)} | {took / full:.0%} |"
     yield f"\n| forecast, both guidance halves | first | later, median | of {BLOCKS} blocks |\n|---|---|---|---|"
     for reuse in (Hold(), Taylor(1), ClusterCorrection(Hold())):
         first, *later = completions(reuse, device)
@@ -181,11 +153,11 @@ def main() -> None:
     """Print the tables for the GPU, or for the CPU where there is none."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()} CPU"
-    print(f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}; {TOKENS} tokens, K = {CLUSTERS}")
+    print(f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}; {TOKENS} tokens")
     with torch.no_grad():
         for row in rows(device):
             print(row, flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    run(main, "tokenprune.bench.studies.policy_costs")

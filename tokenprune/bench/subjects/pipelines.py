@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 
+from tokenprune.embedded.load import EMBEDDED
 from tokenprune.errors import ConfigurationError, one_line
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -46,6 +48,22 @@ class Subject:
     settings: Mapping[str, str]
     learnt: bool = True
 
+    def scale(self, given: float | None) -> float | None:
+        """The guidance scale to draw with: what is given, or its own.
+
+        Raises:
+            ConfigurationError: one is given, and it takes none.
+        """
+        if given is not None and not self.guided:
+            raise ConfigurationError(f"guidance-scale: expected none, as {self.name} takes no guidance_scale")
+        return self.guidance_scale if given is None else given
+
+    @property
+    def plain_arguments(self) -> dict[str, Any]:
+        """The arguments as plain data, for files."""
+        found: dict[str, Any] = json.loads(json.dumps(dict(self.arguments), default=str))
+        return found
+
 
 def find_subject(
     model: str,
@@ -74,7 +92,7 @@ def find_subject(
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigurationError("device: expected cpu, as torch sees no CUDA device here, got 'cuda'")
     settings = {"dtype": dtype, "device": device, **({"variant": variant} if variant else {})}
-    kind = _embedded if model in embedded_names() else _random if model.startswith(RANDOM) else _diffusers
+    kind = _embedded if model in EMBEDDED else _random if model.startswith(RANDOM) else _diffusers
     return kind(model, settings, dict(arguments or {}))
 
 
@@ -98,16 +116,7 @@ def read_arguments(texts: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def embedded_names() -> list[str]:
-    """Names of the pipelines that the package ships."""
-    from tokenprune.embedded.load import EMBEDDED
-
-    return list(EMBEDDED)
-
-
 def _embedded(model: str, settings: dict[str, str], arguments: dict[str, Any]) -> Subject:
-    from tokenprune.embedded.load import EMBEDDED
-
     embedded = EMBEDDED[model]
     passed = {**embedded.arguments, **arguments}
     _check_call(model, embedded.pipeline, passed)
@@ -139,7 +148,7 @@ def _random(model: str, settings: dict[str, str], arguments: dict[str, Any]) -> 
 def _diffusers(model: str, settings: dict[str, str], arguments: dict[str, Any]) -> Subject:
     import diffusers
 
-    expected = f"{', '.join(embedded_names())}, {RANDOM}..., or the directory or hub name of a diffusers pipeline"
+    expected = f"{', '.join(EMBEDDED)}, {RANDOM}..., or the directory or hub name of a diffusers pipeline"
     try:
         described: dict[str, Any] = diffusers.DiffusionPipeline.load_config(model)
     except (OSError, ValueError) as error:

@@ -41,7 +41,8 @@ class DataSet:
 
 DATA_SETS = {
     "parti-prompts": DataSet("nateraiw/parti-prompts", "Prompt"),  # arXiv 2206.10789
-    "coco": DataSet("sayakpaul/coco-30-val-2014", "caption"),  # arXiv 1405.0312: one caption for each of 30,000 images
+    "coco-2014": DataSet("sayakpaul/coco-30-val-2014", "caption"),  # arXiv 1405.0312: captions of 30,000 images
+    "coco-2017": DataSet("phiyodr/coco2017", "captions", "validation"),  # of 5,000, the CAT Pruning paper's
 }
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tokenprune.bench.measuring.fidelity import in_words
 from tokenprune.bench.measuring.quality import METRICS, ci95_field, mean_field
 from tokenprune.bench.measuring.result_file import Results
 
@@ -31,9 +32,15 @@ def with_spread(name: str, show: str, unit: float = 1.0) -> Callable[[Row], str]
 
 
 def with_interval(mean: str, ci95: str, show: str) -> Callable[[Row], str]:
-    """A cell: a mean and half the width of its 95 % interval."""
+    """A cell: a mean and, where it is known, half the width of its 95 % interval."""
     value, half = figure(mean, show), figure(ci95, show)
-    return lambda row: NONE if value(row) == NONE else f"{value(row)} ± {half(row)}"
+    return lambda row: value(row) if NONE in (value(row), half(row)) else f"{value(row)} ± {half(row)}"
+
+
+def fidelity(row: Row) -> str:
+    """A cell: the PSNR, with how many pictures it leaves out because they are identical."""
+    identical = sum(value is None for value in row.get("psnr_of_each") or ())
+    return in_words(row["psnr_mean"], row["psnr_ci95"], identical)
 
 
 COLUMNS: Mapping[str, Callable[[Row], str]] = {
@@ -41,7 +48,7 @@ COLUMNS: Mapping[str, Callable[[Row], str]] = {
     "source": lambda row: str(row["source"]),
     "tokens": figure("tokens_ratio", ".2f"),
     "MACs": figure("total_mac_ratio", ".2f"),
-    "PSNR (dB)": lambda row: NONE if row["psnr_mean"] >= 99 else f"{row['psnr_mean']:.1f} ± {row['psnr_ci95']:.1f}",
+    "PSNR (dB)": fidelity,
     "SSIM": figure("ssim_mean", ".4f"),
     "scene score": figure("scene_score", ".1%"),
 }
@@ -110,9 +117,9 @@ def is_timed(results: Results) -> bool:
 
 def markdown(results: Results, by_psnr: bool = True) -> str:
     """The tables with their source, and the errors."""
-    lines = [source_line(results), "", *_table(*cells(results, by_psnr))]
+    lines = [source_line(results), "", *table_of(*cells(results, by_psnr))]
     if is_timed(results):
-        lines += ["", *_table(*cost_cells(results, by_psnr))]
+        lines += ["", *table_of(*cost_cells(results, by_psnr))]
     if failed := failures(results):
         lines += ["", *(f"- `{line.replace('`', chr(39))}`" for line in failed)]
     return "\n".join(lines) + "\n"
@@ -144,8 +151,14 @@ def _metrics(results: Results) -> dict[str, Callable[[Row], str]]:
 
 
 def _fill(columns: Mapping[str, Callable[[Row], str]], results: Results, by_psnr: bool) -> Cells:
-    rows = sorted(results.rows, key=lambda row: -row.get("psnr_mean", 0.0)) if by_psnr else results.rows
+    rows = sorted(results.rows, key=_place) if by_psnr else results.rows
     return list(columns), [_cells_of(row, columns) for row in rows]
+
+
+def _place(row: Row) -> tuple[bool, bool, float]:
+    """Identical pictures first, then by PSNR, then what failed."""
+    psnr = row.get("psnr_mean")
+    return "error" in row, psnr is not None, -(psnr or 0.0)
 
 
 def _cells_of(row: Row, columns: Mapping[str, Callable[[Row], str]]) -> list[str]:
@@ -156,7 +169,8 @@ def _cells_of(row: Row, columns: Mapping[str, Callable[[Row], str]]) -> list[str
     return [*named, row["error"].partition(":")[0], *[NONE] * (len(columns) - len(named) - 1)]
 
 
-def _table(columns: list[str], rows: list[list[str]]) -> list[str]:
+def table_of(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table."""
     return [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}", *(f"| {' | '.join(row)} |" for row in rows)]
 
 

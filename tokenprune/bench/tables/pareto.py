@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import nan
 from pathlib import Path
 from statistics import median
 from textwrap import fill
@@ -12,13 +13,10 @@ from typing import Annotated, Any
 import typer
 from matplotlib.figure import Figure
 
+from tokenprune.bench.commands import check_output, run
 from tokenprune.bench.measuring.result_file import Results, load
 
 Row = dict[str, Any]
-
-
-EQUAL = 99.0
-"""PSNR (dB) of pictures that are the plain model's to the last bit."""
 
 
 HEIGHT, LINE = 390.0, 10.0
@@ -128,14 +126,14 @@ def plot(results: Results, path: Path) -> None:
 
 
 def _draw(axis: Any, panel: Panel, rows: list[Row]) -> None:
-    points = [row for row in rows if row["psnr_mean"] < EQUAL]
+    points = [row for row in rows if row["psnr_mean"] is not None]
     for kind in KINDS:
         alike = sorted((row for row in points if kind_of(row) is kind), key=lambda row: row[panel.field])
         if alike:
             axis.errorbar(
                 [row[panel.field] for row in alike],
                 [row["psnr_mean"] for row in alike],
-                [row["psnr_ci95"] for row in alike],
+                [nan if row["psnr_ci95"] is None else row["psnr_ci95"] for row in alike],
                 label=kind.label,
                 color=kind.colour,
                 marker=kind.marker,
@@ -184,9 +182,10 @@ def _title(settings: Mapping[str, Any]) -> str:
 def _note(results: Results) -> str:
     """Where the figures come from, and what is not drawn."""
     settings = results.settings
-    equal = [row["name"] for row in results.rows if row.get("psnr_mean", 0.0) >= EQUAL and kind_of(row) is not PLAIN]
+    measured = [row for row in results.rows if "error" not in row]
+    identical = [row["name"] for row in measured if row["psnr_mean"] is None and kind_of(row) is not PLAIN]
     failed = [row["name"] for row in results.rows if "error" in row]
-    lists = {"equal to the plain model, not drawn": equal, "failed, not drawn": failed}
+    lists = {"identical to the plain model, not drawn": identical, "failed, not drawn": failed}
     said = [settings["command"], f"{settings['machine']}, {settings['date']}"]
     return ". ".join([*said, *(f"{what}: {'; '.join(names)}" for what, names in lists.items() if names)])
 
@@ -196,8 +195,9 @@ def main(
     picture: Annotated[Path, typer.Argument(help="PNG file to write.")],
 ) -> None:
     """Draw the plot of a result file."""
+    check_output("picture", picture, ".png")
     plot(load(results), picture)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main, "tokenprune.bench.tables.pareto")

@@ -1,4 +1,7 @@
-"""Renewing all tables in the documents from their result files: `python -m tokenprune.bench.tables.render`."""
+"""Renewing all tables in the documents: `python -m tokenprune.bench.tables.render docs`.
+
+Those of results come from the files in `docs/results`, that of policies from the policies themselves.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,9 @@ from typing import Annotated
 
 import typer
 
+from tokenprune.bench.commands import check_output, run
 from tokenprune.bench.measuring.result_file import Results, load
+from tokenprune.bench.tables import policies
 from tokenprune.bench.tables.cells import markdown, marks, renew
 
 PAGE = "results.md"
@@ -48,9 +53,12 @@ def page(folder: Path) -> str:
     return "\n".join(parts)
 
 
-def main(docs: Annotated[Path, typer.Argument(help="Folder of the documents; results lie in its `results`.")]) -> None:
+def main(
+    docs: Annotated[Path, typer.Argument(help="Folder of the documents; result files lie in its `results`.")],
+) -> None:
     """Put every table between its marks, wherever they stand, and all of them on a page of their own."""
-    for name, text in tables(docs / "results").items():
+    check_output("docs", docs / PAGE, ".md")
+    for name, text in {policies.NAME: policies.table(), **tables(docs / "results")}.items():
         for document in sorted(docs.glob("*.md")):
             if marks(name)[0] in document.read_text():
                 renew(document, name, text)
@@ -59,4 +67,4 @@ def main(docs: Annotated[Path, typer.Argument(help="Folder of the documents; res
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main, "tokenprune.bench.tables.render")

@@ -8,7 +8,15 @@ from datetime import date
 from typing import Any
 
 from tokenprune.bench.configurations.configuration import Configuration, plain
-from tokenprune.bench.measuring.fidelity import Pictures, fidelity, mean_and_ci95
+from tokenprune.bench.measuring.fidelity import (
+    Pictures,
+    ci95_of,
+    comparable,
+    in_words,
+    mean_of,
+    psnr_of_each,
+    psnr_summary,
+)
 from tokenprune.bench.measuring.measure import Task, draw, draw_all
 from tokenprune.bench.measuring.run import machine, versions
 from tokenprune.bench.tuning.search import Found, Tried
@@ -20,31 +28,31 @@ TUNED = "tuned"
 
 @dataclass(frozen=True)
 class HeldOutRow:
-    """One way of drawing, on both sets of prompts.
+    """One configuration on both sets of prompts.
 
     Attributes:
         name: "tuned", a preset's, or the plain model's number of steps.
         tokens_ratio: share of the plain model's token computations, on the held-out prompts.
         mac_ratio: share of its multiply-accumulates.
-        tuning: PSNR of each picture of the tuning prompts to the plain model's, in dB.
+        tuning: PSNR of each picture of the tuning prompts to the plain model's, in dB; None where identical.
         held_out: the same of the held-out prompts.
     """
 
     name: str
     tokens_ratio: float
     mac_ratio: float
-    tuning: list[float]
-    held_out: list[float]
+    tuning: list[float | None]
+    held_out: list[float | None]
 
     @property
     def notes(self) -> dict[str, Any]:
         """Its figures, for a plan file."""
+        (tuning, _), (held_out, ci95) = psnr_summary(self.tuning), psnr_summary(self.held_out)
+        psnr = {"psnr_tuning": tuning, "psnr_held_out": held_out, "psnr_held_out_ci95": ci95}
         return {
             "tokens_ratio": round(self.tokens_ratio, 4),
             "mac_ratio": round(self.mac_ratio, 4),
-            "psnr_tuning": round(mean_and_ci95(self.tuning)[0], 3),
-            "psnr_held_out": round(mean_and_ci95(self.held_out)[0], 3),
-            "psnr_held_out_ci95": round(mean_and_ci95(self.held_out)[1], 3),
+            **{name: None if value is None else round(value, 3) for name, value in psnr.items()},
         }
 
 
@@ -56,13 +64,13 @@ class Verdict:
         rival: the better of the preset that was best on the tuning prompts and of `tokenprune.plan`, as it does on the
             held-out ones; None where the tuned plan is a preset.
         gain: mean PSNR of the tuned plan above the rival's, in dB.
-        ci95: half the width of its 95 % interval, over pictures of the same prompt and seed.
+        ci95: half the width of its 95 % interval, over pictures of the same prompt and seed; None of a single picture.
         text: what that means, in a sentence or two.
     """
 
     rival: Tried | None
     gain: float
-    ci95: float
+    ci95: float | None
     text: str
 
 
@@ -96,7 +104,7 @@ def compare(
         name = TUNED if tried.name == found.best.name else tried.name
         begin(name)
         drawn = draw(pipe, Configuration(name, tried.plan), held_out)
-        psnr = fidelity(drawn.pictures, dense)["psnr"]
+        psnr = psnr_of_each(drawn.pictures, dense)
         rows.append(HeldOutRow(name, drawn.tokens_ratio or tried.tokens_ratio, drawn.mac_ratio, tried.psnr, psnr))
     fewer = plain(max(1, round(found.budget * held_out.steps)))
     begin(fewer.name)
@@ -105,24 +113,25 @@ def compare(
 
 def _plain(pipe: Any, fewer: Configuration, sets: tuple[tuple[Task, Pictures], tuple[Task, Pictures]]) -> HeldOutRow:
     steps = fewer.steps or 1
-    psnr = [fidelity(draw_all(pipe, steps, task), dense)["psnr"] for task, dense in sets]
+    psnr = [psnr_of_each(draw_all(pipe, steps, task), dense) for task, dense in sets]
     share = steps / sets[0][0].steps
     return HeldOutRow(fewer.name, share, share, *psnr)
 
 
 def judge(found: Found, rows: list[HeldOutRow]) -> Verdict:
     """The tuned plan against the best preset, on the held-out prompts of the rows."""
-    by_name = {row.name: row for row in rows}
+    held_out = {row.name: comparable(row.held_out, found.dense) for row in rows}
     rivals = [tried for tried in contenders(found) if tried.name != found.best.name]
     if found.best.name in {preset.name for preset in found.presets}:
         text = f"No plan was better than the preset {found.best.name!r} on the tuning prompts: that is the tuned plan."
-        return Verdict(None, 0.0, 0.0, text)
-    rival = max(rivals, key=lambda tried: mean_and_ci95(by_name[tried.name].held_out)[0], default=None)
+        return Verdict(None, 0.0, None, text)
+    rival = max(rivals, key=lambda tried: mean_of(held_out[tried.name]), default=None)
     if rival is None:
-        return Verdict(None, 0.0, 0.0, "The budget allows no preset to compare the tuned plan with.")
-    pairs = zip(by_name[TUNED].held_out, by_name[rival.name].held_out, strict=True)
-    gain, ci95 = mean_and_ci95([ours - theirs for ours, theirs in pairs])
-    by = f"{abs(gain):.2f} ± {ci95:.2f} dB"
+        return Verdict(None, 0.0, None, "The budget allows no preset to compare the tuned plan with.")
+    pairs = zip(held_out[TUNED], held_out[rival.name], strict=True)
+    gains = [ours - theirs for ours, theirs in pairs]
+    gain, ci95 = mean_of(gains), ci95_of(gains)
+    by = f"{in_words(abs(gain), ci95, digits=2)} dB"
     if gain < 0:
         text = (
             f"WORSE on held-out prompts: the tuned plan is {by} below the preset {rival.name!r}, which may serve "
@@ -130,7 +139,9 @@ def judge(found: Found, rows: list[HeldOutRow]) -> Verdict:
         )
     else:
         text = f"On held-out prompts the tuned plan is {by} above the best preset, {rival.name!r}."
-        if gain <= ci95:
+        if ci95 is None:
+            text += " That may be chance: it is a single picture."
+        elif gain <= ci95:
             text += " That may be chance: the interval reaches 0."
     return Verdict(rival, gain, ci95, text)
 

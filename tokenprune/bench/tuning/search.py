@@ -15,7 +15,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FixedTrial, FrozenTrial, TrialState
 
 import tokenprune
-from tokenprune.bench.measuring.fidelity import Pictures, fidelity, mean_and_ci95
+from tokenprune.bench.measuring.fidelity import Pictures, comparable, mean_of, psnr_of_each
 from tokenprune.bench.measuring.measure import Task, batches, draw_all, generate
 from tokenprune.bench.measuring.run import error_line
 from tokenprune.bench.tuning.space import Costs, Space
@@ -48,21 +48,16 @@ class Tried:
     Attributes:
         name: of a preset, or the number of the trial.
         plan: within the budget.
-        psnr: of each picture to the plain model's, in dB.
+        psnr: of each picture to the plain model's, in dB; None where they are identical.
         tokens_ratio: share of the plain model's token computations.
         mac_ratio: share of its multiply-accumulates.
     """
 
     name: str
     plan: Plan
-    psnr: list[float]
+    psnr: list[float | None]
     tokens_ratio: float
     mac_ratio: float
-
-    @property
-    def mean(self) -> float:
-        """Mean PSNR: what is maximised."""
-        return mean_and_ci95(self.psnr)[0]
 
 
 @dataclass(frozen=True)
@@ -211,20 +206,21 @@ def _tell(study: optuna.Study, trial: optuna.Trial, pipe: Any, task: Task, space
 
 
 def _draw(trial: optuna.Trial, plan: Plan, pipe: Any, task: Task, dense: Pictures) -> float:
-    """Mean PSNR of a plan's pictures, told batch by batch."""
-    psnr: list[float] = []
+    """Mean PSNR of a plan's pictures, which is maximised, told batch by batch."""
+    psnr: list[float | None] = []
     at = batches(task)
     with tokenprune.apply(pipe, plan) as handle:
         for number, places in enumerate(at, 1):
             pictures = draw_all(pipe, task.steps, task, [places])
-            psnr += fidelity(pictures, dense[places.start : places.stop])["psnr"]
-            trial.report(mean_and_ci95(psnr)[0], number)
+            psnr += psnr_of_each(pictures, dense[places.start : places.stop])
+            value = mean_of(comparable(psnr, dense))
+            trial.report(value, number)
             if number < len(at) and "preset" not in trial.user_attrs and trial.should_prune():
                 raise optuna.TrialPruned
         report = handle.report()
     trial.set_user_attr("psnr", psnr)
     trial.set_user_attr("shares", [report.tokens_ratio, report.mac_ratio])
-    return mean_and_ci95(psnr)[0]
+    return value
 
 
 def _drawn_before(study: optuna.Study, trial: optuna.Trial) -> float | None:

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from hashlib import sha256
 from math import floor
 from typing import Any
 
 from optuna.trial import BaseTrial, FixedTrial
 
-from tokenprune.bench.configurations.suites import after_warmup, refreshes, warm_refreshes
+from tokenprune.bench.configurations.schedules import after_warmup, refreshes, warm_refreshes
+from tokenprune.bench.configurations.suites import described
+from tokenprune.bench.tuning.ranges import FullSteps, Range, Whole, suggest
 from tokenprune.plans.plan import Plan
-from tokenprune.policies import (
-    AttentionRankPolicy,
-    CATPolicy,
-    ErrorControlledPolicy,
-    NoiseStalenessPolicy,
-    RegionAdaptivePolicy,
-    SequentialPolicy,
-    TocaPolicy,
-)
+from tokenprune.policies import SequentialPolicy
+from tokenprune.policies.description import Between, OneOf
 from tokenprune.reuse.base import Hold
 from tokenprune.reuse.taylor import Taylor
 from tokenprune.schedule import BudgetSchedule, ListSchedule, RefreshSchedule, Schedule, Step
@@ -33,30 +30,6 @@ FINENESS = 500
 
 
 Settings = Mapping[str, Any]
-
-
-Range = Callable[[BaseTrial, str, int], Any]
-"""Suggests the value of a named setting, for a number of steps that are full at most."""
-
-
-def between(low: float, high: float, log: bool = False) -> Range:
-    """A number from low to high."""
-    return lambda trial, name, _most: trial.suggest_float(name, low, high, log=log)
-
-
-def whole(low: int, high: int) -> Range:
-    """A whole number from low to high."""
-    return lambda trial, name, _most: trial.suggest_int(name, low, high)
-
-
-def full_steps(low: int) -> Range:
-    """A number of full steps, from low to as many as the budget allows."""
-    return lambda trial, name, most: trial.suggest_int(name, low, max(low, most))
-
-
-def one_of(*values: Any) -> Range:
-    """One of some values."""
-    return lambda trial, name, _most: trial.suggest_categorical(name, values)
 
 
 @dataclass(frozen=True)
@@ -107,42 +80,41 @@ def _step_cache(share: float, steps: int, warmup_steps: int) -> Schedule | None:
 SCHEDULES: dict[str, Choice] = {
     "budget": Choice(
         lambda share, steps, **settings: BudgetSchedule(share, steps=steps, **settings),
-        {"warmup": between(0.0, 0.4), "least_warmup": whole(1, 6), "every": one_of(None, 2, 3, 4, 5, 6)},
+        {"warmup": Between(0.0, 0.4), "least_warmup": Whole(1, 6), "every": OneOf((None, 2, 3, 4, 5, 6))},
     ),
     "warm-up": Choice(
-        lambda share, steps, warmup_steps: after_warmup(share, steps, warmup_steps), {"warmup_steps": full_steps(1)}
+        lambda share, steps, warmup_steps: after_warmup(share, steps, warmup_steps), {"warmup_steps": FullSteps(1)}
     ),
-    "refreshing": Choice(_refreshing, {"every": whole(2, 8), "warmup_steps": full_steps(1), "last_full": whole(0, 2)}),
+    "refreshing": Choice(_refreshing, {"every": Whole(2, 8), "warmup_steps": FullSteps(1), "last_full": Whole(0, 2)}),
     "ramp": Choice(
-        _ramp, {"every": one_of(None, 2, 3, 4, 5, 6), "warmup_steps": full_steps(1), "tilt": between(-1.0, 1.0)}
+        _ramp, {"every": OneOf((None, 2, 3, 4, 5, 6)), "warmup_steps": FullSteps(1), "tilt": Between(-1.0, 1.0)}
     ),
-    "step cache": Choice(_step_cache, {"warmup_steps": full_steps(0)}, selects=False),
+    "step cache": Choice(_step_cache, {"warmup_steps": FullSteps(0)}, selects=False),
 }
 
 
 POLICIES: dict[str, Choice] = {
-    "error-controlled": Choice(
-        ErrorControlledPolicy,
-        {"order": one_of(0, 1), "floor": between(0.01, 2.0, log=True), "smoothing": between(0.0, 3.0)},
-    ),
-    "CAT": Choice(CATPolicy, {"exploit_share": between(0.0, 1.0)}),
-    "CAT, published constants": Choice(CATPolicy.published),
-    "noise and staleness": Choice(NoiseStalenessPolicy, {"exploit_share": between(0.0, 1.0)}),
-    "consecutive rows": Choice(SequentialPolicy),
-    "RAS": Choice(RegionAdaptivePolicy, {"metric": one_of("std", "norm"), "starvation": between(0.05, 2.0, log=True)}),
-    "ToCa": Choice(TocaPolicy, {"frequency": between(0.05, 2.0, log=True)}),
-    "AT-EDM": Choice(AttentionRankPolicy, {"staleness": between(0.0, 2.0)}),
+    variant.name: Choice(partial(variant.make, policy), variant.searched)
+    for policy, variant in described()
+    if variant.searched is not None
 }
+"""What the policies say of themselves."""
 
 
 FORECASTS: dict[str, Choice] = {
     "hold": Choice(Hold),
-    "linear": Choice(partial(Taylor, 1), {"damped": one_of(True, False), "keys": one_of(True, False)}),
-    "quadratic": Choice(partial(Taylor, 2), {"damped": one_of(True, False), "keys": one_of(True, False)}),
+    "linear": Choice(partial(Taylor, 1), {"damped": OneOf((True, False)), "keys": OneOf((True, False))}),
+    "quadratic": Choice(partial(Taylor, 2), {"damped": OneOf((True, False)), "keys": OneOf((True, False))}),
 }
 
 
 PARTS = {"schedule": SCHEDULES, "policy": POLICIES, "reuse": FORECASTS}
+
+
+def digest() -> str:
+    """The same for the same space: trials of another one cannot be gone on with."""
+    told = [[kind, name, repr(dict(choice.ranges))] for kind, found in PARTS.items() for name, choice in found.items()]
+    return sha256(json.dumps(told).encode()).hexdigest()[:16]
 
 
 OURS = "tokenprune.plan"
@@ -254,7 +226,8 @@ class Space:
     def _suggest(self, trial: BaseTrial, kind: str) -> tuple[Choice, dict[str, Any]]:
         name = trial.suggest_categorical(kind, list(PARTS[kind]))
         choice = PARTS[kind][name]
-        settings = {key: range_(trial, f"{name}.{key}", self._most_full) for key, range_ in choice.ranges.items()}
+        most = self._most_full
+        settings = {key: suggest(trial, f"{name}.{key}", among, most) for key, among in choice.ranges.items()}
         return choice, settings
 
     def _part(self, trial: BaseTrial, kind: str) -> Any:

@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import nn
 
+from tokenprune.embedded.load import EMBEDDED
+
 CALIBRATION_PROMPT = "a red circle on a green background"
 """What is drawn where a method has to be calibrated."""
 
@@ -59,8 +61,6 @@ def current_timestep(pipe: Any) -> float:
 
 def draw_once(pipe: Any, steps: int) -> None:
     """One generation, thrown away: with the bench's own arguments for an embedded pipeline, else with the defaults."""
-    from tokenprune.embedded.load import EMBEDDED
-
     embedded = EMBEDDED.get(Path(str(pipe.config["_name_or_path"])).name)
     arguments = {} if embedded is None else {"guidance_scale": embedded.guidance_scale, **embedded.arguments}
     pipe(CALIBRATION_PROMPT, num_inference_steps=steps, output_type="latent", **arguments)

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import pytest
 from click.testing import Result
 
 
-def refused(command: str, result: Result, message: str) -> None:
-    """The command ended with code 2 and one line that says this."""
+def _refused(command: str, result: Result, message: str) -> None:
     assert result.exit_code == 2, result.output
     assert isinstance(result.exception, SystemExit)
     assert message in result.stderr
     assert result.stderr.startswith(f"tokenprune {command}: ")
     assert result.stderr.count("\n") == 1
+
+
+@pytest.fixture(scope="session")
+def refused() -> Callable[[str, Result, str], None]:
+    """Checks that a command ended with code 2 and one line that says this."""
+    return _refused

@@ -1,0 +1,60 @@
+"""Small models of CogVideoX and EasyAnimate."""
+
+from __future__ import annotations
+
+from tiny.case import GUIDED, TEXT, B, T, Tiny, halves, noise, square, video
+
+cogvideox_config = {
+    "in_channels": 4,
+    "out_channels": 4,
+    "num_layers": 2,
+    "time_embed_dim": 16,
+    "text_embed_dim": TEXT,
+    "max_text_seq_length": T,
+    "sample_width": 8,
+    "sample_height": 6,
+    "sample_frames": 9,
+    **square,
+}
+
+COGVIDEOX = [
+    Tiny(
+        "cogvideox-2b",
+        "CogVideoXTransformer3DModel",
+        cogvideox_config,
+        lambda: video(hidden_states=noise(B, 3, 4, 6, 8)),
+        "CogVideoXPipeline (2b)",
+        GUIDED,
+    ),
+    Tiny(
+        "cogvideox-5b",
+        "CogVideoXTransformer3DModel",
+        {**cogvideox_config, "use_rotary_positional_embeddings": True},
+        lambda: video(hidden_states=noise(B, 3, 4, 6, 8), image_rotary_emb=halves(3, 3, 4)),
+        "CogVideoXPipeline (5b, 1.5), CogVideoXImageToVideoPipeline",
+        GUIDED,
+    ),
+]
+
+EASYANIMATE = [
+    Tiny(
+        "easyanimate",
+        "EasyAnimateTransformer3DModel",
+        {
+            "in_channels": 4,
+            "out_channels": 4,
+            "patch_size": 2,
+            "num_layers": 2,
+            "mmdit_layers": 1,
+            "sample_width": 8,
+            "sample_height": 6,
+            "time_embed_dim": 16,
+            "text_embed_dim": TEXT,
+            "num_attention_heads": 2,
+            "attention_head_dim": 16,
+        },
+        lambda: video(),
+        "EasyAnimatePipeline",
+        GUIDED,
+    ),
+]

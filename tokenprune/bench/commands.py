@@ -1,0 +1,153 @@
+"""What all commands have in common: what will not do ends them before they begin, with one line and exit code 2.
+
+That is an option that cannot be read, an extra of the package that is not installed, an output that cannot be written,
+and whatever the package refuses with a `TokenPruneError` on the way.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterable
+from importlib.metadata import PackageNotFoundError, distribution, requires
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any, NoReturn, cast
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from tokenprune.errors import ConfigurationError, TokenPruneError, one_line
+
+PACKAGE = "tokenprune-dit"
+
+
+EXTRAS = {"tune": "tune"}
+"""The extra that a command needs, by its name, where it is not `cli`."""
+
+
+UsageError: Any = typer.BadParameter.__base__
+"""What typer raises for options that it cannot read; it exports this kind of it alone."""
+
+
+class Command(TyperCommand):
+    """A command that checks its extra first; see the module."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the options; what cannot be read names the command."""
+        try:
+            return super().parse_args(ctx, args)
+        except UsageError as error:
+            error.ctx = error.ctx or ctx
+            raise
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            check_extra(EXTRAS.get(str(ctx.info_name), "cli"))
+            return super().invoke(ctx)
+        except TokenPruneError as error:
+            raise UsageError(one_line(error), ctx) from error
+
+    def main(self, *args: Any, **given: Any) -> Any:
+        """Run with the words of the command line."""
+        return _in_one_line(super().main, *args, **given)
+
+
+class Group(TyperGroup):
+    """Commands under one name."""
+
+    def main(self, *args: Any, **given: Any) -> Any:
+        """Run with the words of the command line."""
+        return _in_one_line(super().main, *args, **{**given, "prog_name": "tokenprune"})
+
+
+def run(function: Callable[..., None], module: str) -> None:
+    """Run a function as the one command of a module, `python -m MODULE`."""
+    app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
+    app.command(cls=Command)(function)
+    app(prog_name=f"python -m {module}")
+
+
+def _in_one_line(main: Callable[..., Any], *args: Any, standalone_mode: bool = True, **given: Any) -> Any:
+    if not standalone_mode:
+        return main(*args, standalone_mode=False, **given)
+    try:
+        code = main(*args, standalone_mode=False, **given)
+    except UsageError as error:
+        refuse(error.ctx.command_path if error.ctx else given["prog_name"], error.format_message())
+    except typer.Abort:
+        sys.exit(1)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def refuse(command: str, message: str) -> NoReturn:
+    """End the process with the line and exit code 2."""
+    print(f"{command}: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+def check_extra(extra: str) -> None:
+    """Raise ConfigurationError unless all that an extra of the package brings is installed."""
+    try:
+        absent = [name for name in required(extra) if not is_installed(name)]
+    except PackageNotFoundError as error:
+        raise ConfigurationError(f"{PACKAGE} is not installed, only its source is there: pip install .") from error
+    if absent:
+        are = "is" if len(absent) == 1 else "are"
+        raise ConfigurationError(
+            f"the extra {extra!r} is needed, of which {', '.join(absent)} {are} not installed: "
+            f"pip install '{PACKAGE}[{extra}]'"
+        )
+
+
+def required(extra: str) -> list[str]:
+    """Names of the packages that an extra of this one brings, sorted; see `pyproject.toml`."""
+    found: set[str] = set()
+    for text in requires(PACKAGE) or ():
+        requirement, _, condition = text.partition(";")
+        if re.search(rf"""extra == ['"]{extra}['"]""", condition):
+            name, extras = cast("re.Match[str]", re.match(r"([\w.-]+)(?:\[(.*)\])?", requirement)).groups()
+            found |= (
+                {name} if name != PACKAGE else {each for one in extras.split(",") for each in required(one.strip())}
+            )
+    return sorted(found)
+
+
+def is_installed(name: str) -> bool:
+    """Whether a package, by the name that `pip` knows, is installed."""
+    try:
+        distribution(name)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+def check_known(option: str, values: Iterable[str], known: Iterable[str]) -> None:
+    """Raise ConfigurationError for a value of an option that is none of the known ones."""
+    for value in values:
+        if value not in known:
+            raise ConfigurationError(f"{option}: expected one of {', '.join(known)}, got {value!r}")
+
+
+def check_output(option: str, path: Path, *suffixes: str) -> None:
+    """Raise before anything is done what writing a file would raise after it; nothing is written, and no folder made.
+
+    Args:
+        option: its name without dashes.
+        path: of the file; its folder may be missing.
+        suffixes: those it may have; none stands for any.
+
+    Raises:
+        ConfigurationError: it cannot be written.
+    """
+    if suffixes and path.suffix not in suffixes:
+        raise ConfigurationError(f"{option}: expected a file that ends in {', '.join(suffixes)}, got {path}")
+    try:
+        if path.exists():
+            path.open("ab").close()
+        folder = next(folder for folder in path.absolute().parents if folder.exists())
+        TemporaryFile(dir=folder).close()  # files are put in place whole, under their name
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise ConfigurationError(f"{option}: expected a file that can be written, got {path}: {reason}") from error

@@ -1,0 +1,187 @@
+"""What `tokenprune demo` draws: one prompt by the plain model, pruned, and by the plain model with fewer steps."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import tokenprune
+from tokenprune.bench.configurations.configuration import Configuration, plain
+from tokenprune.bench.figures.canvas import decibels, difference
+from tokenprune.bench.measuring.fidelity import Picture, psnr
+from tokenprune.embedded.captions import parse_caption
+from tokenprune.embedded.load import Embedded
+from tokenprune.embedded.score import score
+from tokenprune.plans.plan import Plan
+from tokenprune.policies import CATPolicy
+from tokenprune.reports.report import Report
+
+DENSE, CAT, PLAN = "dense", "CAT", "plan"
+"""Names of outcomes; the fourth is called by its number of steps."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to draw, and how.
+
+    Attributes:
+        prompt: text.
+        steps: of the sampler, at least 2.
+        guidance_scale: of classifier-free guidance.
+        seed: of the initial noise.
+        repeats: timed pictures of each configuration, at least 1.
+    """
+
+    prompt: str
+    steps: int
+    guidance_scale: float
+    seed: int
+    repeats: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a configuration gave.
+
+    Attributes:
+        steps: of the sampler.
+        seconds: median of the pictures.
+        picture: [S, S, 3].
+        psnr: to the dense picture in dB; None where it is identical.
+        scene_score: share of what the prompt names that the picture shows; None where it does not read like a caption.
+        report: of the handle, if pruned.
+    """
+
+    steps: int
+    seconds: float
+    picture: Picture
+    psnr: float | None
+    scene_score: float | None
+    report: Report | None
+
+    def row(self, dense: Outcome) -> dict[str, Any]:
+        """Its figures as plain data; those of the plain model are shares of `dense`."""
+        report, share = self.report, self.steps / dense.steps
+        return {
+            "steps": self.steps,
+            "seconds": self.seconds,
+            "speedup": dense.seconds / self.seconds,
+            "mac_ratio": report.mac_ratio if report else share,
+            "tokens_ratio": report.tokens_ratio if report else share,
+            "psnr": self.psnr,
+            "scene_score": self.scene_score,
+            "selection_seconds": report.selection_seconds if report else 0.0,
+            "cache_bytes": report.cache_bytes if report else 0,
+        }
+
+
+def compare(embedded: Embedded, policy: CATPolicy, request: Request) -> dict[str, Outcome]:
+    """Draw by the plain model, CAT, `tokenprune.plan` at as many tokens, and in as many full steps as cost the same."""
+    pipe = embedded.load()
+    arguments = {"guidance_scale": request.guidance_scale, **embedded.arguments}
+
+    def draw(configuration: Configuration, name: str) -> tuple[Picture, float, Report | None]:
+        pipe.set_progress_bar_config(desc=f"{name:>12}", leave=False, ncols=80)
+        with configuration.on(pipe) as handle:
+            start = time.perf_counter()
+            made = pipe(
+                request.prompt,
+                num_inference_steps=configuration.steps or request.steps,
+                generator=torch.Generator().manual_seed(request.seed),
+                output_type="np",
+                **arguments,
+            ).images[0]
+            seconds = time.perf_counter() - start
+            report = None if handle is None else handle.report()
+        return np.asarray(made * 255 + 0.5).clip(0, 255).astype(np.uint8), seconds, report
+
+    pruned = Configuration(CAT, Plan(policy))
+    draw(plain(2), "warm-up")
+    report = draw(pruned, "warm-up")[2]
+    if report is None:
+        raise TypeError("expected a report of the pruned picture, got none")
+    fewer = plain(max(1, round(request.steps * report.mac_ratio)))
+    chosen = {
+        DENSE: Configuration(DENSE),
+        CAT: pruned,
+        PLAN: Configuration(PLAN, tokenprune.plan(pipe, report.tokens_ratio)),
+        f"{fewer.steps} steps": fewer,
+    }
+    made: dict[str, list[tuple[Picture, float, Report | None]]] = {name: [] for name in chosen}
+    for _ in range(request.repeats):  # taking turns
+        for name, configuration in chosen.items():
+            made[name].append(draw(configuration, name))
+    dense = made[DENSE][-1][0]
+    return {
+        name: Outcome(
+            steps=chosen[name].steps or request.steps,
+            seconds=statistics.median(seconds for _, seconds, _ in drawn),
+            picture=drawn[-1][0],
+            psnr=psnr(drawn[-1][0], dense),
+            scene_score=scene_score(drawn[-1][0], request.prompt),
+            report=drawn[-1][2],
+        )
+        for name, drawn in made.items()
+    }
+
+
+def scene_score(picture: Picture, prompt: str) -> float | None:
+    """Share of what a caption names that the picture shows; None for a prompt that does not read like a caption."""
+    scene = parse_caption(prompt)
+    return None if scene is None else score(picture, scene).accuracy
+
+
+def as_data(outcomes: Mapping[str, Outcome], policy: CATPolicy, model: str, request: Request) -> dict[str, Any]:
+    """Everything but the pictures, as plain data."""
+    rows = {name if name in (DENSE, CAT, PLAN) else "fewer": outcome for name, outcome in outcomes.items()}
+    report = outcomes[CAT].report
+    settings = {
+        "model": model,
+        **asdict(request),
+        "policy": asdict(policy),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "tokens": None if report is None else report.steps[0].num_tokens,
+    }
+    return {**{name: outcome.row(outcomes[DENSE]) for name, outcome in rows.items()}, "settings": settings}
+
+
+def save_panel(out: Path, prompt: str, outcomes: Mapping[str, Outcome]) -> None:
+    """Write the pictures side by side as a PNG, with where the plan's is off and how often it computed each token.
+
+    Raises:
+        ValueError: the plan's outcome has no token counts.
+    """
+    from matplotlib.figure import Figure
+
+    dense, plan = outcomes[DENSE], outcomes[PLAN]
+    report = plan.report
+    if report is None or report.token_counts is None:
+        raise ValueError("plan: expected an outcome with a report of its tokens, got none")
+    figure = Figure(figsize=(17, 3.9), dpi=80, layout="constrained")
+    figure.suptitle(prompt)
+    axes = figure.subplots(1, 5)
+    axes[0].imshow(dense.picture)
+    axes[0].set_title(f"dense, {dense.seconds:.2f} s")
+    for axis, name in zip(axes[1:], (CAT, PLAN), strict=False):
+        axis.imshow(outcomes[name].picture)
+        axis.set_title(f"{name}, {outcomes[name].seconds:.2f} s, {decibels(outcomes[name].psnr)}")
+    off = difference(dense.picture, plan.picture)
+    shown = axes[3].imshow(off, cmap="magma", vmin=0, vmax=max(1.0, float(off.max())))
+    axes[3].set_title("plan: absolute difference (of 255)")
+    figure.colorbar(shown, ax=axes[3], fraction=0.046)
+    counts = report.token_counts[0].view(report.grid).cpu().numpy()
+    shown = axes[4].imshow(counts, cmap="viridis", vmin=0, vmax=len(report.steps))
+    axes[4].set_title(f"plan: times computed, of {len(report.steps)} steps")
+    figure.colorbar(shown, ax=axes[4], fraction=0.046)
+    for axis in axes:
+        axis.set_axis_off()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out)
