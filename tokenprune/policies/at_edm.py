@@ -49,7 +49,7 @@ class AttentionRankPolicy(ScorePolicy):
     description: ClassVar[Description] = Description(
         "PageRank on the attention maps of the last full step",
         "AT-EDM, arXiv 2405.05252",
-        "one power; at full steps some halves of an attention",
+        "one power; at the last full step some halves of an attention",
         variants=(
             Variant(
                 "AT-EDM's choice",

@@ -61,7 +61,7 @@ class CATPolicy(SelectionPolicy):
     description: ClassVar[Description] = Description(
         "clusters by noise, balanced by staleness; see [cat.md](cat.md)",
         "CAT Pruning, arXiv 2502.00433",
-        "k-means once a generation; pooling, graph convolution, some ten sorts",
+        "k-means once a generation; pooling, graph convolution",
         variants=(
             Variant("CAT", "arXiv 2502.00433", suites=_SUITES, searched={"exploit_share": Between(0.0, 1.0)}),
             Variant("CAT, published constants", "arXiv 2502.00433", maker="published", suites=_SUITES, searched={}),

@@ -55,7 +55,7 @@ class TocaPolicy(ScorePolicy):
     description: ClassVar[Description] = Description(
         "attention received, steps reused, spread over the grid",
         "ToCa, arXiv 2410.05317",
-        "element-wise; at full steps half an attention",
+        "element-wise; at the last full step half an attention",
         variants=(
             Variant(
                 "ToCa's choice",
