@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from tokenprune.compiled import forget_graphs
 from tokenprune.engine.cache_conflicts import refuse_caches
+from tokenprune.engine.generation import Generation
 from tokenprune.engine.masked_module import MaskedModule
 from tokenprune.engine.sampler import Sampler
 from tokenprune.engine.settings import PruningSettings
@@ -25,6 +28,7 @@ from tokenprune.plans.plan import Plan
 from tokenprune.plans.presets import best_plan, share_of
 from tokenprune.policies.base import SelectionPolicy
 from tokenprune.registry import Adapter, find_adapter, transformer_of
+from tokenprune.reports.records import StepRecord
 from tokenprune.reports.report import Macs, Report
 from tokenprune.reports.trace import Trace
 from tokenprune.reuse.base import Hold, Reuse
@@ -88,10 +92,12 @@ class Handle:
         notes = self._source.notes
         if masked is None:
             return Report((), 0, 0.0, 0.0, 0, 0, Macs(0, 0), Macs(0, 0), 0, (), None, notes)
-        costs = self._count_operations(masked)
-        steps = tuple(record.report() for record in masked.generation.records)
+        generation = masked.generation  # what is there now: the model may run meanwhile, in another thread
+        records = tuple(replace(record, calls=list(record.calls)) for record in list(generation.records))
+        costs = self._count_operations(masked, generation, records)
+        steps = tuple(record.report() for record in records)
         macs, dense_macs = Macs(0, 0), Macs(0, 0)
-        for record in masked.generation.records:
+        for record in records:
             for call in record.calls:
                 macs += costs[call.branch, call.tokens]
                 dense_macs += costs[call.branch, None]
@@ -105,8 +111,8 @@ class Handle:
             macs=macs,
             dense_macs=dense_macs,
             cache_bytes=masked.peak_bytes,
-            grid=masked.generation.view.grid,
-            token_counts=history.counts.clone() if (history := masked.generation.history) else None,
+            grid=generation.view.grid,
+            token_counts=history.counts.clone() if (history := generation.history) else None,
             notes=notes,
         )
 
@@ -122,12 +128,14 @@ class Handle:
             raise TraceError("trace: nothing was recorded; ask for it beforehand with apply(..., trace=True)")
         return generation.recorder.trace(generation.records, generation.view.grid)
 
-    def _count_operations(self, masked: MaskedModule) -> dict[tuple[BranchKey, int | None], Macs]:
-        """What calls of the latest generation cost, by branch and tokens computed; None stands for the plain model."""
+    def _count_operations(
+        self, masked: MaskedModule, generation: Generation, records: Sequence[StepRecord]
+    ) -> dict[tuple[BranchKey, int | None], Macs]:
+        """What the recorded calls cost, by branch and tokens computed; None stands for the plain model."""
         found: dict[tuple[BranchKey, int | None], Macs] = {}
-        for branch, example in dict(masked.generation.examples).items():
+        for branch, example in dict(generation.examples).items():
             shapes = tuple(leaf.shape for leaf in tree_leaves(example) if isinstance(leaf, Tensor))
-            calls = (call for record in masked.generation.records for call in record.calls if call.branch == branch)
+            calls = (call for record in records for call in record.calls if call.branch == branch)
             counts = {call.tokens for call in calls} - {0}
             missing = sorted(count for count in counts if (shapes, count) not in self._costs)
             if missing or (shapes, None) not in self._costs:

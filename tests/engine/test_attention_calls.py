@@ -86,7 +86,7 @@ def run(
         images: int = 3,
         halves: int = 1,
         counts: Sequence[int] = COUNTS,
-        before: Callable[[int], None] = lambda step: None,
+        before: Callable[[int], None] = lambda _: None,
         **wanted: Any,
     ) -> tuple[list[Tensor], list[Tensor]]:
         masks, given = draw_masks(counts, images), make_condition(tuple(range(halves * images)), 5)

@@ -1,4 +1,4 @@
-"""Guidance by a prediction without attention in some layers (PAG, STG), or without those layers: pruned like the rest."""
+"""Guidance by a prediction without attention in some layers (PAG, STG), or without those layers, is pruned."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def check(
                 for branch in branches:
                     call = (given.repeat(branch.rows, *[1] * (given.ndim - 1)), times[step].expand(branch.rows))
                     actual.append(branch.call(model, *call))
-    for one, other, full in zip(actual, expected, plain, strict=True):
+    for one, other in zip(actual, expected, strict=True):
         torch.testing.assert_close(one, other, atol=ATOL, rtol=0)
     for step, count in enumerate(counts):
         for place in range(step * len(branches), (step + 1) * len(branches)):
@@ -322,5 +322,3 @@ def test_pipelines(make: Callable[[], DiffusionPipeline], scale: float, policy: 
         assert torch.equal(generate(), pruned)
     assert not torch.allclose(pruned, plain)
     assert torch.equal(generate(), plain)
-
-

@@ -110,7 +110,7 @@ class SeenCalls:
         self.calls, self.runs, self.made, self.processor = calls, runs_of(calls, tokens), True, processor
 
     def passes(self, shape: CallShape, selected: int) -> bool:
-        """Whether a pruned call's attention call can see no image keys: fewer than n, or as many as one that did not."""
+        """Whether a pruned call's attention call can see no image keys: fewer than n, or those of one that did not."""
         return shape.keys < selected or any(
             call.number is None and call.shape.keys == shape.keys for call in self.calls
         )

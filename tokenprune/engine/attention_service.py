@@ -99,6 +99,7 @@ class FullAttention(AttentionService):
         is_causal: bool = False,
         **options: Any,
     ) -> Tensor:
+        """Torch's own attention; its keys are kept."""
         known = self._known(CallShape.of(query, key))
         call = self._classified(known, query, key, value, attn_mask)
         self._changed = self._changed or known != call
@@ -114,6 +115,7 @@ class FullAttention(AttentionService):
         return SDPA(query, key, value, attn_mask, dropout_p, is_causal, **options)
 
     def end(self, output: Any, processor: tuple[object, object]) -> None:
+        """Note what the module did, where that is new."""
         seen, coming, site = self.plan.seen, self.plan.coming, self.state.site
         if self._changed or len(self._calls) != len(seen.calls):
             if self._calls and not self._firsts:
@@ -246,6 +248,7 @@ class PrunedAttention(AttentionService):
         is_causal: bool = False,
         **options: Any,
     ) -> Tensor:
+        """Attention to the kept keys and the fresh ones."""
         shape, seen = CallShape.of(query, key), self.plan.seen
         run = self._walk.step(shape)
         self.made += 1
@@ -270,6 +273,7 @@ class PrunedAttention(AttentionService):
         return SDPA(query, *self._whole[number], attn_mask, dropout_p, is_causal, **options)
 
     def end(self, output: Any, processor: tuple[object, object]) -> None:
+        """Raise unless the module did what it did at the last full call."""
         if not self._walk.done:
             raise self._changed(f"{self.made or 'no'} attention calls")
 

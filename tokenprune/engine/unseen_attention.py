@@ -19,8 +19,8 @@ def unseen(module: nn.Module, state: AttentionState) -> AttentionError:
     return AttentionError(
         f"{state.site.path}: {type(module).__name__}{by} computed its attention without torch's "
         f"scaled_dot_product_attention, so its keys and values cannot be cached. {_advice(module, processor, state)}. "
-        f"(Guidance that leaves attention out, such as PAG or STG, is told from that by an earlier call of the model in "
-        f"the same step, which does attend)"
+        f"(Guidance that leaves attention out, such as PAG or STG, is told from that by an earlier call of the model "
+        f"in the same step, which does attend)"
     )
 
 

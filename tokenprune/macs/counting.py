@@ -171,7 +171,9 @@ def count_layers(
         arguments: what to call it with, tensors on the meta device unless the map says that the model reads values.
         counts: numbers of tokens n, at least 1 each.
     """
-    settings = PruningSettings(SequentialPolicy(), CountSchedule([None, *counts]), Hold(), guidance="none", trusting=True)
+    settings = PruningSettings(
+        SequentialPolicy(), CountSchedule([None, *counts]), Hold(), guidance="none", trusting=True
+    )
 
     def count() -> tuple[Layers, dict[int, Layers]]:
         if module_map.reads_values:
