@@ -108,7 +108,6 @@ def check(
         for place in range(step * len(branches), (step + 1) * len(branches)):
             same = torch.equal(actual[place], plain[place])
             assert same if count == size else not torch.allclose(actual[place], plain[place], atol=10 * ATOL)
-    del full
 
 
 def sd3_call(text: Tensor, pooled: Tensor, **more: Any) -> Call:
