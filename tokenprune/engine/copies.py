@@ -36,6 +36,10 @@ WRAPPERS = ("forward", "cache_context", "_compiled_call_impl", "_hf_hook", "_old
 """Attributes of a module that stand between its callers and its class: ours, torch's, accelerate's, diffusers'."""
 
 
+TORCH = frozenset(vars(nn.Module())) - {"training"}
+"""Attributes that torch keeps parts, tensors and hooks of a module in."""
+
+
 ATTEMPTS = 5
 """How often copying an object is tried that another thread changes meanwhile."""
 
@@ -117,11 +121,11 @@ class _Twins:
             twin._parameters[name] = self._tensor(tensor, shared=True)
         for name, tensor in dict(own["_buffers"]).items():
             twin._buffers[name] = self._tensor(tensor, shared=False)
-        twin._modules.update({name: child and self.of(child) for name, child in dict(own["_modules"]).items()})
+        for name, child in dict(own["_modules"]).items():
+            twin._modules[name] = None if child is None else self.of(child)  # an empty list of modules is false
         twin._non_persistent_buffers_set.update(own["_non_persistent_buffers_set"])
-        for name in set(own) - set(vars(nn.Module())) - set(WRAPPERS):
+        for name in set(own) - TORCH - set(WRAPPERS):
             twin.__dict__[name] = self._copied(own[name])
-        twin.__dict__["training"] = own["training"]
         if original_of(twin) is not twin:
             twin.__dict__["forward"] = original_of(twin)
 
@@ -155,7 +159,7 @@ class _Twins:
 def _empty(module: nn.Module) -> nn.Module:
     """A module of the same class with nothing in it."""
     twin = type(module).__new__(type(module))
-    nn.Module.__init__(twin)
+    twin.__dict__.update(vars(nn.Module()))
     return twin
 
 

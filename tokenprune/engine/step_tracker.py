@@ -158,7 +158,8 @@ class StepTracker:
             or (signature != self._signature and not self._same_images(signature, latents, place))
             or (self._step == 0 and time == self._time)
         )
-        if not same_step and not first_of_generation and signature == self._signature:
+        untold = place is None and self._table is None  # no table, of the sampler or of the call, says where it stands
+        if untold and not same_step and not first_of_generation and signature == self._signature:
             goes_on = self._goes_on(time, latents, conditions)
             first_of_generation = not goes_on
         adopted = 0
@@ -167,7 +168,7 @@ class StepTracker:
             self._forget_steps()
             self._first_time, self._table, self._doubted = time, sampler_table, not goes_on
         if not same_step:
-            adopted = self._calls_given_up(conditions) if self._step == 0 else 0
+            adopted = self._calls_given_up(conditions) if self._step == 0 and untold else 0
             self._stable = self._conditions[adopted].shared_with(conditions) if self._conditions else set()
             self._calls_of_first_step -= adopted
             self._step += 1
