@@ -230,6 +230,8 @@ class StepTracker:
         cosine = float(one @ other / (one.norm() * other.norm()).clamp_min(1e-30))
         whole = 1.0 if max(abs(time), abs(self._first_time)) <= 1 else 1000.0
         levels = (min(1.0, abs(each - self._end) / whole) for each in (self._time, time))
+        if not math.isfinite(cosine):
+            return True  # a broken model's latents say nothing
         return cosine > 0 and (1 - min(1.0, cosine**2)) ** 0.5 <= min(MOST, turn(*levels) + SLACK)
 
     def _calls_given_up(self, conditions: Conditions) -> int:
