@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -34,14 +34,33 @@ from tokenprune.reports.trace import Trace
 from tokenprune.reuse.base import Hold, Reuse
 from tokenprune.schedule import Schedule
 
-if TYPE_CHECKING:
-    from tokenprune.discovery import PendingModule
+
+class PrunedModel(Protocol):
+    """What a handle holds: one model with its hooks, or one whose map is found at its first call."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The transformer."""
+
+    @property
+    def masked(self) -> MaskedModule | None:
+        """What prunes it; None while its map is not found yet."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """How the map was found, where that is worth telling."""
+
+    def install(self) -> None:
+        """Register the hooks."""
+
+    def remove(self) -> None:
+        """Take them off."""
 
 
 class Handle:
     """A pruned model. `remove` ends it; as a context manager it ends with the block."""
 
-    def __init__(self, source: MaskedModule | PendingModule, called: nn.Module, window: ThreadLabel) -> None:
+    def __init__(self, source: PrunedModel, called: nn.Module, window: ThreadLabel) -> None:
         self._source = source
         self._window = window
         self._called = called
@@ -241,7 +260,7 @@ def apply(
         tracker = StepTracker(module_map.time_rises, guidance != "none", sampler)
         return MaskedModule(model, module_map, settings, tracker, window)
 
-    source: MaskedModule | PendingModule
+    source: PrunedModel
     try:
         found = adapter or find_adapter(model)
     except UnknownModelError:
