@@ -262,7 +262,9 @@ class StepTracker:
         return sum(self._calls.values()) < self._calls_of_first_step or self._share_latents(latents)
 
     def _share_latents(self, latents: Tensor) -> bool:
-        return self._latents is not None and torch.equal(latents, self._latents)
+        if self._latents is None or latents.shape != self._latents.shape:
+            return False
+        return torch.equal(latents.nan_to_num(), self._latents.nan_to_num())  # NaN is not equal to itself
 
     def _same_images(self, signature: tuple[object, ...], latents: Tensor, place: int | None) -> bool:
         """Whether a batch of another size holds the images of the last step's: with, or without, a guidance half.

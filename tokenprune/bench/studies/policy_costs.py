@@ -71,8 +71,8 @@ def selections(policy: SelectionPolicy, device: torch.device) -> list[float]:
 
 
 def weighing(policy: SelectionPolicy, device: torch.device) -> float:
-    """Seconds of a policy's look at one attention module."""
-    query, key = _random(2, HALVES, HEADS, TOKENS, WIDTH // HEADS, device=device)
+    """Seconds of a policy's look at one attention module, at the conditional half."""
+    query, key = _random(2, 1, HEADS, TOKENS, WIDTH // HEADS, device=device)
     return _timed(lambda: policy.weigh_attention(query, key, (WIDTH // HEADS) ** -0.5), device)[0]
 
 
@@ -117,7 +117,7 @@ def rows(device: torch.device) -> Iterator[str]:
     for name, policy in policies().items():
         first, *later = selections(policy, device)
         yield f"| {name} | {_ms(first)} | {_ms(median(later))} | {median(later) / step:.3%} |"
-    yield "\n| attention statistics, at each full step | a module | of a full block |\n|---|---|---|"
+    yield "\n| attention statistics, once before pruned steps | a module | of a full block |\n|---|---|---|"
     for policy in {type(example): example for example in policies().values()}.values():
         if "attention" in policy.needs:
             took = weighing(policy, device)
