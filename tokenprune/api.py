@@ -112,7 +112,8 @@ class Handle:
         if masked is None:
             return Report((), 0, 0.0, 0.0, 0, 0, Macs(0, 0), Macs(0, 0), 0, (), None, notes)
         generation = masked.generation  # what is there now: the model may run meanwhile, in another thread
-        records = tuple(replace(record, calls=list(record.calls)) for record in list(generation.records))
+        copies = (replace(record, calls=list(record.calls)) for record in list(generation.records))
+        records = tuple(record for record in copies if record.calls)  # a step that is just beginning has none
         costs = self._count_operations(masked, generation, records)
         steps = tuple(record.report() for record in records)
         macs, dense_macs = Macs(0, 0), Macs(0, 0)

@@ -13,7 +13,14 @@ from torch import Tensor, nn
 
 from tokenprune import ClusterCorrection, Schedule
 from tokenprune.reuse.taylor import Taylor
-from tokenprune.schedule import BudgetSchedule, LevelSchedule, ListSchedule, RefreshSchedule, WarmupSchedule
+from tokenprune.schedule import (
+    BudgetSchedule,
+    IndexSchedule,
+    LevelSchedule,
+    ListSchedule,
+    RefreshSchedule,
+    WarmupSchedule,
+)
 
 PAGE = (Path(__file__).parents[2] / "docs" / "schedules-and-forecasts.md").read_text()
 
@@ -70,4 +77,5 @@ def test_the_tables_list_every_argument() -> None:
     ):
         listed = [_with_default(field) for field in dataclasses.fields(kind)]
         assert re.findall(r"`(.*?)`", rows[kind.__name__]) == listed
-    assert {kind.__name__ for kind in Schedule.__subclasses__()} >= {name for name in rows if name.endswith("Schedule")}
+    kinds = {*Schedule.__subclasses__(), *IndexSchedule.__subclasses__()}
+    assert {kind.__name__ for kind in kinds} >= {name for name in rows if name.endswith("Schedule")}

@@ -51,10 +51,11 @@ def indices(handle: Any) -> dict[tuple[str, torch.Size], int]:
     sites = handle._masked.sites
     found: dict[str, Tensor] = {}
     for state in sites.attentions:
-        fresh = state.plan.fresh
-        if fresh is not None:
-            found |= {f"{state.key} {name}": getattr(fresh, name) for name in ("rows", "chosen", "places")}
-            found[f"{state.key} fresh"] = fresh.selection.index
+        for number, kept in enumerate(state.plan.keys):
+            if kept.fresh is not None:
+                name = f"{state.site.path} {number}"
+                found |= {f"{name} {part}": getattr(kept.fresh, part) for part in ("rows", "chosen", "places")}
+                found[f"{name} fresh"] = kept.fresh.selection.index
     for path, block in sites.blocks.items():
         if block.rows is not None:
             found |= {f"{path} {layout}": rows.index for layout, rows in block.rows.by_layout.items()}
