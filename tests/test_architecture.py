@@ -21,7 +21,7 @@ ADAPTERS = PACKAGE.parent / "adapters" / "tokenprune_adapters"
 FLOORS = {
     "tokenprune": (
         {"errors", "schedule", "compiled"},
-        {"ops"},
+        {"ops", "placement"},
         {"policies", "reuse", "reports", "modulemap"},
         {"engine", "plans", "registry"},
         {"discovery", "macs", "testing"},

@@ -18,6 +18,7 @@ from tokenprune.errors import (
 from tokenprune.modulemap import Arguments, AttentionSite, BlockSite, ExitSite, ModuleMap, TokenArgument, latent_grid
 from tokenprune.ops.grid import TokenGrid, num_tokens
 from tokenprune.ops.selection import Selection
+from tokenprune.placement import PlacedSchedule
 from tokenprune.plans.files import load_plan, save_plan
 from tokenprune.plans.plan import Plan
 from tokenprune.policies import (
@@ -40,6 +41,7 @@ from tokenprune.reports.report import Macs, Report, StepReport
 from tokenprune.reports.trace import Trace, TraceStep
 from tokenprune.reuse.base import Hold, Reuse, ReuseState
 from tokenprune.reuse.cluster_correction import ClusterCorrection
+from tokenprune.reuse.corrector import Corrector
 from tokenprune.reuse.taylor import Taylor
 from tokenprune.schedule import (
     BudgetSchedule,
@@ -67,6 +69,7 @@ __all__ = [
     "ClusterRandomPolicy",
     "ConcurrentUseError",
     "ConfigurationError",
+    "Corrector",
     "DensePolicy",
     "ErrorControlledPolicy",
     "ExitSite",
@@ -82,6 +85,7 @@ __all__ = [
     "NoisePolicy",
     "NoiseStalenessPolicy",
     "Observation",
+    "PlacedSchedule",
     "Plan",
     "RandomPolicy",
     "RefreshSchedule",

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from tokenprune.compiled import forget_graphs
 from tokenprune.engine.cache_conflicts import refuse_caches
+from tokenprune.engine.correction import SamplerCorrection
 from tokenprune.engine.generation import Generation
 from tokenprune.engine.masked_module import MaskedModule
 from tokenprune.engine.sampler import Sampler
@@ -32,6 +33,7 @@ from tokenprune.reports.records import StepRecord
 from tokenprune.reports.report import Macs, Report
 from tokenprune.reports.trace import Trace
 from tokenprune.reuse.base import Hold, Reuse
+from tokenprune.reuse.corrector import Corrector
 from tokenprune.schedule import Schedule
 
 
@@ -199,6 +201,7 @@ def apply(
     *,
     schedule: Schedule | None = None,
     reuse: Reuse | None = None,
+    corrector: Corrector | None = None,
     adapter: Adapter | None = None,
     guidance: Guidance | None = None,
     guidance_scale: float | None = None,
@@ -219,6 +222,7 @@ def apply(
         policy: which tokens each step computes; or a `Plan`, which says all three.
         schedule: how many; None takes the policy's own (its `alpha` and `warmup_steps`).
         reuse: what the predictions of all other tokens become; None holds their last computed values.
+        corrector: how what forecasts did to the latents is made good at full steps; needs the pipeline. None leaves it.
         adapter: writes the module map of a model that no installed adapter serves.
         guidance: how classifier-free guidance lies in a batch; None finds out at each generation's first call, by
             comparing the halves of the latents. Pass "none" for images that share their initial noise.
@@ -237,14 +241,15 @@ def apply(
         TypeError: the policy, schedule, reuse or trace is of another type, or keys cannot be kept in the `cache_dtype`.
     """
     if isinstance(policy, Plan):
-        if schedule is not None or reuse is not None:
-            raise TypeError("apply: schedule and reuse: expected neither beside a Plan, which has its own")
+        if schedule is not None or reuse is not None or corrector is not None:
+            raise TypeError("apply: schedule, reuse and corrector: expected none beside a Plan, which has its own")
         plan = policy
-        policy, schedule, reuse = plan.policy, plan.schedule, plan.reuse
+        policy, schedule, reuse, corrector = plan.policy, plan.schedule, plan.reuse, plan.corrector
     for name, value, kind in (
         ("policy", policy, SelectionPolicy),
         ("schedule", schedule, Schedule),
         ("reuse", reuse, Reuse),
+        ("corrector", corrector, Corrector),
         ("trace", trace, bool),
     ):
         if not isinstance(value, kind) and not (value is None and name != "policy"):
@@ -255,11 +260,12 @@ def apply(
     _check_cache_dtype(cache_dtype, keeping)
 
     sampler, window = None if target is model else Sampler(target), ThreadLabel()
+    correction = SamplerCorrection(target, corrector) if corrector is not None and sampler is not None else None
     settings = PruningSettings(policy, numbers, keeping, guidance, guidance_scale, trace, cache_dtype)
 
     def make(module_map: ModuleMap) -> MaskedModule:
         tracker = StepTracker(module_map.time_rises, guidance != "none", sampler)
-        return MaskedModule(model, module_map, settings, tracker, window)
+        return MaskedModule(model, module_map, settings, tracker, window, correction)
 
     source: PrunedModel
     try:
@@ -289,7 +295,13 @@ def _check_cache_dtype(dtype: torch.dtype | None, reuse: Reuse) -> None:
     )
 
 
-_EXAMPLES = {"policy": "CATPolicy(alpha=0.3)", "schedule": "WarmupSchedule(0.3, 8)", "reuse": "Hold()", "trace": "True"}
+_EXAMPLES = {
+    "policy": "CATPolicy(alpha=0.3)",
+    "schedule": "WarmupSchedule(0.3, 8)",
+    "reuse": "Hold()",
+    "corrector": "Corrector()",
+    "trace": "True",
+}
 
 
 def plan(target: Any, budget: float | str = "balanced") -> Plan:

@@ -10,6 +10,23 @@ from typing import ClassVar
 
 
 @dataclass(frozen=True)
+class ForecastError:
+    """By how much the forecast of a full step's prediction was off: what skipping that step would have cost.
+
+    Attributes:
+        index: index of the full step.
+        gap: steps since the full step before it.
+        error: root mean square of what the forecast was off, over all tokens and images, after guidance.
+        size: root mean square of the prediction itself.
+    """
+
+    index: int
+    gap: int
+    error: float
+    size: float
+
+
+@dataclass(frozen=True)
 class Step:
     """Where a step stands in its generation.
 
@@ -18,12 +35,18 @@ class Step:
         time: timestep as the model receives it.
         level: noise level relative to the generation's first, from 1 down to 0.
         remaining: steps left, this one included; None where the sampler's timesteps are not known ahead.
+        levels: noise levels of all steps of the generation, as `level`; None where they are not known ahead.
+        full: how many full steps there were.
+        errors: of the forecasts at the full steps after the first, for schedules that ask for them.
     """
 
     index: int
     time: float
     level: float
     remaining: int | None
+    levels: tuple[float, ...] | None = None
+    full: int = 0
+    errors: tuple[ForecastError, ...] = ()
 
 
 class Schedule(ABC):
@@ -39,6 +62,16 @@ class Schedule(ABC):
     @property
     def skips(self) -> bool:
         """Whether any fraction can be 0."""
+        return False
+
+    @property
+    def prunes(self) -> bool:
+        """Whether any step may compute some tokens, but not all: keys and values are kept for those steps alone."""
+        return True
+
+    @property
+    def asks_errors(self) -> bool:
+        """Whether it goes by `Step.errors`: the step after a full one then waits for the device."""
         return False
 
     def count(self, step: Step, num_tokens: int) -> int:
@@ -130,6 +163,11 @@ class RefreshSchedule(IndexSchedule):
         """Whether alpha is 0."""
         return self.alpha == 0 and self.every > 1
 
+    @property
+    def prunes(self) -> bool:
+        """Whether alpha is between 0 and 1."""
+        return 0 < self.alpha < 1
+
 
 @dataclass(frozen=True)
 class BudgetSchedule(IndexSchedule):
@@ -216,6 +254,11 @@ class ListSchedule(IndexSchedule):
     def skips(self) -> bool:
         """Whether the list holds a 0."""
         return 0 in self.fractions
+
+    @property
+    def prunes(self) -> bool:
+        """Whether the list holds a fraction between 0 and 1."""
+        return any(0 < fraction < 1 for fraction in self.fractions)
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,9 @@ def test_the_table_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     reader = TimestepReader()
     values = [reader.read(time.expand(3)) for time in FALLING]
     assert reads == [(5,)]
-    assert values == [(pytest.approx(1000 - 225 * i), i, 5 - i, i == 0) for i in range(5)]
+    found = [(each.time, each.place, each.remaining, each.new_table) for each in values]
+    assert found == [(pytest.approx(1000 - 225 * i), i, 5 - i, i == 0) for i in range(5)]
+    assert values[2].coming == pytest.approx((550, 325, 100))
 
 
 def test_a_table_changed_in_place_is_read_again() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,7 +20,22 @@ from tokenprune.ops.selection import Selection
 from tokenprune.policies.base import Observation, SelectionPolicy
 from tokenprune.reports.records import StepRecord, Stopwatch
 from tokenprune.reports.trace import Recorder
-from tokenprune.schedule import Schedule, Step
+from tokenprune.schedule import ForecastError, Schedule, Step
+
+
+@dataclass
+class FullStep:
+    """A full step that was made.
+
+    Attributes:
+        index: of the step.
+        gap: steps since the full step before it.
+        error: by how much its forecast was off: on the device [2] until it is asked for; None where nobody asks.
+    """
+
+    index: int
+    gap: int
+    error: Tensor | ForecastError | None
 
 
 class Generation:
@@ -43,6 +58,7 @@ class Generation:
         choice: what the policy chose so far, and remembers.
         history: when each token was computed, and how far from its forecast it then was.
         attention: the policy's attention statistics of the last full step [B, N]; None if it was not weighed.
+        full_steps: the full steps so far.
         examples: arguments of a call for each guidance branch, on the meta device where their values do not matter.
     """
 
@@ -59,6 +75,7 @@ class Generation:
         self.choice = TokenChoice()
         self.history: TokenHistory | None = None
         self.attention: Tensor | None = None
+        self.full_steps: list[FullStep] = []
         self.examples: dict[BranchKey, Given] = {}
 
     @property
@@ -93,7 +110,16 @@ class Generation:
     def begin_step(self, position: CallPosition, schedule: Schedule, policy: SelectionPolicy) -> None:
         """Decide how many and which tokens the step computes."""
         tokens = num_tokens(self.view.grid)
-        step = Step(position.step, position.time, position.level, position.remaining)
+        errors = self._errors() if schedule.asks_errors else ()
+        step = Step(
+            position.step,
+            position.time,
+            position.level,
+            position.remaining,
+            position.levels,
+            len(self.full_steps),
+            errors,
+        )
         count = schedule.count(step, tokens)
         # Caches of branches that the last step did not call are out of date by an unknown number of steps.
         self.branches = {key: found for key, found in self.branches.items() if found.step >= position.step - 1}
@@ -104,7 +130,13 @@ class Generation:
         self.selection, self.skipping, self.weighs = None, False, False
         asking = "attention" in policy.needs
         blind = asking and self.attention is None
-        if count >= tokens or cache is None or cache.prediction is None or (blind and count):
+        if (
+            count >= tokens
+            or cache is None
+            or cache.prediction is None
+            or (blind and count)
+            or (count == 0 and cache.output_map is None)
+        ):
             self.choice.full_step()
             count, self.weighs = tokens, asking and schedule.may_prune_after(step)
         elif count == 0:
@@ -130,6 +162,8 @@ class Generation:
         if self.history is None:
             self.history = TokenHistory(self.view.images, self.records[-1].num_tokens, output.device)
         error = None if forecast is None else self.view.forecast_error(output - forecast, self.guidance)
+        if not pruned:
+            self.full_steps.append(self._full_step(output, error))
         selection = self.selection if pruned else None
         self.history.note(self.records[-1].step, selection, error)
         if self.recorder is not None:
@@ -138,6 +172,25 @@ class Generation:
             self.attention = None
             if weights:
                 self.attention = self.view.attention(torch.stack(list(weights)).mean(0)).to(output.device)
+
+    def _full_step(self, output: Tensor, error: Tensor | None) -> FullStep:
+        index = self.records[-1].step
+        gap = index - self.full_steps[-1].index if self.full_steps else 1
+        if error is None:
+            return FullStep(index, gap, None)
+        size = self.view.forecast_error(output, self.guidance)
+        return FullStep(index, gap, torch.stack([error.square().mean().sqrt(), size.square().mean().sqrt()]))
+
+    def _errors(self) -> tuple[ForecastError, ...]:
+        """By how much forecasts of full steps were off; waits for the device once after each."""
+        found = []
+        for step in self.full_steps:
+            if isinstance(step.error, Tensor):
+                error, size = step.error.tolist()
+                step.error = ForecastError(step.index, step.gap, error, size)
+            if step.error is not None:
+                found.append(step.error)
+        return tuple(found)
 
     def end_call(self) -> None:
         """Trace what the call that went through left as the step's prediction."""

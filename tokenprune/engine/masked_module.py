@@ -16,6 +16,7 @@ from tokenprune.engine.branch_cache import BranchCache
 from tokenprune.engine.cache_conflicts import refuse_caches
 from tokenprune.engine.call_arguments import CallArguments, Given
 from tokenprune.engine.copies import shapes_of
+from tokenprune.engine.correction import SamplerCorrection
 from tokenprune.engine.generation import Generation
 from tokenprune.engine.installation import HookInstallation
 from tokenprune.engine.policy_view import PolicyView
@@ -70,6 +71,7 @@ class MaskedModule:
         settings: how it is pruned.
         tracker: tells steps and guidance branches apart; None tells them by the timesteps.
         window: what the generation goes by that the coming calls belong to, where several take turns.
+        correction: corrects the latents of the pipeline that calls the model, if it is known.
 
     Attributes:
         model: as above.
@@ -91,6 +93,7 @@ class MaskedModule:
         settings: PruningSettings,
         tracker: StepTracker | None = None,
         window: ThreadLabel | None = None,
+        correction: SamplerCorrection | None = None,
     ) -> None:
         module_map.check(model)
         self.model = model
@@ -106,6 +109,7 @@ class MaskedModule:
         self._ownership = ThreadOwnership(type(model).__name__)
         self._installation = HookInstallation(model, module_map, self.sites, self, settings.schedule.skips)
         self._set_aside = SetAside()
+        self._correction = correction
         self._output_maps: dict[tuple[torch.Size, torch.dtype, str], OutputMap] = {}
         self._call: CallUnderWay | None = None
         self._window = Window(self._tracker, self._new_generation(PolicyView(module_map, "none", None, 0, ())))
@@ -130,11 +134,15 @@ class MaskedModule:
             AlreadyPrunedError: the model carries hooks of another handle.
         """
         self._installation.put_on()
+        if self._correction is not None:
+            self._correction.put_on()
 
     def remove(self) -> None:
         """Take all hooks off and free the caches; the model is as it was."""
         self.unwind()
         self._installation.take_off()
+        if self._correction is not None:
+            self._correction.take_off()
         self.reset()
 
     def reset(self) -> None:
@@ -143,6 +151,8 @@ class MaskedModule:
         self._window = Window(self._tracker.renewed(), self.generation.emptied())
         self._windows = {"": self._window}
         self._output_maps.clear()
+        if self._correction is not None:
+            self._correction.forget()
         self._end_call()
         self.sites.forget()
 
@@ -197,13 +207,15 @@ class MaskedModule:
             self.generations += 1
         if position.first_of_step:
             generation.begin_step(position, self.settings.schedule, self.settings.policy)
+            self._announce(position)
         branch = self._begin_branch(position, given)
         known = branch.prediction is not None
         selection = self._for_batch(generation.selection, len(latents)) if known else None
         self._call = CallUnderWay(position, branch, selection, skips=known and generation.skipping)
         siblings = [b for b in generation.branches.values() if b is not branch and b.step == position.step]
         view, weighed = generation.view, generation.guidance if generation.weighs and position.first_of_step else None
-        self.sites.prepare(given, branch, selection, view.tokens, position.time, view.images, siblings, weighed)
+        keeps = self._keeps_keys(branch)
+        self.sites.prepare(given, branch, selection, view.tokens, position.time, view.images, siblings, weighed, keeps)
         self.sites.prepare_text(given, branch, pruned=selection is not None)
         if weighed is not None or (not known and branch.makes_buffers):
             # Compiled blocks must never see the buffers being made: that would be another graph for each layer. Nor
@@ -213,6 +225,21 @@ class MaskedModule:
         tokens = 0 if self._call.skips else selection.count if selection else whole
         generation.records[-1].calls.append(CallRecord(position.branch, tokens, Stopwatch(latents.device)))
         return given.gathered(self.sites.exit.rows)
+
+    def _keeps_keys(self, branch: BranchCache) -> bool:
+        """Whether full calls keep keys and values: for pruned calls, and to find out how the output is laid out."""
+        schedule = self.settings.schedule
+        return schedule.prunes or not schedule.skips or branch.output_map is None
+
+    def _announce(self, position: CallPosition) -> None:
+        """Tell the correction what the step computes; windows of one picture share a sampler, and go without."""
+        if self._correction is None:
+            return
+        if self._label.name:
+            self._correction.forget()
+            return
+        generation = self.generation
+        self._correction.begin_step(position, generation.records[-1], generation.selection, generation.view.grid)
 
     def complete(self, output: Tensor) -> Tensor:
         """Take in what the exit module gave: of N tokens at a full call, unchanged; of n, completed, otherwise."""
@@ -345,7 +372,8 @@ class MaskedModule:
 
     def _forecast(self, call: CallUnderWay) -> Tensor | None:
         """What the coming tokens would have been taken for, where policy or trace need to know and there is a past."""
-        wanted = self.settings.trace or "forecast_error" in self.settings.policy.needs
+        settings = self.settings
+        wanted = settings.trace or "forecast_error" in settings.policy.needs or settings.schedule.asks_errors
         if not wanted or call.branch.prediction is None:
             return None
         forecast = call.branch.reuse.forecast(call.position.time)
@@ -357,6 +385,9 @@ class MaskedModule:
         if tokens is None:
             return
         key = (tokens.shape, tokens.dtype, str(tree_structure(output)))
+        if key not in self._output_maps and not self._keeps_keys(call.branch):
+            call.branch.output_map = None  # it was another kind of output; the next call, a full one, finds this one's
+            return
         if key not in self._output_maps:
             nothing = torch.empty(len(tokens), 0, dtype=torch.int64, device=tokens.device)
             call.selection = Selection(nothing, tokens.shape[1])
@@ -370,3 +401,5 @@ class MaskedModule:
 
             self._output_maps[key] = OutputMap(tokens, output, rearrange)
         call.branch.output_map = self._output_maps[key]
+        if not self._keeps_keys(call.branch):
+            call.branch.drop_keys()

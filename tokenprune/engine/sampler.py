@@ -16,6 +16,8 @@ class Sampler:
 
     def __init__(self, pipeline: Any) -> None:
         self._pipeline = pipeline
+        self._read: Tensor | None = None
+        self._values: tuple[float, ...] = ()
 
     @property
     def timesteps(self) -> Tensor | None:
@@ -32,3 +34,13 @@ class Sampler:
         if table is None or place is None or not 0 <= place < len(table):
             return None
         return len(table) - place
+
+    @property
+    def coming(self) -> tuple[float, ...] | None:
+        """The entries of the table that are left, the coming step's first; waits for the device once for each table."""
+        left, table = self.remaining, self.timesteps
+        if left is None or table is None:
+            return None
+        if self._read is not table:
+            self._read, self._values = table, tuple(float(value) for value in table.tolist())
+        return self._values[len(self._values) - left :]

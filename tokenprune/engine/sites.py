@@ -63,6 +63,7 @@ class Sites:
         images: int = 1,
         siblings: Iterable[BranchCache] = (),
         weighed: Guidance | None = None,
+        keeps: bool = True,
     ) -> None:
         """Tell all hooks what the coming call computes.
 
@@ -76,6 +77,7 @@ class Sites:
             siblings: branches that the same step called before this one.
             weighed: how guidance lies in the batch, where the policy wants to know the attention of its conditional
                 half; None where it does not.
+            keeps: whether keys and values are kept for pruned calls; otherwise attention is left alone.
         """
         starts, frames, rows = call.image_starts, call.frames, None
         if starts is not None and selection is not None:
@@ -88,7 +90,9 @@ class Sites:
         self.exit.starts, self.exit.frames = starts, frames
         self._give_rows(rows)
         for site in self.attentions:
-            site.active = True
+            site.active = keeps
+        if not keeps:
+            return
         coming = Coming(
             branch=branch,
             clock=self._tell_time(time, call.latents.device),

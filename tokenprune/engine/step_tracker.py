@@ -34,6 +34,7 @@ class CallPosition:
         first_of_step: whether a step begins with this call.
         level: noise level relative to the generation's first, from 1 down to 0.
         remaining: steps left, this one included; None where the timesteps are not known ahead.
+        levels: noise levels of all steps of the generation; None where they were not known at its first.
         adopted: at the second step, how many calls of the first turned out to be another generation's that was given
             up: the generation began after them.
     """
@@ -45,6 +46,7 @@ class CallPosition:
     first_of_step: bool
     level: float = 1.0
     remaining: int | None = None
+    levels: tuple[float, ...] | None = None
     adopted: int = 0
 
 
@@ -117,6 +119,7 @@ class StepTracker:
         self._step = -1
         self._time = 0.0
         self._first_time = 0.0
+        self._levels: tuple[float, ...] | None = None
         self._place: int | None = None
         self._calls: dict[tuple[str, tuple[int, ...]], int] = {}
         self._signature: tuple[object, ...] = ()
@@ -146,7 +149,7 @@ class StepTracker:
             UnsupportedCallError: the timestep holds no value, or other latents come at the same timestep.
         """
         sampler_table = self._sampler.timesteps if self._sampler is not None else None
-        time, place, remaining, new_table = self._reader.read(timestep, sampler_table)
+        time, place, coming, new_table = self._reader.read(timestep, sampler_table)
         shape, conditions = tuple(latents.shape), Conditions(others)
         signature = (shape, latents.dtype, latents.device)
         goes_on = True
@@ -186,8 +189,10 @@ class StepTracker:
             self._conditions.append(conditions)
         self._time, self._place = time, place
         span = self._first_time - self._end
-        if remaining is None and self._sampler is not None and self._table is not None:
-            remaining = self._sampler.remaining
+        if coming is None and self._sampler is not None and self._table is not None:
+            coming = self._sampler.coming
+        if self._step == 0 and not same_step:
+            self._levels = self._levels_of(coming)
         return CallPosition(
             step=self._step,
             time=time,
@@ -195,9 +200,15 @@ class StepTracker:
             first_of_generation=first_of_generation,
             first_of_step=not same_step,
             level=(time - self._end) / span if span else 1.0,
-            remaining=remaining,
+            remaining=None if coming is None else len(coming),
+            levels=self._levels,
             adopted=adopted,
         )
+
+    def _levels_of(self, times: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        """Noise levels relative to the first of these timesteps, in whichever units."""
+        span = times[0] - self._end if times else 0.0
+        return tuple((time - self._end) / span for time in times) if times and span else None
 
     def _notice_turns(self, time: float, repeated: bool) -> None:
         """Raise where lone steps come again with other latents, at one timestep after the other."""

@@ -17,14 +17,19 @@ class Timestep(NamedTuple):
     Attributes:
         time: its value.
         place: its place in the memory of its table; None outside a table.
-        remaining: entries of the table from there on; None outside a table.
+        coming: entries of the table from there on; None outside a table.
         new_table: whether that table is another one than the last.
     """
 
     time: float
     place: int | None = None
-    remaining: int | None = None
+    coming: tuple[float, ...] | None = None
     new_table: bool = False
+
+    @property
+    def remaining(self) -> int | None:
+        """How many entries of the table are left, this one included; None outside a table."""
+        return None if self.coming is None else len(self.coming)
 
 
 class TimestepReader:
@@ -74,7 +79,7 @@ class TimestepReader:
         if self._place is not None and place > self._place:
             self._stride = place - self._place
         self._place = place
-        return Timestep(self._values[place], place, self._remaining(place, timestep, whole), new)
+        return Timestep(self._values[place], place, self._coming(place, timestep, whole), new)
 
     def _knows(self, timestep: Tensor, place: int) -> bool:
         table = self._table
@@ -86,11 +91,11 @@ class TimestepReader:
             return float(timestep.detach().flatten()[0]) == self._values[place]
         return self._version == version_of(timestep)
 
-    def _remaining(self, place: int, timestep: Tensor, whole: Tensor | None) -> int:
+    def _coming(self, place: int, timestep: Tensor, whole: Tensor | None) -> tuple[float, ...]:
         if whole is not None and whole.ndim == 1 and whole.dtype == timestep.dtype and len(whole) > 1:
             first, stride = int(whole.storage_offset()), int(whole.stride(0))
             if whole.untyped_storage().data_ptr() == timestep.untyped_storage().data_ptr() and stride > 0:
                 index, rest = divmod(place - first, stride)
                 if rest == 0 and 0 <= index < len(whole):
-                    return len(whole) - index
-        return -(-(len(self._values) - place) // self._stride)
+                    return tuple(self._values[place : first + stride * len(whole) : stride])
+        return tuple(self._values[place :: self._stride])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import torch
@@ -28,6 +29,25 @@ def positional_encoding(grid: TokenGrid, channels: int, device: torch.device) ->
     coordinates = positions(grid, device)
     share = math.ceil(channels / len(grid))
     return coordinates.repeat_interleave(share, dim=1)[:, :channels]
+
+
+def spread(mask: Tensor, grid: TokenGrid, shape: Sequence[int]) -> Tensor | None:
+    """A mask of tokens [B, N] as one that broadcasts to latents; None where their shape does not tell how.
+
+    Args:
+        mask: of tokens.
+        grid: of the N tokens.
+        shape: of the latents: [B, N, C], or [B, C, ...] with extents that are multiples of the grid's.
+    """
+    if len(shape) == 3 and shape[1] == mask.shape[1]:
+        return mask.unsqueeze(-1)
+    extents = shape[2:]
+    if len(extents) != len(grid) or any(whole % part for whole, part in zip(extents, grid, strict=True)):
+        return None
+    found = mask.view(len(mask), 1, *grid)
+    for axis, (whole, part) in enumerate(zip(extents, grid, strict=True), start=2):
+        found = found.repeat_interleave(whole // part, dim=axis)
+    return found
 
 
 def smooth(values: Tensor, grid: TokenGrid, sigma: float) -> Tensor:

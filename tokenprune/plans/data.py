@@ -12,11 +12,12 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import torch
 from torch import Tensor
 
-from tokenprune import policies, reuse, schedule
+from tokenprune import placement, policies, reuse, schedule
 from tokenprune.errors import ConfigurationError, one_line
 from tokenprune.policies.base import SelectionPolicy
 from tokenprune.policies.registry import POLICIES, find_policy, known_policies
 from tokenprune.reuse.base import Reuse
+from tokenprune.reuse.corrector import Corrector
 from tokenprune.schedule import Schedule
 
 
@@ -28,8 +29,9 @@ def _classes(kind: type, *modules: ModuleType) -> dict[str, type]:
 
 OWN: dict[type, dict[str, type]] = {
     SelectionPolicy: _classes(SelectionPolicy, policies),
-    Schedule: _classes(Schedule, schedule),
+    Schedule: _classes(Schedule, schedule, placement),
     Reuse: _classes(Reuse, reuse),
+    Corrector: {Corrector.__name__: Corrector},
 }
 """The package's own, by kind and name."""
 
@@ -104,6 +106,7 @@ def _(value: Tensor) -> Any:
 @written.register(SelectionPolicy)
 @written.register(Schedule)
 @written.register(Reuse)
+@written.register(Corrector)
 def _(value: Any) -> dict[str, Any]:
     return {"name": name_of(value), **settings_of(value)}
 

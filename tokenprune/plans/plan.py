@@ -6,19 +6,24 @@ from dataclasses import dataclass, field
 
 from tokenprune.policies.base import SelectionPolicy
 from tokenprune.reuse.base import Hold, Reuse
+from tokenprune.reuse.corrector import Corrector
 from tokenprune.schedule import Schedule
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How many tokens each step computes, which, and what the others become; `apply` takes it for a policy.
+    """How many tokens each step computes, which, what the others become, and how that is made good.
+
+    `apply` takes it for a policy.
 
     Attributes:
         policy: which tokens each step computes.
         schedule: how many; None takes the policy's own.
         reuse: what the predictions of all other tokens become.
+        corrector: how their effect on the latents is made good later; None leaves it.
     """
 
     policy: SelectionPolicy
     schedule: Schedule | None = None
     reuse: Reuse = field(default_factory=Hold)
+    corrector: Corrector | None = None

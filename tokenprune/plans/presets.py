@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from tokenprune.placement import PlacedSchedule
 from tokenprune.plans.plan import Plan
-from tokenprune.policies import ErrorControlledPolicy
+from tokenprune.policies import DensePolicy, ErrorControlledPolicy
+from tokenprune.reuse.corrector import Corrector
 from tokenprune.reuse.taylor import Taylor
 from tokenprune.schedule import BudgetSchedule
 
@@ -20,6 +22,8 @@ def share_of(budget: float | str) -> float:
     return budget
 
 
-def best_plan(budget: float) -> Plan:
-    """What `plan` gives for a share of the plain model's token computations."""
+def best_plan(budget: float, skips: bool = True) -> Plan:
+    """What `plan` gives for a share of the plain model's cost."""
+    if skips:
+        return Plan(DensePolicy(), PlacedSchedule(budget), Taylor(order=1), Corrector())
     return Plan(ErrorControlledPolicy(), BudgetSchedule(budget), Taylor(order=1, keys=True))

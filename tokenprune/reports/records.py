@@ -59,6 +59,7 @@ class StepRecord:
         num_tokens: N, image tokens of each image.
         selection_watch: stopwatch of the selection, None at a full step.
         calls: the calls of the model (guidance branches) so far.
+        correction: how far a corrector moved the latents, as a root mean square; None where it did not.
     """
 
     step: int
@@ -67,6 +68,7 @@ class StepRecord:
     num_tokens: int
     selection_watch: Stopwatch | None
     calls: list[CallRecord] = field(default_factory=list)
+    correction: torch.Tensor | None = None
 
     def report(self) -> StepReport:
         """What has become of it so far; waits for the device."""
@@ -80,4 +82,5 @@ class StepRecord:
             full=tokens == self.num_tokens,
             seconds=sum(call.watch.seconds for call in self.calls) + selecting,
             selection_seconds=selecting,
+            correction=None if self.correction is None else float(self.correction),
         )

@@ -11,7 +11,10 @@ from tokenprune.ops.grid import TokenGrid
 
 @dataclass(frozen=True)
 class StepReport:
-    """One step: `tokens` of `num_tokens` computed per image, whether it was `full`, its `seconds`."""
+    """One step: `tokens` of `num_tokens` computed per image, whether it was `full`, its `seconds`.
+
+    `correction` is how far a `Corrector` moved the latents, as a root mean square; None where it did not.
+    """
 
     step: int
     time: float
@@ -20,6 +23,7 @@ class StepReport:
     full: bool
     seconds: float
     selection_seconds: float
+    correction: float | None = None
 
 
 @dataclass(frozen=True)

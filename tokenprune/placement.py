@@ -1,0 +1,154 @@
+"""Full steps where they are needed most, and none between them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import ClassVar
+
+from tokenprune.schedule import ForecastError, Schedule, Step
+
+
+@dataclass(frozen=True)
+class PlacedSchedule(Schedule):
+    """A share of the plain model's operations, spent on full steps; all others are skipped and forecast.
+
+    Our own; no paper. Skipping the m-th step after a full one is expected to cost r m^1.5 h: h is how far the noise
+    level falls at that step, and r is the forecasts' error for each step that they reach ahead. How r changes is read
+    off the errors at the full steps so far, as a power of the step's index; before there are two, forecasts that were
+    far off are taken to get better (diffusion predictions change fast at first), and those that were near to stay so.
+    Full steps then lie such that all gaps cost the same, and as many are left as the budget allows. This is reckoned
+    anew at each full step, for the gap that follows it. What is skipped at the very end counts four times: no later
+    full step can correct it (`Corrector`).
+
+    A generation of N steps has int(budget * N) full ones, at least one, so that the share of all operations is kept,
+    not of tokens alone. All images of a batch share their full steps. The step after a full one waits for the device
+    once, to read two numbers.
+
+    Args:
+        budget: share of the plain model's operations, above 0 up to 1.
+        steps: number of steps to plan for where the sampler's timesteps are not known ahead.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    GROWTH: ClassVar[float] = 1.5
+    LAST_GAP: ClassVar[float] = 4.0
+    STEEPEST: ClassVar[float] = 1.6
+    LARGE_ERROR: ClassVar[float] = 0.3
+    TRUST_IN_PRIOR: ClassVar[float] = 0.1
+    MEMORY: ClassVar[float] = 0.6
+    FEWEST_TO_LEARN: ClassVar[int] = 4
+
+    budget: float
+    steps: int = 28
+
+    def __post_init__(self) -> None:
+        if not 0 < self.budget <= 1:
+            raise ValueError(f"budget: expected a share of the operations in (0, 1], got {self.budget}")
+        if not isinstance(self.steps, int) or isinstance(self.steps, bool) or self.steps < 1:
+            raise ValueError(f"steps: expected a whole number of at least 1, got {self.steps!r}")
+
+    @property
+    def skips(self) -> bool:
+        """Whether the budget leaves out any step."""
+        return self.budget < 1
+
+    @property
+    def prunes(self) -> bool:
+        """Never: steps are full or skipped."""
+        return False
+
+    @property
+    def asks_errors(self) -> bool:
+        """As `skips`."""
+        return self.skips
+
+    def full_steps(self, total: int) -> int:
+        """How many of a generation's steps are full."""
+        return max(1, math.floor(self.budget * total + 1e-9))
+
+    def fraction(self, step: Step) -> float:
+        """1 at a full step, 0 at all others."""
+        total = self.steps if step.remaining is None else step.index + step.remaining
+        allowed = self.full_steps(total)
+        if step.full == 0:
+            return 1.0
+        if step.full >= allowed:
+            return 0.0
+        levels = step.levels if step.levels is not None and len(step.levels) == total else None
+        falls = _falls(levels, total)
+        if allowed < self.FEWEST_TO_LEARN or not step.errors:
+            if allowed >= self.FEWEST_TO_LEARN and step.index == 1:
+                return 1.0
+            last, steepness = self._last_full(step), 0.0
+        else:
+            last, steepness = step.errors[-1].index, self.steepness(step.errors)
+        return float(step.index >= _next_full(falls, last, allowed - step.full, steepness))
+
+    def steepness(self, errors: tuple[ForecastError, ...]) -> float:
+        """p, if errors for each step ahead fall like the step's index to the power -p: least squares that forget."""
+        first = errors[0]
+        prior = self.STEEPEST * min(1.0, first.error / max(first.size, 1e-12) / self.LARGE_ERROR)
+        points = [(math.log(e.index), math.log(max(e.error / e.gap, 1e-12))) for e in errors if e.index > 0]
+        weights = [self.MEMORY**age for age in reversed(range(len(points)))]
+        total = sum(weights)
+        if not total:
+            return prior
+        mean_x = sum(w * x for w, (x, _) in zip(weights, points, strict=True)) / total
+        mean_y = sum(w * y for w, (_, y) in zip(weights, points, strict=True)) / total
+        both = sum(w * (x - mean_x) * (y - mean_y) for w, (x, y) in zip(weights, points, strict=True))
+        spread = sum(w * (x - mean_x) ** 2 for w, (x, _) in zip(weights, points, strict=True))
+        found = (self.TRUST_IN_PRIOR * prior - both) / (spread + self.TRUST_IN_PRIOR)
+        return min(self.STEEPEST, max(0.0, found)) if math.isfinite(found) else prior
+
+    def _last_full(self, step: Step) -> int:
+        return step.errors[-1].index if step.errors else 0
+
+
+def _falls(levels: tuple[float, ...] | None, total: int) -> tuple[float, ...]:
+    """By how much the noise level falls at each step."""
+    if levels is None:
+        return (1.0 / total,) * total
+    return tuple(abs(one - other) for one, other in zip(levels, (*levels[1:], 0.0), strict=True))
+
+
+@lru_cache(maxsize=256)
+def _next_full(falls: tuple[float, ...], last: int, left: int, steepness: float) -> int:
+    """The full step after `last`, if `left` more are allowed; as many as there are steps if none follows."""
+    total = len(falls)
+    if left <= 0:
+        return total
+    if left >= total - 1 - last:
+        return last + 1
+    growth = PlacedSchedule.GROWTH
+
+    def cost(step: int, since: int) -> float:
+        pace = (max(step, 1) / max(last, 1)) ** -steepness
+        return pace * falls[step] * float(step - since) ** growth
+
+    low, high = 0.0, max(sum(cost(k, last) for k in range(last + 1, total)) * PlacedSchedule.LAST_GAP, 1e-12)
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if len(_placed(cost, middle, last, total, left)) > left else (low, middle)
+    places = _placed(cost, high, last, total, left)
+    return places[0] if places else total
+
+
+def _placed(cost: Callable[[int, int], float], allowed: float, last: int, total: int, most: int) -> list[int]:
+    """Full steps after `last` such that no gap costs more than what is allowed; breaks off beyond `most` of them."""
+    found: list[int] = []
+    while len(found) <= most:
+        spent, step = 0.0, last + 1
+        while step < total and (spent := spent + cost(step, last)) <= allowed:
+            step += 1
+        if step >= total and spent * PlacedSchedule.LAST_GAP <= allowed:
+            break
+        last = min(step, total - 1)
+        found.append(last)
+        if last == total - 1:
+            break
+    return found
