@@ -26,7 +26,7 @@ from tokenprune.macs.counting import count_steps
 from tokenprune.modulemap import ModuleMap
 from tokenprune.ops.guidance import BranchKey, Guidance
 from tokenprune.plans.plan import Plan
-from tokenprune.plans.presets import best_plan, share_of
+from tokenprune.plans.presets import best_plan, share_of, token_plan
 from tokenprune.policies.base import SelectionPolicy
 from tokenprune.registry import Adapter, find_adapter, transformer_of
 from tokenprune.reports.records import StepRecord
@@ -304,23 +304,37 @@ _EXAMPLES = {
 }
 
 
-def plan(target: Any, budget: float | str = "balanced") -> Plan:
+def plan(
+    target: Any,
+    budget: float | str = "balanced",
+    *,
+    macs: float | None = None,
+    speedup: float | None = None,
+    skips: bool = True,
+) -> Plan:
     """The schedule, policy and forecast with the best fidelity known for a share of the plain model's cost.
 
-    A warm-up, a full step every few steps, and between them the tokens with the largest expected error; predictions,
-    keys and values of all others are forecast. Found on the tuning captions of the embedded models; docs/analysis.md
-    compares it with all else on captions that were not used for that. Other models may have other optima.
+    Full steps lie where the forecasts' errors say that they are needed (`PlacedSchedule`), all others are skipped and
+    forecast along a line, and what that did to the latents is made good at the next full step (`Corrector`). As steps
+    are full or skipped, tokens and operations have the same share, which is kept exactly. docs/analysis.md compares it
+    with all else on several models.
 
-        handle = tokenprune.apply(pipe, tokenprune.plan(pipe, budget=0.5))
+        handle = tokenprune.apply(pipe, tokenprune.plan(pipe, macs=0.5))
+
+    Give `apply` the pipeline, not its transformer: the corrector needs the sampler.
 
     Args:
         target: the transformer, or a pipeline that holds it as `transformer`.
-        budget: share of the plain model's token computations, above 0 up to 1; or "quality" (0.6), "balanced" (0.5)
-            or "fast" (0.35).
+        budget: share of the plain model's computations, above 0 up to 1; or "quality" (0.6), "balanced" (0.5) or
+            "fast" (0.35).
+        macs: the same as a number, where it is to be clear that operations are meant.
+        speedup: the same as how many times fewer operations, at least 1.
+        skips: False gives the best plan known that computes some tokens at every step, for models that cannot skip
+            steps; the budget is then one of token computations, and operations fall by less.
 
     Raises:
         UnknownModelError: no adapter serves the model, and it cannot be discovered.
-        ValueError: the budget is neither a share nor a preset's name.
+        ValueError: the budget is neither a share nor a preset's name, or several costs are given.
     """
     model = transformer_of(target)
     try:
@@ -330,4 +344,16 @@ def plan(target: Any, budget: float | str = "balanced") -> Plan:
 
         if not may_be_discovered(model):
             raise
-    return best_plan(share_of(budget))
+    cost = _cost(budget, macs, speedup)
+    return best_plan(cost) if skips else token_plan(cost)
+
+
+def _cost(budget: float | str, macs: float | None, speedup: float | None) -> float:
+    """The share of the plain model's cost that one of these says."""
+    if macs is None and speedup is None:
+        return share_of(budget)
+    if budget != "balanced" or (macs is not None and speedup is not None):
+        raise ValueError(f"plan: expected one of budget, macs and speedup, got {budget!r}, {macs!r} and {speedup!r}")
+    if speedup is not None and not speedup >= 1:
+        raise ValueError(f"speedup: expected a number of at least 1, got {speedup!r}")
+    return macs if macs is not None else 1 / speedup if speedup else 1.0

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 import tokenprune
 from tokenprune import CATPolicy, Hold, Plan, Reuse, Selection, Taylor
 from tokenprune.ops.static_memory import StaticBuffers
-from tokenprune.plans.presets import best_plan
+from tokenprune.plans.presets import token_plan
 from tokenprune.reuse.key_value import FreshKeys
 
 POLICY = CATPolicy(0.3, 3, num_clusters=5)
-PLANS = {"cat": Plan(POLICY), "best": best_plan(0.5)}
+PLANS = {"cat": Plan(POLICY), "best": token_plan(0.5)}
 
 
 def addresses(handle: Any) -> dict[str, int]:

@@ -105,13 +105,7 @@ class BranchCache:
             if all(BufferKey(path, number) in self.buffers for number in seen.keys)
         }
         self._unpaired = former._unpaired
-        self.output_map = former.output_map
         self.constants = {path: output for path, output in former.constants.items() if output.writable}
-
-    def drop_keys(self) -> None:
-        """Free keys and values: no coming call needs them."""
-        self.buffers.clear()
-        self.attention.clear()
 
     @property
     def makes_buffers(self) -> bool:

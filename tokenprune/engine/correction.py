@@ -56,7 +56,7 @@ class Drawn:
         bound: the arguments of its call.
         output: the prediction that it got, after guidance and whatever else the pipeline does.
         time: the step's timestep.
-        known: where the prediction was computed, as a mask that broadcasts to it; True for everywhere, False for nowhere.
+        known: where the prediction was computed, as a mask that broadcasts to it; True: everywhere, False: nowhere.
     """
 
     bound: inspect.BoundArguments

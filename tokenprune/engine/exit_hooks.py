@@ -52,6 +52,9 @@ class Exit:
             whole = found.new_empty(len(found), length, found.shape[2])
             whole = self.rows.sequence(self.site.layout, length).scatter(found, whole)
             images = self._places(self.tokens, whole).scatter(images, whole)
+        elif self.site.layout != "image":
+            found = self._sequences(output)
+            images = self._places(self.tokens, found).scatter(images, found)
         if output.ndim > 3:
             return images.unflatten(1, output.shape[1:-1])
         return images.movedim((0, 1), (self.site.batch, self.site.dim))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_structure
 
+from tokenprune.engine.block_outputs import BlockOutputs
 from tokenprune.engine.branch_cache import BranchCache
 from tokenprune.engine.cache_conflicts import refuse_caches
 from tokenprune.engine.call_arguments import CallArguments, Given
@@ -109,6 +110,7 @@ class MaskedModule:
         self._ownership = ThreadOwnership(type(model).__name__)
         self._installation = HookInstallation(model, module_map, self.sites, self, settings.schedule.skips)
         self._set_aside = SetAside()
+        self._block_outputs = BlockOutputs()
         self._correction = correction
         self._output_maps: dict[tuple[torch.Size, torch.dtype, str], OutputMap] = {}
         self._call: CallUnderWay | None = None
@@ -165,7 +167,8 @@ class MaskedModule:
         self.generations -= 1
 
     def unwind(self) -> None:
-        """Leave whatever an exception or an interrupt left behind: attention modes, forced eager execution."""
+        """Leave whatever an exception or an interrupt left behind: attention modes, watched blocks, eager execution."""
+        self._block_outputs.leave()
         self._set_aside.take_back()
         self.sites.leave_modes()
 
@@ -214,22 +217,21 @@ class MaskedModule:
         self._call = CallUnderWay(position, branch, selection, skips=known and generation.skipping)
         siblings = [b for b in generation.branches.values() if b is not branch and b.step == position.step]
         view, weighed = generation.view, generation.guidance if generation.weighs and position.first_of_step else None
-        keeps = self._keeps_keys(branch)
+        schedule = self.settings.schedule
+        keeps = schedule.prunes or not schedule.skips
+        seen = schedule.skips and branch.output_map is None  # whether the layout of the output is found by this call
         self.sites.prepare(given, branch, selection, view.tokens, position.time, view.images, siblings, weighed, keeps)
         self.sites.prepare_text(given, branch, pruned=selection is not None)
-        if weighed is not None or (not known and branch.makes_buffers):
+        if weighed is not None or seen or (not known and branch.makes_buffers):
             # Compiled blocks must never see the buffers being made: that would be another graph for each layer. Nor
-            # the attention being weighed, once a generation: that would be a third graph for each kind of block.
+            # the attention being weighed or their outputs noted, once a generation: that would be further graphs.
             self._set_aside.put(map(self.model.get_submodule, self.sites.blocks))
+        if seen:
+            self._block_outputs.watch(map(self.model.get_submodule, self.sites.blocks))
         whole = generation.records[-1].num_tokens
         tokens = 0 if self._call.skips else selection.count if selection else whole
         generation.records[-1].calls.append(CallRecord(position.branch, tokens, Stopwatch(latents.device)))
         return given.gathered(self.sites.exit.rows)
-
-    def _keeps_keys(self, branch: BranchCache) -> bool:
-        """Whether full calls keep keys and values: for pruned calls, and to find out how the output is laid out."""
-        schedule = self.settings.schedule
-        return schedule.prunes or not schedule.skips or branch.output_map is None
 
     def _announce(self, position: CallPosition) -> None:
         """Tell the correction what the step computes; windows of one picture share a sampler, and go without."""
@@ -280,6 +282,7 @@ class MaskedModule:
         self.generation.end_call()
         if self.settings.schedule.skips and call is not None and call.selection is None and not call.skips:
             self._map_output(call, args, kwargs, output)
+        self._block_outputs.leave()
         self._set_aside.take_back()
         self._end_call()
         self._ownership.leave()
@@ -380,26 +383,17 @@ class MaskedModule:
         return forecast if call.selection is None else call.selection.gather(forecast)
 
     def _map_output(self, call: CallUnderWay, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        """Find out how the model lays out its tokens, by runs on no image tokens at all."""
+        """Find out how the model lays out its tokens, by runs in which its blocks compute nothing."""
         tokens = call.branch.prediction
         if tokens is None:
             return
         key = (tokens.shape, tokens.dtype, str(tree_structure(output)))
-        if key not in self._output_maps and not self._keeps_keys(call.branch):
-            call.branch.output_map = None  # it was another kind of output; the next call, a full one, finds this one's
-            return
         if key not in self._output_maps:
-            nothing = torch.empty(len(tokens), 0, dtype=torch.int64, device=tokens.device)
-            call.selection = Selection(nothing, tokens.shape[1])
-            given = self._arguments(args, kwargs)
-            self.sites.prepare(given, call.branch, call.selection, tokens.shape[1], call.position.time)
-            args, kwargs = given.gathered(self.sites.exit.rows)
 
             def rearrange(numbered: Tensor) -> Any:
                 call.numbered = numbered
-                return self.model.forward(*args, **kwargs)
+                with self._block_outputs.stand_in():
+                    return self.model.forward(*args, **kwargs)
 
             self._output_maps[key] = OutputMap(tokens, output, rearrange)
         call.branch.output_map = self._output_maps[key]
-        if not self._keeps_keys(call.branch):
-            call.branch.drop_keys()

@@ -28,36 +28,41 @@ class OutputMap:
     """
 
     def __init__(self, tokens: Tensor, output: Any, rearrange: Callable[[Tensor], Any]) -> None:
-        leaves, self._structure = _tensors(output)
-        self._shape, self._device = leaves[0].shape, leaves[0].device
+        known, self._structure, self._apart = _whole(output, len(tokens))
+        self._shape, self._device = known.shape, known.device
         base = int(2 / torch.finfo(tokens.dtype).eps)
         numbers = torch.arange(tokens[0].numel(), device=tokens.device)
         self._places = torch.zeros(self._shape[1:].numel(), dtype=torch.int64, device=tokens.device)
         weight = 1
         while weight <= tokens[0].numel():
             digits = (numbers // weight % base).to(tokens.dtype).view(tokens.shape[1:]).expand_as(tokens)
-            (found,), _ = _tensors(rearrange(digits))
+            found, *_ = _whole(rearrange(digits), len(tokens))
             places = found[0].flatten().round().long().clamp(0, base - 1)
             self._places += weight * places.to(tokens.device)
             weight *= base
         self._places.clamp_(max=tokens[0].numel() - 1)
-        (made,), _ = _tensors(self(tokens))
-        if not torch.equal(made.nan_to_num(), leaves[0].nan_to_num()):
+        made, *_ = _whole(self(tokens), len(tokens))
+        if not torch.equal(made.nan_to_num(), known.nan_to_num()):
             raise UnsupportedCallError(
                 "a schedule with fraction 0 needs a model whose output is a rearrangement of its exit's tokens; this "
-                "one computes with them. Use a fraction above 0"
+                "one computes with them. Use a fraction above 0, or tokenprune.plan(..., skips=False)"
             )
 
     def __call__(self, tokens: Tensor) -> Any:
         """The model's output for tokens [B, N, C]."""
-        output = tokens.flatten(1)[:, self._places].view(len(tokens), *self._shape[1:])
-        return tree_unflatten([output.to(self._device)], self._structure)
+        output = tokens.flatten(1)[:, self._places].view(len(tokens), *self._shape[1:]).to(self._device)
+        return tree_unflatten(list(output) if self._apart else [output], self._structure)
 
 
-def _tensors(output: Any) -> tuple[list[Tensor], TreeSpec]:
+def _whole(output: Any, batch: int) -> tuple[Tensor, TreeSpec, bool]:
+    """A model's output [B, ...], its structure, and whether it came as one tensor for each image."""
     leaves, structure = tree_flatten(output)
-    if len(leaves) != 1 or not isinstance(leaves[0], Tensor):
-        raise UnsupportedCallError(
-            f"a schedule with fraction 0 needs a model with one output tensor, got {len(leaves)} values"
-        )
-    return leaves, structure
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    if len(tensors) == len(leaves) == 1 and len(tensors[0]) == batch:
+        return tensors[0], structure, False
+    if len(tensors) == len(leaves) == batch and len({leaf.shape for leaf in tensors}) == 1:
+        return torch.stack(tensors), structure, True
+    raise UnsupportedCallError(
+        f"a schedule with fraction 0 needs a model whose output is one tensor, or one for each of its {batch} images, "
+        f"got {len(leaves)} values; use a fraction above 0, or tokenprune.plan(..., skips=False)"
+    )

@@ -11,12 +11,13 @@ from tokenprune.bench.configurations.configuration import Configuration, plain
 from tokenprune.bench.configurations.peers.table import configurations as other_packages
 from tokenprune.bench.configurations.schedules import PAPER, after_warmup, refreshes, warm_refreshes
 from tokenprune.plans.plan import Plan
-from tokenprune.plans.presets import PRESETS, best_plan
+from tokenprune.plans.presets import PRESETS, best_plan, token_plan
 from tokenprune.policies import ALL, CATPolicy, ClusterRandomPolicy, ErrorControlledPolicy, SequentialPolicy
 from tokenprune.policies.base import SelectionPolicy
 from tokenprune.policies.description import Variant
 from tokenprune.reuse.base import Hold
 from tokenprune.reuse.cluster_correction import ClusterCorrection
+from tokenprune.reuse.corrector import Corrector
 from tokenprune.reuse.taylor import Taylor
 from tokenprune.schedule import BudgetSchedule, Step
 
@@ -77,19 +78,27 @@ def forecasts(budget: float, steps: int) -> list[Configuration]:
     return [*found, Configuration(f"ClusCa, {WARMUPS[-1]} full steps", clusters, source=source)]
 
 
+NO_SKIPS = "tokenprune.plan, skips=False"
+"""The recommended plan where no step may be skipped."""
+
+
 def plans(budget: float, steps: int) -> list[Configuration]:
     """The plan that the package recommends, and what each of its parts is worth."""
-    best = best_plan(budget)
+    best, tokens = best_plan(budget), token_plan(budget)
     parts = {
-        "": best,
-        ", CAT's choice": replace(best, policy=CATPolicy()),
-        ", consecutive rows": replace(best, policy=SequentialPolicy()),
-        ", scores not smoothed": replace(best, policy=ErrorControlledPolicy(smoothing=0.0)),
-        ", hold": replace(best, reuse=Hold()),
-        ", keys held": replace(best, reuse=Taylor(1)),
-        ", no full steps between": replace(best, schedule=BudgetSchedule(budget, every=None)),
+        "tokenprune.plan": best,
+        "tokenprune.plan, not corrected": replace(best, corrector=None),
+        "tokenprune.plan, prediction kept": replace(best, corrector=Corrector(response=0.0)),
+        "tokenprune.plan, hold": replace(best, reuse=Hold()),
+        NO_SKIPS: tokens,
+        f"{NO_SKIPS}, CAT's choice": replace(tokens, policy=CATPolicy()),
+        f"{NO_SKIPS}, consecutive rows": replace(tokens, policy=SequentialPolicy()),
+        f"{NO_SKIPS}, scores not smoothed": replace(tokens, policy=ErrorControlledPolicy(smoothing=0.0)),
+        f"{NO_SKIPS}, hold": replace(tokens, reuse=Hold()),
+        f"{NO_SKIPS}, keys held": replace(tokens, reuse=Taylor(1)),
+        f"{NO_SKIPS}, no full steps between": replace(tokens, schedule=BudgetSchedule(budget, every=None)),
     }
-    return [Configuration(f"tokenprune.plan{name}", plan, source="ours") for name, plan in parts.items()]
+    return [Configuration(name, plan, source="ours") for name, plan in parts.items()]
 
 
 def plane(budget: float, steps: int) -> list[Configuration]:
@@ -109,6 +118,8 @@ def sensitivity(budget: float, steps: int) -> list[Configuration]:
 
 RIVALS = (
     "tokenprune.plan",
+    "tokenprune.plan, not corrected",
+    "tokenprune.plan, skips=False",
     "plain, {fewer} steps",
     "full steps evenly, hold",
     "full steps evenly, linear",
@@ -202,7 +213,7 @@ STORAGE = (None, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
 
 def storage(budget: float, steps: int) -> list[Configuration]:
     """Keys and values in smaller types, as far as they can be held or forecast in them."""
-    schedule, plans = after_warmup(budget, steps, WARMUPS[-1]), {"tokenprune.plan": best_plan(budget)}
+    schedule, plans = after_warmup(budget, steps, WARMUPS[-1]), {NO_SKIPS: token_plan(budget)}
     if schedule is not None:
         plans["CAT"] = Plan(CATPolicy(), schedule)
     configurations = [

@@ -20,7 +20,7 @@ from tokenprune.bench.subjects.random_weights import SHAPES, RandomPipeline
 from tokenprune.engine import block_hooks, masked_module
 from tokenprune.engine.generation import Generation
 from tokenprune.plans.plan import Plan
-from tokenprune.plans.presets import best_plan
+from tokenprune.plans.presets import token_plan
 from tokenprune.policies import CATPolicy
 from tokenprune.reuse.key_value import KeyValueBuffer
 from tokenprune.reuse.linear_key_value import LinearBuffer
@@ -35,7 +35,7 @@ PARTS: dict[str, tuple[Any, str]] = {
 """What is timed, and where it is."""
 
 
-CONFIGURATIONS: dict[str, Plan] = {"CAT": Plan(CATPolicy(0.3)), "tokenprune.plan, 0.5": best_plan(0.5)}
+CONFIGURATIONS: dict[str, Plan] = {"CAT": Plan(CATPolicy(0.3)), "tokenprune.plan, skips=False": token_plan(0.5)}
 
 
 STEPS = 12

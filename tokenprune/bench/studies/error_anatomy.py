@@ -30,7 +30,7 @@ from tokenprune.bench.measuring.run import machine, versions
 from tokenprune.embedded import scenes
 from tokenprune.embedded.load import EMBEDDED, quiet
 from tokenprune.plans.plan import Plan
-from tokenprune.plans.presets import best_plan
+from tokenprune.plans.presets import token_plan
 from tokenprune.policies import CATPolicy, ErrorControlledPolicy, RandomPolicy, SequentialPolicy
 from tokenprune.reuse.base import Hold
 from tokenprune.reuse.taylor import Taylor
@@ -120,7 +120,7 @@ def forecast_error_by_gap(pipe: Any, task: Task, plan: Plan) -> dict[int, dict[s
 
 def plans(steps: int) -> dict[str, Plan]:
     """What is taken apart, all at half of the token computations."""
-    found = {"tokenprune.plan": best_plan(0.5)}
+    found = {"tokenprune.plan, skips=False": token_plan(0.5)}
     for name, policy, warmup, reuse in (
         ("CAT, 8 full steps", CATPolicy(), 8, Hold()),
         ("consecutive rows, 8 full steps", SequentialPolicy(), 8, Hold()),
