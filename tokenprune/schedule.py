@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import ClassVar
 
+from tokenprune.setting_types import Settings
+
 
 @dataclass(frozen=True)
 class Step:
@@ -26,7 +28,7 @@ class Step:
     remaining: int | None
 
 
-class Schedule(ABC):
+class Schedule(Settings, ABC):
     """A fraction of the image tokens for every step of a generation.
 
     One whose fractions depend on nothing but index and remaining steps may derive from `IndexSchedule` instead.
@@ -56,6 +58,10 @@ class Schedule(ABC):
         """
         return step.remaining != 1
 
+    def prunes(self, steps: int) -> bool | None:
+        """Whether a generation of so many steps computes fewer tokens than all at one; None where that is not known."""
+        return None
+
 
 class IndexSchedule(Schedule):
     """A schedule whose fractions depend on nothing but the index of a step and the number of those that remain."""
@@ -65,6 +71,10 @@ class IndexSchedule(Schedule):
         remaining = None if step.remaining is None else step.remaining - 1
         coming = replace(step, index=step.index + 1, remaining=remaining)
         return remaining != 0 and self.fraction(coming) < 1
+
+    def prunes(self, steps: int) -> bool | None:
+        """Whether any step's fraction is below 1."""
+        return any(self.fraction(Step(index, 0.0, 1.0, steps - index)) < 1 for index in range(steps))
 
 
 @dataclass(frozen=True)
@@ -255,6 +265,11 @@ class LevelSchedule(Schedule):
         """Whether there is a next step after the warm-up, as its level is not known."""
         return super().may_prune_after(step) and step.index + 1 >= self.warmup_steps
 
+    def prunes(self, steps: int) -> bool | None:
+        """False where all steps belong to the warm-up, or all fractions are 1; else it depends on their levels."""
+        whole = steps <= self.warmup_steps or all(fraction == 1 for _, fraction in self.points)
+        return False if whole else None
+
     @property
     def skips(self) -> bool:
         """Whether a point's fraction is 0."""
@@ -293,5 +308,5 @@ def _check_fraction(name: str, value: float) -> None:
 def _check_whole(schedule: Schedule, **least: int) -> None:
     for name, low in least.items():
         value = getattr(schedule, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < low:
+        if value < low:
             raise ValueError(f"{name}: expected a whole number of at least {low}, got {value!r}")

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from tokenprune.policies.base import SelectionPolicy
 from tokenprune.reuse.base import Hold, Reuse
 from tokenprune.schedule import Schedule
+from tokenprune.setting_types import Settings
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Settings):
     """How many tokens each step computes, which, and what the others become; `apply` takes it for a policy.
 
     Attributes:
