@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -29,10 +30,14 @@ class Generation:
     Args:
         view: what policies see of its predictions.
         recorder: takes the trace; None where nobody wants one.
+        token: the timeline's object for it; None before the first.
+        inherited: the last step's predictions of the model that was called before this one [B, N, C], by branch.
 
     Attributes:
         view: as above.
         recorder: as above.
+        token: as above.
+        inherited: as above, until the next step.
         branches: caches by guidance branch, as far as the last step or this one called them.
         conditional_branch: the branch that begins the current step, which policies see as the conditional one.
         handed_on: the last prediction of another batch's conditional branch [G * B, N, C], for its successor.
@@ -46,9 +51,17 @@ class Generation:
         examples: arguments of a call for each guidance branch, on the meta device where their values do not matter.
     """
 
-    def __init__(self, view: PolicyView, recorder: Recorder | None) -> None:
+    def __init__(
+        self,
+        view: PolicyView,
+        recorder: Recorder | None,
+        token: object = None,
+        inherited: Mapping[BranchKey, Tensor] = MappingProxyType({}),
+    ) -> None:
         self.view = view
         self.recorder = recorder
+        self.token = token
+        self.inherited = inherited
         self.branches: dict[BranchKey, BranchCache] = {}
         self.conditional_branch: BranchKey | None = None
         self.handed_on: Tensor | None = None
@@ -68,7 +81,7 @@ class Generation:
 
     def emptied(self) -> Generation:
         """What stays of the generation when its caches are freed: what a report tells of it."""
-        rest = Generation(self.view, self.recorder)
+        rest = Generation(self.view, self.recorder, self.token)
         rest.records, rest.history, rest.examples = self.records, self.history, self.examples
         return rest
 
@@ -85,6 +98,20 @@ class Generation:
         self.attention = None  # it was the other one's
         self.end_call()
 
+    def reference_of(self, branch: BranchKey, first_of_step: bool) -> Tensor | None:
+        """The prediction [B, N, C] that the first one of a new branch is relative to, if there is one."""
+        return self.handed_on if first_of_step and self.handed_on is not None else self.inherited.get(branch)
+
+    @property
+    def prunes(self) -> bool:
+        """Whether the current step computes fewer tokens than all."""
+        return self.skipping or self.selection is not None
+
+    @property
+    def last_step(self) -> int:
+        """Index of the latest step; -1 before the first."""
+        return self.records[-1].step if self.records else -1
+
     @property
     def guidance(self) -> Guidance:
         """How classifier-free guidance lies in the conditional branch's batch."""
@@ -94,6 +121,8 @@ class Generation:
         """Decide how many and which tokens the step computes."""
         tokens = num_tokens(self.view.grid)
         step = Step(position.step, position.time, position.level, position.remaining)
+        if self.records:
+            self.inherited = {}
         count = schedule.count(step, tokens)
         # Caches of branches that the last step did not call are out of date by an unknown number of steps.
         self.branches = {key: found for key, found in self.branches.items() if found.step >= position.step - 1}

@@ -34,6 +34,7 @@ class CallPosition:
         first_of_step: whether a step begins with this call.
         level: noise level relative to the generation's first, from 1 down to 0.
         remaining: steps left, this one included; None where the timesteps are not known ahead.
+        generation: the same object for all calls of a generation, another one for each.
         adopted: at the second step, how many calls of the first turned out to be another generation's that was given
             up: the generation began after them.
     """
@@ -46,6 +47,7 @@ class CallPosition:
     level: float = 1.0
     remaining: int | None = None
     adopted: int = 0
+    generation: object = None
 
 
 SLACK, MOST = 0.1, 0.97
@@ -90,10 +92,6 @@ class StepTracker:
         self._reader = TimestepReader()
         self.reset()
 
-    def with_rising_time(self) -> StepTracker:
-        """Another one that has followed no calls yet, for timesteps that grow while the noise level falls."""
-        return StepTracker(True, self._may_hold_halves, self._sampler)
-
     def copied(self) -> StepTracker:
         """Where this one stands, for calls that it is not to notice."""
         other = copy.copy(self)
@@ -114,6 +112,7 @@ class StepTracker:
         self._forget_steps()
 
     def _forget_steps(self) -> None:
+        self._generation = object()
         self._step = -1
         self._time = 0.0
         self._first_time = 0.0
@@ -197,6 +196,7 @@ class StepTracker:
             level=(time - self._end) / span if span else 1.0,
             remaining=remaining,
             adopted=adopted,
+            generation=self._generation,
         )
 
     def _notice_turns(self, time: float, repeated: bool) -> None:
@@ -295,4 +295,5 @@ class OneGeneration(StepTracker):
     ) -> CallPosition:
         """Take in the next call."""
         self._step += 1
-        return CallPosition(self._step, 0.0, BranchKey(0, tuple(latents.shape)), self._step == 0, True)
+        branch = BranchKey(0, tuple(latents.shape))
+        return CallPosition(self._step, 0.0, branch, self._step == 0, True, generation=self._generation)
