@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, UNet2DConditionModel, UNet2DModel
@@ -19,7 +23,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVi
 
 import tokenprune
 from tokenprune import NoisePolicy, UnknownModelError, UnsupportedModelError
-from tokenprune.targets import unwrapped
+from tokenprune.targets import PARTS, target_of, transformer_of, unwrapped
 
 pytestmark = pytest.mark.filterwarnings("ignore:FSDP is switching:UserWarning")
 POLICY = NoisePolicy(0.3, 3)
@@ -199,3 +203,35 @@ def test_replicas(sd3: nn.Module) -> None:
     wrapper.device_ids = [0, 1]  # as on a machine with two accelerators
     with pytest.raises(UnsupportedModelError, match=r"DataParallel over 2 devices: .* Use DistributedDataParallel"):
         tokenprune.apply(SimpleNamespace(transformer=wrapper), POLICY)
+
+
+# Pipelines -------------------------------------------------------------------------------------------------------
+
+
+def parts_of_pipelines() -> dict[str, set[str]]:
+    """Names under which the pipelines of diffusers hold diffusion transformers, with the pipelines of each."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for name in dir(diffusers):
+        made = getattr(diffusers, name, None) if name.endswith("Pipeline") else None
+        if made is None or "DummyObject" in type(made).__name__:
+            continue
+        for argument in inspect.signature(made.__init__).parameters.values():
+            if re.search(r"Transformer[23]DModel", str(argument.annotation)):
+                found[argument.name].add(name)
+    return found
+
+
+def test_every_transformer_of_diffusers_pipelines_is_found() -> None:
+    found = parts_of_pipelines()
+    assert len(found["transformer"]) > 50
+    assert {"WanPipeline", "WanImageToVideoPipeline", "WanVACEPipeline"} <= found["transformer_2"]
+    assert set(found) <= set(PARTS)
+
+
+@pytest.mark.parametrize("names", [("transformer",), PARTS[:2], PARTS, ("transformer_2",)], ids=" and ".join)
+def test_transformers_of_a_pipeline(names: tuple[str, ...]) -> None:
+    held = {name: nn.Linear(2, 2) for name in names}
+    target = target_of(SimpleNamespace(**{**dict.fromkeys(PARTS), **held, "vae": nn.Linear(1, 1)}))
+    assert target.models == held
+    assert target.is_pipeline
+    assert transformer_of(SimpleNamespace(**held)) is held[names[0]]

@@ -10,7 +10,7 @@ LONG = 1000
 """Steps of a generation that prunes something if its schedule means to prune at all."""
 
 
-LARGE = 2**30
+LARGE = 4 * 2**30
 """Bytes of caches that are worth telling."""
 
 
@@ -18,7 +18,7 @@ class PruningWatch:
     """Tells once where a generation computes everything though its schedule would prune in a longer one.
 
     That is foretold at a generation's first call where the number of its steps is known, and else told when the next
-    one begins. It also tells once of caches that hold more than `LARGE` bytes.
+    one begins. It also tells once of caches that hold `LARGE` bytes or more.
 
     Args:
         schedule: says how many tokens each step computes; None watches nothing.
