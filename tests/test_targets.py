@@ -235,3 +235,8 @@ def test_transformers_of_a_pipeline(names: tuple[str, ...]) -> None:
     assert target.models == held
     assert target.is_pipeline
     assert transformer_of(SimpleNamespace(**held)) is held[names[0]]
+
+
+def test_one_transformer_under_two_names() -> None:
+    model = nn.Linear(2, 2)
+    assert target_of(SimpleNamespace(transformer=model, transformer_2=model)).models == {"transformer": model}

@@ -156,8 +156,9 @@ def target_of(whole: Any, transformers: str | Sequence[str] | None = None) -> Ta
     if isinstance(whole, nn.Module):
         found = {PARTS[0]: whole}
     else:
-        held = {name: getattr(whole, name, None) for name in PARTS}
-        found = {name: module for name, module in held.items() if isinstance(module, nn.Module)}
+        held = {name: getattr(whole, name, None) for name in reversed(PARTS)}
+        once = {id(module): name for name, module in held.items()}  # one under two names goes by the first of them
+        found = {name: held[name] for name in PARTS if isinstance(held[name], nn.Module) and name in once.values()}
     if not found:
         unet = isinstance(getattr(whole, "unet", None), nn.Module)
         raise UnknownModelError(
