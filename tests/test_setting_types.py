@@ -106,6 +106,8 @@ def test_messages(make: Any, message: str) -> None:
             r"apply: guidance_scale\['transformer'\]: expected a number or N",
         ),
         ({"discover": "yes"}, "apply: discover: expected True or False, got 'yes'"),
+        ({"adapter": "sd3"}, "apply: adapter: expected a Callable or None, got 'sd3'"),
+        ({"transformers": 2}, "apply: transformers: expected text or a Sequence or None, got 2"),
         ({"trace": 1}, "apply: trace: expected True or False, got 1"),
     ],
 )

@@ -92,10 +92,12 @@ def apply(
         ("policy", policy, SelectionPolicy),
         ("schedule", schedule, Schedule | None),
         ("reuse", reuse, Reuse | None),
+        ("adapter", adapter, Callable | None),
         ("guidance", guidance, Guidance | None),
         ("guidance_scale", guidance_scale, float | Mapping | None),
         ("trace", trace, bool),
         ("discover", discover, bool),
+        ("transformers", transformers, str | Sequence | None),
     )
     for name, value, kind in wanted:
         check(f"apply: {name}", value, kind, _EXAMPLES.get(name, ""))

@@ -156,7 +156,7 @@ def target_of(whole: Any, transformers: str | Sequence[str] | None = None) -> Ta
     if isinstance(whole, nn.Module):
         found = {PARTS[0]: whole}
     else:
-        held = {name: getattr(whole, name, None) for name in reversed(PARTS)}
+        held: dict[str, Any] = {name: getattr(whole, name, None) for name in reversed(PARTS)}
         once = {id(module): name for name, module in held.items()}  # one under two names goes by the first of them
         found = {name: held[name] for name in PARTS if isinstance(held[name], nn.Module) and name in once.values()}
     if not found:
