@@ -20,11 +20,13 @@ ADAPTERS = PACKAGE.parent / "adapters" / "tokenprune_adapters"
 # own floor, nothing from above.
 FLOORS = {
     "tokenprune": (
-        {"errors", "schedule", "compiled"},
+        {"errors", "compiled", "setting_types", "notices"},
+        {"schedule", "targets"},
         {"ops", "placement"},
         {"policies", "reuse", "reports", "modulemap"},
         {"engine", "plans", "registry"},
         {"discovery", "macs", "testing"},
+        {"handles"},
         {"api"},
         {"__init__"},
         {"embedded"},

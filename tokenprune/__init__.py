@@ -1,6 +1,6 @@
 """Token pruning for diffusion transformers, as a plug-in through module hooks."""
 
-from tokenprune.api import Handle, apply, plan
+from tokenprune.api import apply, plan
 from tokenprune.errors import (
     AlreadyPrunedError,
     AttentionError,
@@ -15,6 +15,7 @@ from tokenprune.errors import (
     UnsupportedCallError,
     UnsupportedModelError,
 )
+from tokenprune.handles import Handle, handle_of, remove
 from tokenprune.modulemap import Arguments, AttentionSite, BlockSite, ExitSite, ModuleMap, TokenArgument, latent_grid
 from tokenprune.ops.grid import TokenGrid, num_tokens
 from tokenprune.ops.selection import Selection
@@ -115,9 +116,11 @@ __all__ = [
     "UnsupportedModelError",
     "WarmupSchedule",
     "apply",
+    "handle_of",
     "latent_grid",
     "load_plan",
     "num_tokens",
     "plan",
+    "remove",
     "save_plan",
 ]

@@ -14,18 +14,22 @@ def original_of(module: nn.Module) -> nn.Module:
 
 def is_compiled(module: nn.Module) -> bool:
     """Whether calls of the module or of a part of it run compiled code."""
-    return original_of(module) is not module or any(
-        part._compiled_call_impl is not None or hasattr(part.forward, "_torchdynamo_orig_callable")
+    return any(
+        original_of(part) is not part
+        or part._compiled_call_impl is not None
+        or hasattr(part.forward, "_torchdynamo_orig_callable")
         for part in module.modules()
     )
 
 
-def forget_graphs(module: nn.Module) -> None:
-    """Make torch compile anew if the module is compiled, when hooks come or go.
+def forget_graphs(module: nn.Module) -> bool:
+    """Make torch compile anew if the module is compiled, when hooks come or go; returns whether it is.
 
     Torch does not check the hooks of modules inside a graph (`skip_nnmodule_hook_guards`), so graphs made before they
     came would go on without them; and graphs made with them count towards torch's limit for the same code. All graphs
     of the process are dropped, as there is no way to find those of one model.
     """
-    if is_compiled(module):
+    compiled = is_compiled(module)
+    if compiled:
         torch.compiler.reset()
+    return compiled

@@ -49,7 +49,7 @@ class PlacedSchedule(Schedule):
     def __post_init__(self) -> None:
         if not 0 < self.budget <= 1:
             raise ValueError(f"budget: expected a share of the operations in (0, 1], got {self.budget}")
-        if not isinstance(self.steps, int) or isinstance(self.steps, bool) or self.steps < 1:
+        if self.steps < 1:
             raise ValueError(f"steps: expected a whole number of at least 1, got {self.steps!r}")
 
     @property
@@ -58,7 +58,7 @@ class PlacedSchedule(Schedule):
         return self.budget < 1
 
     @property
-    def prunes(self) -> bool:
+    def computes_parts(self) -> bool:
         """Never: steps are full or skipped."""
         return False
 
@@ -67,6 +67,10 @@ class PlacedSchedule(Schedule):
         """As `skips`."""
         return self.skips
 
+    def prunes(self, steps: int) -> bool | None:
+        """Whether any of so many steps is skipped."""
+        return self.full_steps(steps) < steps
+
     def full_steps(self, total: int) -> int:
         """How many of a generation's steps are full."""
         return max(1, math.floor(self.budget * total + 1e-9))
@@ -74,20 +78,18 @@ class PlacedSchedule(Schedule):
     def fraction(self, step: Step) -> float:
         """1 at a full step, 0 at all others."""
         total = self.steps if step.remaining is None else step.index + step.remaining
-        allowed = self.full_steps(total)
-        if step.full == 0:
+        allowed, made = self.full_steps(total), len(step.full)
+        if made == 0:
             return 1.0
-        if step.full >= allowed:
+        if made >= allowed:
             return 0.0
-        levels = step.levels if step.levels is not None and len(step.levels) == total else None
-        falls = _falls(levels, total)
-        if allowed < self.FEWEST_TO_LEARN or not step.errors:
-            if allowed >= self.FEWEST_TO_LEARN and step.index == 1:
-                return 1.0
-            last, steepness = self._last_full(step), 0.0
-        else:
-            last, steepness = step.errors[-1].index, self.steepness(step.errors)
-        return float(step.index >= _next_full(falls, last, allowed - step.full, steepness))
+        learns = allowed >= self.FEWEST_TO_LEARN
+        if learns and step.index == 1:
+            return 1.0
+        steepness = self.steepness(step.errors) if learns and step.errors else 0.0
+        known = step.levels is not None and len(step.levels) == total
+        falls = _falls(step.levels if known else None, total)
+        return float(step.index >= _next_full(falls, step.full[-1], allowed - made, steepness))
 
     def steepness(self, errors: tuple[ForecastError, ...]) -> float:
         """p, if errors for each step ahead fall like the step's index to the power -p: least squares that forget."""
@@ -104,9 +106,6 @@ class PlacedSchedule(Schedule):
         spread = sum(w * (x - mean_x) ** 2 for w, (x, _) in zip(weights, points, strict=True))
         found = (self.TRUST_IN_PRIOR * prior - both) / (spread + self.TRUST_IN_PRIOR)
         return min(self.STEEPEST, max(0.0, found)) if math.isfinite(found) else prior
-
-    def _last_full(self, step: Step) -> int:
-        return step.errors[-1].index if step.errors else 0
 
 
 def _falls(levels: tuple[float, ...] | None, total: int) -> tuple[float, ...]:

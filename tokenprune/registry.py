@@ -5,11 +5,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from importlib.metadata import entry_points
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from torch import nn
 
-from tokenprune.compiled import original_of
 from tokenprune.errors import UnknownModelError
 from tokenprune.modulemap import ModuleMap
 
@@ -49,20 +48,6 @@ def find_adapter(model: nn.Module) -> Adapter:
         f"function that returns a tokenprune.ModuleMap and pass it as apply(..., adapter=function), or register it as "
         f"an entry point of the group {GROUP!r}: see docs/write-an-adapter.md."
     )
-
-
-def transformer_of(target: Any) -> nn.Module:
-    """The transformer: the target itself, or what a pipeline holds as `transformer`; without torch.compile's wrapper.
-
-    Raises:
-        UnknownModelError: it is neither.
-    """
-    model = target if isinstance(target, nn.Module) else getattr(target, "transformer", None)
-    if not isinstance(model, nn.Module):
-        raise UnknownModelError(
-            f"expected a transformer (torch.nn.Module) or a pipeline with a `transformer`, got {type(target).__name__}"
-        )
-    return original_of(model)
 
 
 def may_be_discovered(model: nn.Module) -> bool:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import ClassVar
 
+from tokenprune.setting_types import Settings
+
 
 @dataclass(frozen=True)
 class ForecastError:
@@ -36,7 +38,7 @@ class Step:
         level: noise level relative to the generation's first, from 1 down to 0.
         remaining: steps left, this one included; None where the sampler's timesteps are not known ahead.
         levels: noise levels of all steps of the generation, as `level`; None where they are not known ahead.
-        full: how many full steps there were.
+        full: the full steps so far, by index.
         errors: of the forecasts at the full steps after the first, for schedules that ask for them.
     """
 
@@ -45,11 +47,11 @@ class Step:
     level: float
     remaining: int | None
     levels: tuple[float, ...] | None = None
-    full: int = 0
+    full: tuple[int, ...] = ()
     errors: tuple[ForecastError, ...] = ()
 
 
-class Schedule(ABC):
+class Schedule(Settings, ABC):
     """A fraction of the image tokens for every step of a generation.
 
     One whose fractions depend on nothing but index and remaining steps may derive from `IndexSchedule` instead.
@@ -65,7 +67,7 @@ class Schedule(ABC):
         return False
 
     @property
-    def prunes(self) -> bool:
+    def computes_parts(self) -> bool:
         """Whether any step may compute some tokens, but not all: keys and values are kept for those steps alone."""
         return True
 
@@ -89,6 +91,10 @@ class Schedule(ABC):
         """
         return step.remaining != 1
 
+    def prunes(self, steps: int) -> bool | None:
+        """Whether a generation of so many steps computes fewer tokens than all at one; None where that is not known."""
+        return None
+
 
 class IndexSchedule(Schedule):
     """A schedule whose fractions depend on nothing but the index of a step and the number of those that remain."""
@@ -98,6 +104,10 @@ class IndexSchedule(Schedule):
         remaining = None if step.remaining is None else step.remaining - 1
         coming = replace(step, index=step.index + 1, remaining=remaining)
         return remaining != 0 and self.fraction(coming) < 1
+
+    def prunes(self, steps: int) -> bool | None:
+        """Whether any step's fraction is below 1."""
+        return any(self.fraction(Step(index, 0.0, 1.0, steps - index)) < 1 for index in range(steps))
 
 
 @dataclass(frozen=True)
@@ -164,7 +174,7 @@ class RefreshSchedule(IndexSchedule):
         return self.alpha == 0 and self.every > 1
 
     @property
-    def prunes(self) -> bool:
+    def computes_parts(self) -> bool:
         """Whether alpha is between 0 and 1."""
         return 0 < self.alpha < 1
 
@@ -256,7 +266,7 @@ class ListSchedule(IndexSchedule):
         return 0 in self.fractions
 
     @property
-    def prunes(self) -> bool:
+    def computes_parts(self) -> bool:
         """Whether the list holds a fraction between 0 and 1."""
         return any(0 < fraction < 1 for fraction in self.fractions)
 
@@ -298,6 +308,11 @@ class LevelSchedule(Schedule):
         """Whether there is a next step after the warm-up, as its level is not known."""
         return super().may_prune_after(step) and step.index + 1 >= self.warmup_steps
 
+    def prunes(self, steps: int) -> bool | None:
+        """False where all steps belong to the warm-up, or all fractions are 1; else it depends on their levels."""
+        whole = steps <= self.warmup_steps or all(fraction == 1 for _, fraction in self.points)
+        return False if whole else None
+
     @property
     def skips(self) -> bool:
         """Whether a point's fraction is 0."""
@@ -336,5 +351,5 @@ def _check_fraction(name: str, value: float) -> None:
 def _check_whole(schedule: Schedule, **least: int) -> None:
     for name, low in least.items():
         value = getattr(schedule, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < low:
+        if value < low:
             raise ValueError(f"{name}: expected a whole number of at least {low}, got {value!r}")

@@ -82,7 +82,7 @@ def test_the_map_of_a_dit_is_what_one_would_write() -> None:
 def test_a_discovered_dit_prunes_as_with_its_adapter() -> None:
     times = [900.0, 700.0, 500.0, 300.0]
     with tokenprune.apply(randomised(DiT), POLICY, adapter=dit_map) as handle:
-        expected = generation(handle._source.model, labelled, times)
+        expected = generation(handle.transformers["transformer"], labelled, times)
         counts = [step.tokens for step in handle.report().steps]
     model = randomised(DiT)
     with tokenprune.apply(model, POLICY) as handle:

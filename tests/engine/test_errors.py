@@ -49,7 +49,8 @@ def test_alpha_out_of_range(policy_type: Callable[..., SelectionPolicy], alpha: 
 @pytest.mark.parametrize("policy_type", ALL, ids=lambda made: made.__qualname__)
 @pytest.mark.parametrize("warmup", [0, -1, 2.5])
 def test_warmup_steps_out_of_range(policy_type: Callable[..., SelectionPolicy], warmup: Any) -> None:
-    message = rf"warmup_steps: expected a whole number of at least 1, got {warmup}"
+    least = " of at least 1" if isinstance(warmup, int) else ""
+    message = rf"warmup_steps: expected a whole number{least}, got {warmup}"
     with pytest.raises(ValueError, match=message):
         policy_type(warmup_steps=warmup)
 
@@ -86,11 +87,11 @@ def test_target_without_a_transformer(target: Any) -> None:
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
-        ({"policy": 0.3}, r"apply: policy: expected a SelectionPolicy such as CATPolicy\(alpha=0\.3\), got 0\.3"),
-        ({"policy": None}, "apply: policy: expected a SelectionPolicy .* got None"),
+        ({"policy": 0.3}, r"apply: policy: expected a SelectionPolicy, such as CATPolicy\(alpha=0\.3\), got 0\.3"),
+        ({"policy": None}, "apply: policy: expected a SelectionPolicy, .* got None"),
         ({"policy": CATPolicy}, "apply: policy: expected a SelectionPolicy"),
-        ({"policy": PLAIN, "schedule": 8}, "apply: schedule: expected a Schedule such as .*, got 8"),
-        ({"policy": PLAIN, "reuse": "hold"}, "apply: reuse: expected a Reuse such as .*, got 'hold'"),
+        ({"policy": PLAIN, "schedule": 8}, "apply: schedule: expected a Schedule or None, such as .*, got 8"),
+        ({"policy": PLAIN, "reuse": "hold"}, "apply: reuse: expected a Reuse or None, such as .*, got 'hold'"),
     ],
 )
 def test_arguments_of_other_types(model: nn.Module, wanted: dict[str, Any], message: str) -> None:

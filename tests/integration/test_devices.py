@@ -71,7 +71,7 @@ def run(model: nn.Module, inputs: dict[str, Any], configuration: SelectionPolicy
     """Where the keys of every attention module are kept, after each of some steps."""
     where = []
     with torch.no_grad(), tokenprune.apply(model, configuration, guidance="none") as handle:
-        handle._masked._window.tracker = OneGeneration(time_rises=False)  # fake timesteps cannot be read
+        handle._masked.timeline._trackers[""] = OneGeneration(time_rises=False)  # fake timesteps cannot be read
         for _ in range(4):
             model(**inputs)
             (branch,) = handle._masked.generation.branches.values()

@@ -186,7 +186,7 @@ def test_settings_out_of_range(
     ("settings_given", "message"),
     [
         ({"num_clusters": 0}, "num_clusters: expected a whole number of at least 1, got 0"),
-        ({"num_clusters": 2.5}, r"num_clusters: expected a whole number of at least 1, got 2\.5"),
+        ({"num_clusters": 2.5}, r"num_clusters: expected a whole number, got 2\.5"),
         ({"balance_from": 0}, "balance_from: expected a whole number of at least 1, got 0"),
         ({"quota_weights": (0.5, -1)}, r"quota_weights: expected numbers of at least 0, got \(0\.5, -1\)"),
         ({"quota_weights": ()}, r"quota_weights: expected numbers of at least 0, got \(\)"),

@@ -56,7 +56,7 @@ def test_without_attention_by_age(observe: Callable[..., Observation], known: di
     ("given", "message"),
     [
         ({"iterations": 0}, "iterations: expected a whole number of at least 1, got 0"),
-        ({"iterations": 1.5}, r"iterations: expected a whole number of at least 1, got 1\.5"),
+        ({"iterations": 1.5}, r"iterations: expected a whole number, got 1\.5"),
         ({"staleness": -1.0}, r"staleness: expected a number of at least 0, got -1\.0"),
         ({"staleness": math.nan}, "staleness: expected a number of at least 0, got nan"),
     ],

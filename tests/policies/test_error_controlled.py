@@ -100,7 +100,7 @@ def test_forecast_errors_out_of_bounds(observe: Callable[..., Observation], valu
     ("given", "message"),
     [
         ({"order": -1}, "order: expected a whole number of at least 0, got -1"),
-        ({"order": 0.5}, r"order: expected a whole number of at least 0, got 0\.5"),
+        ({"order": 0.5}, r"order: expected a whole number, got 0\.5"),
         ({"floor": -0.1}, r"floor: expected a number of at least 0, got -0\.1"),
         ({"floor": float("nan")}, "floor: expected a number of at least 0, got nan"),
         ({"smoothing": -1.0}, r"smoothing: expected a number of at least 0, got -1\.0"),

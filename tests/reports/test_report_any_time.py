@@ -71,7 +71,7 @@ def at_each_call(modules: list[nn.Module], work: Callable[[], Any]) -> Iterator[
 
 def counted_anew(handle: Handle) -> Report:
     """A report that remembers no counts of earlier ones."""
-    handle._costs.clear()
+    handle._first._costs.clear()
     return handle.report()
 
 

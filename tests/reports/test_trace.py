@@ -255,7 +255,7 @@ def test_without_tracing_nothing_is_kept(sd3: nn.Module, generate: Callable[...,
         assert handle._masked.generation.history.forecast_error is None
         with pytest.raises(TraceError, match=r"ask for it beforehand with apply\(\.\.\., trace=True\)"):
             _ = handle.trace
-    with pytest.raises(TypeError, match="trace: expected a bool such as True, got 'yes'"):
+    with pytest.raises(TypeError, match="trace: expected True or False, got 'yes'"):
         tokenprune.apply(sd3, CAT, trace="yes")  # type: ignore[arg-type]
 
 

@@ -244,7 +244,7 @@ def test_keys_and_values_are_the_inner_rules() -> None:
     ("given", "message"),
     [
         ({"num_clusters": 0}, "num_clusters: expected a whole number of at least 1, got 0"),
-        ({"num_clusters": 1.5}, r"num_clusters: expected a whole number of at least 1, got 1\.5"),
+        ({"num_clusters": 1.5}, r"num_clusters: expected a whole number, got 1\.5"),
         ({"strength": 1.1}, r"strength: expected a fraction in \[0, 1\], got 1\.1"),
         ({"memory": math.nan}, r"memory: expected a fraction in \[0, 1\], got nan"),
     ],

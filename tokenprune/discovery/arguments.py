@@ -13,9 +13,7 @@ from torch.utils._pytree import tree_leaves
 from tokenprune.discovery.watch import Inputs
 from tokenprune.modulemap import Arguments
 from tokenprune.ops.grid import TokenGrid, num_tokens
-
-TIMES = ("timestep", "timesteps", "time_step", "t", "time", "times", "sigma", "sigmas", "noise_level", "noise_labels")
-"""Names of timestep arguments, the likeliest first."""
+from tokenprune.targets import TIMES
 
 AXES = {3: ((1,), (2,)), 4: ((2, 3), (1, 2)), 5: ((2, 3, 4), (1, 3, 4), (1, 2, 3))}
 """Which dimensions of latents may be axes of the token grid, by their number of dimensions, the likeliest first."""

@@ -19,6 +19,7 @@ from tokenprune.engine.oracle import tensors_of
 from tokenprune.errors import UnknownModelError
 from tokenprune.modulemap import BlockSite, ExitSite, ModuleMap, latent_grid
 from tokenprune.ops.grid import num_tokens
+from tokenprune.targets import TIMES
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class _Search:
         if time is None:
             raise Undiscovered(
                 f"the timestep: none of the arguments {', '.join(self.inputs)} is called "
-                f"{', '.join(arguments.TIMES[:4])} or the like, or is the only number for each image"
+                f"{', '.join(TIMES[:4])} or the like, or is the only number for each image"
             )
         self.found += [f"latents {latents!r} {list(self.inputs[latents].shape)}", f"timestep {time!r}"]
         others = watch(self.model, {**self.inputs, latents: noised(self.inputs[latents])}, mixing=False)

@@ -11,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 from tokenprune.discovery.discover import discover
 from tokenprune.engine.installation import Claim
 from tokenprune.engine.masked_module import MaskedModule
-from tokenprune.engine.model_hooks import before_model
+from tokenprune.engine.model_hooks import HANDLE, before_model
 from tokenprune.modulemap import ModuleMap
 
 WAITING = "no adapter describes this model; its map will be found at its first call"
@@ -68,6 +68,7 @@ class PendingModule:
             masked = self._make(found.map)
         except Exception as error:
             self.notes = (str(error),)
+            model.__dict__.pop(HANDLE, None)  # nothing prunes it any more
             raise
         self._hook = model.register_forward_pre_hook(self._later_call, with_kwargs=True)
         masked.install()
@@ -88,6 +89,6 @@ class PendingModule:
             self._first_time = time
             return
         self._unhook()
-        if time > self._first_time:
+        if time > self._first_time and not masked.map.time_rises:
             masked.restart_with_rising_time()
             self.notes = (*self.notes, f"{masked.map.time!r} rises as the noise falls")

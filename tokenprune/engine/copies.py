@@ -158,7 +158,7 @@ class _Twins:
 
 def _empty(module: nn.Module) -> nn.Module:
     """A module of the same class with nothing in it."""
-    twin = type(module).__new__(type(module))
+    twin: nn.Module = object.__new__(type(module))  # classes of torch's fully_shard make others when they are called
     twin.__dict__.update(vars(nn.Module()))
     return twin
 

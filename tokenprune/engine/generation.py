@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
 from tokenprune.engine.branch_cache import BranchCache
 from tokenprune.engine.call_arguments import Given
+from tokenprune.engine.full_step import FullStep
 from tokenprune.engine.policy_view import PolicyView
 from tokenprune.engine.step_tracker import CallPosition
 from tokenprune.engine.token_choice import TokenChoice
@@ -23,31 +25,21 @@ from tokenprune.reports.trace import Recorder
 from tokenprune.schedule import ForecastError, Schedule, Step
 
 
-@dataclass
-class FullStep:
-    """A full step that was made.
-
-    Attributes:
-        index: of the step.
-        gap: steps since the full step before it.
-        error: by how much its forecast was off: on the device [2] until it is asked for; None where nobody asks.
-    """
-
-    index: int
-    gap: int
-    error: Tensor | ForecastError | None
-
-
 class Generation:
     """One generation, from its first call on.
 
     Args:
         view: what policies see of its predictions.
         recorder: takes the trace; None where nobody wants one.
+        token: the timeline's object for it; None before the first.
+        inherited: the last step's predictions of the model that was called before this one [B, N, C], by branch.
+        full_steps: the generation's full steps so far, of whichever model.
 
     Attributes:
         view: as above.
         recorder: as above.
+        token: as above.
+        inherited: as above, until the next step.
         branches: caches by guidance branch, as far as the last step or this one called them.
         conditional_branch: the branch that begins the current step, which policies see as the conditional one.
         handed_on: the last prediction of another batch's conditional branch [G * B, N, C], for its successor.
@@ -58,13 +50,22 @@ class Generation:
         choice: what the policy chose so far, and remembers.
         history: when each token was computed, and how far from its forecast it then was.
         attention: the policy's attention statistics of the last full step [B, N]; None if it was not weighed.
-        full_steps: the full steps so far.
+        full_steps: as above.
         examples: arguments of a call for each guidance branch, on the meta device where their values do not matter.
     """
 
-    def __init__(self, view: PolicyView, recorder: Recorder | None) -> None:
+    def __init__(
+        self,
+        view: PolicyView,
+        recorder: Recorder | None,
+        token: object = None,
+        inherited: Mapping[BranchKey, Tensor] = MappingProxyType({}),
+        full_steps: list[FullStep] | None = None,
+    ) -> None:
         self.view = view
         self.recorder = recorder
+        self.token = token
+        self.inherited = inherited
         self.branches: dict[BranchKey, BranchCache] = {}
         self.conditional_branch: BranchKey | None = None
         self.handed_on: Tensor | None = None
@@ -75,7 +76,7 @@ class Generation:
         self.choice = TokenChoice()
         self.history: TokenHistory | None = None
         self.attention: Tensor | None = None
-        self.full_steps: list[FullStep] = []
+        self.full_steps = [] if full_steps is None else full_steps
         self.examples: dict[BranchKey, Given] = {}
 
     @property
@@ -85,7 +86,7 @@ class Generation:
 
     def emptied(self) -> Generation:
         """What stays of the generation when its caches are freed: what a report tells of it."""
-        rest = Generation(self.view, self.recorder)
+        rest = Generation(self.view, self.recorder, self.token)
         rest.records, rest.history, rest.examples = self.records, self.history, self.examples
         return rest
 
@@ -102,6 +103,20 @@ class Generation:
         self.attention = None  # it was the other one's
         self.end_call()
 
+    def reference_of(self, branch: BranchKey, first_of_step: bool) -> Tensor | None:
+        """The prediction [B, N, C] that the first one of a new branch is relative to, if there is one."""
+        return self.handed_on if first_of_step and self.handed_on is not None else self.inherited.get(branch)
+
+    @property
+    def prunes(self) -> bool:
+        """Whether the current step computes fewer tokens than all."""
+        return self.skipping or self.selection is not None
+
+    @property
+    def last_step(self) -> int:
+        """Index of the latest step; -1 before the first."""
+        return self.records[-1].step if self.records else -1
+
     @property
     def guidance(self) -> Guidance:
         """How classifier-free guidance lies in the conditional branch's batch."""
@@ -110,6 +125,8 @@ class Generation:
     def begin_step(self, position: CallPosition, schedule: Schedule, policy: SelectionPolicy) -> None:
         """Decide how many and which tokens the step computes."""
         tokens = num_tokens(self.view.grid)
+        if self.records:
+            self.inherited = {}
         errors = self._errors() if schedule.asks_errors else ()
         step = Step(
             position.step,
@@ -117,7 +134,7 @@ class Generation:
             position.level,
             position.remaining,
             position.levels,
-            len(self.full_steps),
+            tuple(full.index for full in self.full_steps),
             errors,
         )
         count = schedule.count(step, tokens)

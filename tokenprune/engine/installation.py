@@ -60,7 +60,8 @@ class Claim:
         """
         if MASKED in self._model.__dict__:
             raise AlreadyPrunedError(
-                f"{type(self._model).__name__}: already pruned by another handle; call its remove() first"
+                f"{type(self._model).__name__}: already pruned by another handle; call its remove() first. If you "
+                f"lost it, tokenprune.remove(model_or_pipe) takes it off, tokenprune.handle_of(model_or_pipe) gives it"
             )
         self._owner = self._model.__dict__[MASKED] = owner
         self.stand_in(COPYING, functools.partial(reduce_plainly, self._model, ATTRIBUTES, self._replaced))

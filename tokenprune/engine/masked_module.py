@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,7 +17,6 @@ from tokenprune.engine.branch_cache import BranchCache
 from tokenprune.engine.cache_conflicts import refuse_caches
 from tokenprune.engine.call_arguments import CallArguments, Given
 from tokenprune.engine.copies import shapes_of
-from tokenprune.engine.correction import SamplerCorrection
 from tokenprune.engine.generation import Generation
 from tokenprune.engine.installation import HookInstallation
 from tokenprune.engine.policy_view import PolicyView
@@ -27,7 +26,7 @@ from tokenprune.engine.sites import Sites
 from tokenprune.engine.skipped_steps import OutputMap
 from tokenprune.engine.step_tracker import CallPosition, StepTracker
 from tokenprune.engine.thread_label import ThreadLabel
-from tokenprune.engine.thread_ownership import ThreadOwnership
+from tokenprune.engine.timeline import Timeline
 from tokenprune.errors import UnsupportedCallError
 from tokenprune.modulemap import ModuleMap
 from tokenprune.ops.guidance import BranchKey, count_images
@@ -57,10 +56,15 @@ class CallUnderWay:
 
 @dataclass
 class Window:
-    """One of the generations that may take turns on a model: its steps so far, and what it keeps."""
+    """One of the generations that may take turns on a model.
 
-    tracker: StepTracker
+    Attributes:
+        generation: its steps so far, and what it keeps.
+        alive: whether it may go on; False where none began, and where its caches were freed.
+    """
+
     generation: Generation
+    alive: bool = False
 
 
 class MaskedModule:
@@ -70,14 +74,14 @@ class MaskedModule:
         model: the transformer.
         module_map: where its parts are; checked here.
         settings: how it is pruned.
-        tracker: tells steps and guidance branches apart; None tells them by the timesteps.
-        window: what the generation goes by that the coming calls belong to, where several take turns.
-        correction: corrects the latents of the pipeline that calls the model, if it is known.
+        timeline: tells steps and guidance branches apart, shared with other models that make generations with this
+            one; None is one of its own, which tells them by the timesteps.
 
     Attributes:
         model: as above.
-        map: as above.
+        map: as above, with the direction of time that the timeline has.
         settings: as above.
+        timeline: as above.
         signature: of the model's forward.
         sites: the states of all hooked places.
         generations: how many began since the hooks were put on.
@@ -92,9 +96,7 @@ class MaskedModule:
         model: nn.Module,
         module_map: ModuleMap,
         settings: PruningSettings,
-        tracker: StepTracker | None = None,
-        window: ThreadLabel | None = None,
-        correction: SamplerCorrection | None = None,
+        timeline: Timeline | None = None,
     ) -> None:
         module_map.check(model)
         self.model = model
@@ -105,17 +107,16 @@ class MaskedModule:
         self.sites = Sites(module_map, weigh, settings.trusting)
         self.generations = 0
         self.peak_bytes = 0
-        self._tracker = tracker or StepTracker(module_map.time_rises, halves=settings.guidance != "none")
-        self._label, self._branch_name = window or ThreadLabel(), ThreadLabel()
-        self._ownership = ThreadOwnership(type(model).__name__)
+        self.timeline = timeline or Timeline(lambda rises: StepTracker(rises, settings.guidance != "none"))
+        self._branch_name = ThreadLabel()
         self._installation = HookInstallation(model, module_map, self.sites, self, settings.schedule.skips)
         self._set_aside = SetAside()
         self._block_outputs = BlockOutputs()
-        self._correction = correction
         self._output_maps: dict[tuple[torch.Size, torch.dtype, str], OutputMap] = {}
         self._call: CallUnderWay | None = None
-        self._window = Window(self._tracker, self._new_generation(PolicyView(module_map, "none", None, 0, ())))
-        self.reset()
+        self._window = Window(self._no_generation())
+        self.free()
+        self.map = replace(module_map, time_rises=self.timeline.join(self, module_map.time_rises))
 
     @property
     def masked(self) -> MaskedModule:
@@ -123,9 +124,19 @@ class MaskedModule:
         return self
 
     @property
+    def name(self) -> str:
+        """What error messages call the model."""
+        return type(self.model).__name__
+
+    @property
     def generation(self) -> Generation:
         """The one under way, or the last."""
         return self._window.generation
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of tensor memory that the caches hold, of all windows."""
+        return sum(window.generation.nbytes for window in self._windows.values())
 
     # Hooks on and off ------------------------------------------------------------------------------------------
 
@@ -136,34 +147,52 @@ class MaskedModule:
             AlreadyPrunedError: the model carries hooks of another handle.
         """
         self._installation.put_on()
-        if self._correction is not None:
-            self._correction.put_on()
+        if self.timeline.correction is not None:
+            self.timeline.correction.put_on()
 
     def remove(self) -> None:
         """Take all hooks off and free the caches; the model is as it was."""
         self.unwind()
         self._installation.take_off()
-        if self._correction is not None:
-            self._correction.take_off()
-        self.reset()
+        if self.timeline.correction is not None:
+            self.timeline.correction.take_off()
+        self.timeline.reset()
 
-    def reset(self) -> None:
-        """Free the caches; the next call starts a generation."""
-        self._ownership.reset()
-        self._window = Window(self._tracker.renewed(), self.generation.emptied())
+    def free(self) -> None:
+        """Free the caches; the next call begins a generation."""
+        self._window = Window(self.generation.emptied())
         self._windows = {"": self._window}
         self._output_maps.clear()
-        if self._correction is not None:
-            self._correction.forget()
         self._end_call()
         self.sites.forget()
+
+    def let_go(self, windows: Collection[str], window: str, position: CallPosition) -> None:
+        """Free what the coming call, which may be another model's, leaves no use for.
+
+        That is windows that are given up; and what was kept for a window where another model took over, once the model
+        itself made no step since the last one. A generation that begins may use the memory of the last one again.
+        """
+        self._windows = {label: found for label, found in self._windows.items() if label in windows}
+        found = self._windows.get(window)
+        if found is None:
+            return
+        last = found.generation.last_step if found.generation.token is position.generation else -1
+        if found.generation.branches and last < position.step - 1:
+            found.generation = found.generation.emptied()
+            self.sites.forget()
+
+    def branches_at(self, window: str, generation: object, step: int) -> Mapping[BranchKey, BranchCache]:
+        """What it keeps, if that is of this generation and its last step was this one; else nothing."""
+        found = self._windows.get(window)
+        kept = found.generation if found is not None and found.alive else None
+        if kept is None or kept.token is not generation or kept.last_step != step:
+            return {}
+        return kept.branches
 
     def restart_with_rising_time(self) -> None:
         """The timestep turned out to grow as the noise falls: the coming call begins the generation once more."""
         self.map = replace(self.map, time_rises=True)
-        self._tracker = self._tracker.with_rising_time()
-        for window in self._windows.values():
-            window.tracker = self._tracker.renewed()
+        self.timeline.restart_with_rising_time()
         self.generations -= 1
 
     def unwind(self) -> None:
@@ -178,7 +207,7 @@ class MaskedModule:
         try:
             self.map.check(self.model)
         finally:
-            self.reset()
+            self.timeline.reset()
         self._installation.put_on_parts()
 
     # One call of the model -------------------------------------------------------------------------------------
@@ -189,8 +218,7 @@ class MaskedModule:
 
     def begin_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Given:
         """Decide what this call computes; returns the model's arguments, per-token ones gathered."""
-        if self._ownership.enter():  # an interrupt that torch's hooks do not see stopped the last call
-            self.abandon()
+        self.timeline.enter()
         self.unwind()
         if torch.is_grad_enabled():
             raise UnsupportedCallError(
@@ -202,15 +230,11 @@ class MaskedModule:
         given = self._arguments(args, kwargs)
         latents = given.latents
         position = self._find_position(given, latents)
-        if position.first_of_generation:
-            self._begin_generation(position, given)
         generation = self.generation
-        if position.adopted:
-            generation.adopt(position.adopted)
-            self.generations += 1
         if position.first_of_step:
             generation.begin_step(position, self.settings.schedule, self.settings.policy)
             self._announce(position)
+            self.timeline.watch.step(self._label, position.step, generation.prunes)
         branch = self._begin_branch(position, given)
         known = branch.prediction is not None
         selection = self._for_batch(generation.selection, len(latents)) if known else None
@@ -218,7 +242,7 @@ class MaskedModule:
         siblings = [b for b in generation.branches.values() if b is not branch and b.step == position.step]
         view, weighed = generation.view, generation.guidance if generation.weighs and position.first_of_step else None
         schedule = self.settings.schedule
-        keeps = schedule.prunes or not schedule.skips
+        keeps = schedule.computes_parts or not schedule.skips
         seen = schedule.skips and branch.output_map is None  # whether the layout of the output is found by this call
         self.sites.prepare(given, branch, selection, view.tokens, position.time, view.images, siblings, weighed, keeps)
         self.sites.prepare_text(given, branch, pruned=selection is not None)
@@ -235,13 +259,13 @@ class MaskedModule:
 
     def _announce(self, position: CallPosition) -> None:
         """Tell the correction what the step computes; windows of one picture share a sampler, and go without."""
-        if self._correction is None:
+        correction, generation = self.timeline.correction, self.generation
+        if correction is None:
             return
-        if self._label.name:
-            self._correction.forget()
+        if self._label:
+            correction.forget()
             return
-        generation = self.generation
-        self._correction.begin_step(position, generation.records[-1], generation.selection, generation.view.grid)
+        correction.begin_step(position, generation.records[-1], generation.selection, generation.view.grid)
 
     def complete(self, output: Tensor) -> Tensor:
         """Take in what the exit module gave: of N tokens at a full call, unchanged; of n, completed, otherwise."""
@@ -256,8 +280,10 @@ class MaskedModule:
             self.generation.note(images, forecast, call.selection is not None, self.sites.attention_weights())
         if call.selection is None:
             last = branch.reference if branch.prediction is None else branch.prediction
+            if last is not None and last.shape != images.shape:
+                last = None  # of another model, with other tokens
             branch.prediction = images.detach().clone()
-            branch.reference = branch.prediction if last is None else last
+            branch.reference = branch.prediction if last is None else last.to(images)
             branch.reuse.record(images, time)
             return output
         completed = branch.reuse.complete(images, call.selection, time)
@@ -278,24 +304,18 @@ class MaskedModule:
         """Book-keeping after a call that went through."""
         call = self._call
         self.generation.records[-1].calls[-1].watch.mark()
-        self.peak_bytes = max(self.peak_bytes, sum(window.generation.nbytes for window in self._windows.values()))
+        self.peak_bytes = max(self.peak_bytes, self.nbytes)
         self.generation.end_call()
         if self.settings.schedule.skips and call is not None and call.selection is None and not call.skips:
             self._map_output(call, args, kwargs, output)
         self._block_outputs.leave()
         self._set_aside.take_back()
         self._end_call()
-        self._ownership.leave()
+        self.timeline.leave()
 
     def fail_call(self) -> None:
         """An exception stopped this thread's call: start afresh with the next one, unless the caches are another's."""
-        if self._ownership.leave():
-            self.abandon()
-
-    def abandon(self) -> None:
-        """Leave modes and start afresh with the next call."""
-        self.unwind()
-        self.reset()
+        self.timeline.fail()
 
     def _end_call(self) -> None:
         self._call = None
@@ -305,26 +325,24 @@ class MaskedModule:
         return CallArguments(type(self.model).__name__, self.map, self.signature, args, kwargs)
 
     def _find_position(self, given: CallArguments, latents: Tensor) -> CallPosition:
-        """Where the coming call stands among those of its window."""
-        label = self._label.name
-        if label not in self._windows:
-            view = PolicyView(self.map, "none", None, 0, ())
-            self._windows[label] = Window(self._tracker.renewed(), self._new_generation(view))
-        window = self._windows[label]
-        tracker, position = self._ownership.advance(
-            window.tracker, given.time, latents, self._branch_name.name, given.conditions
-        )
-        if tracker is not window.tracker:  # another thread begins: its generation takes the place of all others
-            window.tracker, self._windows = tracker, {label: window}
-        self._window = window
-        return position
+        """Where the coming call stands among those of its window; what it begins for this model is begun."""
+        self._label, position = self.timeline.advance(given.time, latents, self._branch_name.name, given.conditions)
+        window = self._window = self._windows.setdefault(self._label, Window(self._no_generation()))
+        if not window.alive or window.generation.token is not position.generation:
+            self._begin_generation(position, given)
+        elif position.adopted:
+            window.generation.adopt(position.adopted)
+            self.generations += 1
+        return replace(position, first_of_step=window.generation.last_step != position.step)
 
     def _begin_generation(self, position: CallPosition, given: CallArguments) -> None:
         """Start anew; key and value buffers stay, for their memory, while the latents keep their shape."""
         refuse_caches(self.model)
         self._installation.stand_in_forward()
-        last = self.generation.branches
-        self._window.generation = self._new_generation(self._view(given))
+        last, window = self.generation.branches, self._window
+        inherited = self.timeline.handed_on(self._label, position)
+        window.generation = self._new_generation(self._view(given), position.generation, inherited)
+        window.alive = True
         if position.branch in last:
             self.sites.tidy()
             for key, former in last.items():
@@ -335,8 +353,12 @@ class MaskedModule:
             self._output_maps.clear()
         self.generations += 1
 
-    def _new_generation(self, view: PolicyView) -> Generation:
-        return Generation(view, Recorder() if self.settings.trace else None)
+    def _no_generation(self) -> Generation:
+        return self._new_generation(PolicyView(self.map, "none", None, 0, ()), None, {})
+
+    def _new_generation(self, view: PolicyView, token: object, inherited: Mapping[BranchKey, Tensor]) -> Generation:
+        full_steps = self.timeline.full_steps.setdefault(self._label, [])
+        return Generation(view, Recorder() if self.settings.trace else None, token, inherited, full_steps)
 
     def _view(self, given: CallArguments) -> PolicyView:
         """What policies see of the coming generation."""
@@ -354,7 +376,7 @@ class MaskedModule:
     def _begin_branch(self, position: CallPosition, given: CallArguments) -> BranchCache:
         branches = self.generation.branches
         if position.branch not in branches:
-            reference = self.generation.handed_on if position.first_of_step else None
+            reference = self.generation.reference_of(position.branch, position.first_of_step)
             branches[position.branch] = self._new_branch(position.branch, reference)
         branch = branches[position.branch]
         branch.step = position.step

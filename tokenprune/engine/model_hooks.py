@@ -21,7 +21,18 @@ from tokenprune.errors import UnsupportedCallError
 MASKED = "_tokenprune"
 
 
-ATTRIBUTES = (MASKED, attention_hooks.ATTRIBUTE, block_hooks.ATTRIBUTE, exit_hooks.EXPANDED, text_hooks.ATTRIBUTE)
+HANDLE = "_tokenprune_handle"
+"""Where a pruned model holds its handle, so that one that was lost is found again."""
+
+
+ATTRIBUTES = (
+    MASKED,
+    HANDLE,
+    attention_hooks.ATTRIBUTE,
+    block_hooks.ATTRIBUTE,
+    exit_hooks.EXPANDED,
+    text_hooks.ATTRIBUTE,
+)
 
 
 class CallHandler(Protocol):

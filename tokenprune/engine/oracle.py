@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 from tokenprune.engine.masked_module import MaskedModule
 from tokenprune.engine.settings import PruningSettings
 from tokenprune.engine.step_tracker import OneGeneration
+from tokenprune.engine.timeline import Timeline
 from tokenprune.modulemap import ModuleMap
 from tokenprune.ops.guidance import Guidance
 from tokenprune.ops.selection import Selection
@@ -50,7 +51,7 @@ def play(
     """
     policy = _Drawn(seed, images)
     settings = PruningSettings(policy, CountSchedule(counts), _Poisoned(), guidance="none")
-    masked = MaskedModule(model, module_map, settings, OneGeneration(module_map.time_rises))
+    masked = MaskedModule(model, module_map, settings, Timeline(OneGeneration))
     masked.install()
     try:
         for inputs in steps:

@@ -35,6 +35,7 @@ class CallPosition:
         level: noise level relative to the generation's first, from 1 down to 0.
         remaining: steps left, this one included; None where the timesteps are not known ahead.
         levels: noise levels of all steps of the generation; None where they were not known at its first.
+        generation: the same object for all calls of a generation, another one for each.
         adopted: at the second step, how many calls of the first turned out to be another generation's that was given
             up: the generation began after them.
     """
@@ -48,6 +49,7 @@ class CallPosition:
     remaining: int | None = None
     levels: tuple[float, ...] | None = None
     adopted: int = 0
+    generation: object = None
 
 
 SLACK, MOST = 0.1, 0.97
@@ -92,10 +94,6 @@ class StepTracker:
         self._reader = TimestepReader()
         self.reset()
 
-    def with_rising_time(self) -> StepTracker:
-        """Another one that has followed no calls yet, for timesteps that grow while the noise level falls."""
-        return StepTracker(True, self._may_hold_halves, self._sampler)
-
     def copied(self) -> StepTracker:
         """Where this one stands, for calls that it is not to notice."""
         other = copy.copy(self)
@@ -116,6 +114,7 @@ class StepTracker:
         self._forget_steps()
 
     def _forget_steps(self) -> None:
+        self._generation = object()
         self._step = -1
         self._time = 0.0
         self._first_time = 0.0
@@ -203,6 +202,7 @@ class StepTracker:
             remaining=None if coming is None else len(coming),
             levels=self._levels,
             adopted=adopted,
+            generation=self._generation,
         )
 
     def _levels_of(self, times: tuple[float, ...] | None) -> tuple[float, ...] | None:
@@ -306,4 +306,5 @@ class OneGeneration(StepTracker):
     ) -> CallPosition:
         """Take in the next call."""
         self._step += 1
-        return CallPosition(self._step, 0.0, BranchKey(0, tuple(latents.shape)), self._step == 0, True)
+        branch = BranchKey(0, tuple(latents.shape))
+        return CallPosition(self._step, 0.0, branch, self._step == 0, True, generation=self._generation)

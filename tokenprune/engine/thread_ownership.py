@@ -23,11 +23,14 @@ class ThreadOwnership:
     its next call. What an interrupt or a thread's end left unfinished binds nobody.
 
     Args:
-        model: what error messages call the model.
+        model: what error messages call the model, or the models that make generations together.
+
+    Attributes:
+        model: as above.
     """
 
     def __init__(self, model: str) -> None:
-        self._model = model
+        self.model = model
         self._owner = 0
         self._trackers: dict[int, StepTracker] = {}
         self._caller = 0
@@ -44,7 +47,7 @@ class ThreadOwnership:
             before = self._caller
             if before not in (0, me) and self._under_way():
                 raise ConcurrentUseError(
-                    f"{self._model}: expected calls of one thread at a time, got one while a call of another thread is "
+                    f"{self.model}: expected calls of one thread at a time, got one while a call of another thread is "
                     f"under way; let one generation end before the next begins, or give each thread its own copy of "
                     f"the model"
                 )
@@ -91,7 +94,7 @@ class ThreadOwnership:
         position = own.advance(timestep, latents, name, others)
         if step > 0 or not position.first_of_generation:
             raise ConcurrentUseError(
-                f"{self._model}: expected all calls of a generation from one thread, with no other generation in "
+                f"{self.model}: expected all calls of a generation from one thread, with no other generation in "
                 f"between, got step {step or position.step} of one while the caches are another thread's; let one "
                 f"generation end before the next begins, give each thread its own copy of the model, or call "
                 f"handle.reset() if the other generation was given up"

@@ -22,6 +22,7 @@ from tokenprune.engine.copies import bare_twin
 from tokenprune.engine.masked_module import MaskedModule
 from tokenprune.engine.settings import PruningSettings
 from tokenprune.engine.step_tracker import OneGeneration
+from tokenprune.engine.timeline import Timeline
 from tokenprune.macs.on_meta import MetaWins, stand_in
 from tokenprune.modulemap import ModuleMap
 from tokenprune.policies.sequential import SequentialPolicy
@@ -181,7 +182,7 @@ def count_layers(
         else:
             # In single precision: operations count the same, and layers of mixed precision fit together.
             twin, given = meta_twin(model, torch.float32), tree_map(_single, arguments)
-        MaskedModule(twin, module_map, settings, OneGeneration(module_map.time_rises)).install()
+        MaskedModule(twin, module_map, settings, Timeline(OneGeneration)).install()
         full = _layers_of_call(twin, given)
         return full, {tokens: _layers_of_call(twin, given) for tokens in counts}
 

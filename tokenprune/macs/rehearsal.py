@@ -15,6 +15,7 @@ from tokenprune.engine.copies import bare_twin
 from tokenprune.engine.masked_module import MaskedModule
 from tokenprune.engine.settings import PruningSettings
 from tokenprune.engine.step_tracker import CallPosition, OneGeneration
+from tokenprune.engine.timeline import Timeline
 from tokenprune.errors import ConfigurationError
 from tokenprune.macs.counting import Layers, by_layer, counting, meta_twin
 from tokenprune.macs.on_meta import MetaWins
@@ -145,7 +146,8 @@ def rehearse(
             twin(**arguments)
 
     settings = PruningSettings(SequentialPolicy(), CountSchedule(order), plan.reuse, guidance=halves)
-    masked = MaskedModule(twin, module_map, settings, _Rehearsed(call.times, len(order)))
+    timeline = Timeline(lambda _: _Rehearsed(call.times, len(order)))
+    masked = MaskedModule(twin, module_map, settings, timeline)
     masked.install()
     for step, count in enumerate(order):
         for call_of_step in range(call.times):
@@ -183,7 +185,8 @@ class _Rehearsed(OneGeneration):
         step, order = divmod(self._made, self._each)
         self._made += 1
         key, first = BranchKey(order, tuple(latents.shape)), self._made == 1
-        return CallPosition(step, float(self._steps - step), key, first, order == 0, remaining=self._steps - step)
+        left = self._steps - step
+        return CallPosition(step, float(left), key, first, order == 0, remaining=left, generation=self._generation)
 
 
 def _like(leaf: Any, dtype: torch.dtype | None) -> Any:

@@ -8,10 +8,11 @@ from tokenprune.policies.base import SelectionPolicy
 from tokenprune.reuse.base import Hold, Reuse
 from tokenprune.reuse.corrector import Corrector
 from tokenprune.schedule import Schedule
+from tokenprune.setting_types import Settings
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Settings):
     """How many tokens each step computes, which, what the others become, and how that is made good.
 
     `apply` takes it for a policy.

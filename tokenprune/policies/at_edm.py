@@ -72,7 +72,7 @@ class AttentionRankPolicy(ScorePolicy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.iterations, int) or self.iterations < 1:
+        if self.iterations < 1:
             raise ValueError(f"iterations: expected a whole number of at least 1, got {self.iterations!r}")
         check_chunk(self.chunk)
         if not 0 <= self.staleness < float("inf"):

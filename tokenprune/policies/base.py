@@ -12,6 +12,7 @@ from tokenprune.ops.grid import TokenGrid
 from tokenprune.ops.selection import Selection
 from tokenprune.policies.description import Description
 from tokenprune.schedule import Schedule, WarmupSchedule
+from tokenprune.setting_types import Settings
 
 Need = Literal["forecast_error", "attention"]
 
@@ -65,7 +66,7 @@ class Observation:
 
 
 @dataclass(frozen=True)
-class SelectionPolicy(ABC):
+class SelectionPolicy(Settings, ABC):
     """Chooses the tokens of every pruned step.
 
     A policy is a set of settings; what it must remember during a generation goes into `memory`. An image's

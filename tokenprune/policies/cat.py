@@ -85,7 +85,7 @@ class CATPolicy(SelectionPolicy):
         check_balance(self.decay, self.exploit_share)
         for name in ("num_clusters", "balance_from"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
+            if value < 1:
                 raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")
         if not 0 <= self.first_quota <= 1:
             raise ValueError(f"first_quota: expected a fraction in [0, 1], got {self.first_quota}")

@@ -51,7 +51,7 @@ class ClusterRandomPolicy(ScorePolicy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.num_clusters, int) or self.num_clusters < 1:
+        if self.num_clusters < 1:
             raise ValueError(f"num_clusters: expected a whole number of at least 1, got {self.num_clusters!r}")
 
     def score(self, seen: Observation, memory: Memory) -> Tensor:

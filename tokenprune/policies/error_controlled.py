@@ -64,7 +64,7 @@ class ErrorControlledPolicy(ScorePolicy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.order, int) or self.order < 0:
+        if self.order < 0:
             raise ValueError(f"order: expected a whole number of at least 0, got {self.order!r}")
         if not 0 <= self.floor < float("inf"):
             raise ValueError(f"floor: expected a number of at least 0, got {self.floor}")

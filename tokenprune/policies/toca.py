@@ -80,7 +80,7 @@ class TocaPolicy(ScorePolicy):
                 raise ValueError(f"{name}: expected a number of at least 0, got {getattr(self, name)}")
         if not 0 < self.interval < float("inf"):
             raise ValueError(f"interval: expected a number above 0, got {self.interval}")
-        if not isinstance(self.neighbourhood, int) or self.neighbourhood < 1:
+        if self.neighbourhood < 1:
             raise ValueError(f"neighbourhood: expected a whole number of at least 1, got {self.neighbourhood!r}")
         check_chunk(self.chunk)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -62,6 +63,8 @@ class Report:
         grid: extents of the token grid.
         token_counts: how many steps computed each token [B, N], None before the first step.
         notes: how discovery stands, and what it could not know, of a model that no adapter serves.
+        transformers: where a handle prunes several, the report of each by its name in the pipeline, on the latest
+            generation that called it; all else counts them together.
     """
 
     steps: tuple[StepReport, ...]
@@ -76,6 +79,7 @@ class Report:
     grid: TokenGrid
     token_counts: Tensor | None
     notes: tuple[str, ...] = ()
+    transformers: Mapping[str, Report] = field(default_factory=dict)
 
     @property
     def tokens_ratio(self) -> float:
@@ -98,5 +102,10 @@ class Report:
             f"{len(self.steps)} steps ({full} full, {len(self.steps) - full} pruned), {self.seconds:.2f} s in the "
             f"model, {self.selection_seconds:.3f} s of it choosing tokens; {self.tokens_ratio:.1%} of the tokens and "
             f"{self.mac_ratio:.1%} of the MACs of the plain model ({self.ideal_speedup:.2f}x allowed); caches "
-            f"{self.cache_bytes / 2**20:.1f} MiB" + "".join(f"; {note}" for note in self.notes)
+            f"{self.cache_bytes / 2**20:.1f} MiB"
+            + "".join(f"; {note}" for note in self.notes)
+            + "".join(
+                f"; {name}: {len(report.steps)} steps, {report.mac_ratio:.1%} of the MACs"
+                for name, report in self.transformers.items()
+            )
         )

@@ -10,6 +10,7 @@ from torch import Tensor
 from tokenprune.ops.guidance import Guidance
 from tokenprune.ops.selection import Selection
 from tokenprune.reuse.key_value import KeyValueBuffer
+from tokenprune.setting_types import Settings
 
 
 class ReuseState(ABC):
@@ -39,7 +40,7 @@ class ReuseState(ABC):
         """Bytes of tensor memory held."""
 
 
-class Reuse(ABC):
+class Reuse(Settings, ABC):
     """A rule for predictions of tokens that are not computed; `start` gives one branch's memory."""
 
     @abstractmethod

@@ -63,7 +63,7 @@ class ClusterCorrection(Reuse):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.num_clusters, int) or self.num_clusters < 1:
+        if self.num_clusters < 1:
             raise ValueError(f"num_clusters: expected a whole number of at least 1, got {self.num_clusters!r}")
         for name in ("strength", "memory"):
             if not 0 <= getattr(self, name) <= 1:

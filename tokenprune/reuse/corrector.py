@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tokenprune.setting_types import Settings
+
 
 @dataclass(frozen=True)
-class Corrector:
+class Corrector(Settings):
     """Draw the steps since the last full one again, as they would have been with what is known now.
 
     Between two full steps the sampler went by forecasts. The second full step shows what they should have been, nearly:

@@ -23,7 +23,7 @@ WAN = [
         "WanTransformer3DModel",
         wan_config,
         lambda: video(),
-        "WanPipeline (2.1, 2.2 with two transformers: `apply` to each)",
+        "WanPipeline (2.1, 2.2 with both transformers)",
         TWICE,
     ),
     Tiny(

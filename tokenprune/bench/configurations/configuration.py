@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 import tokenprune
-from tokenprune.api import Handle
+from tokenprune.handles import Handle
 from tokenprune.plans.plan import Plan
-from tokenprune.registry import find_adapter, transformer_of
+from tokenprune.registry import find_adapter
+from tokenprune.targets import target_of
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,9 @@ class Configuration:
 
 @contextmanager
 def compiled_blocks(pipe: Any) -> Iterator[None]:
-    """Every block of the transformer compiled by itself, as docs/speed.md recommends, for as long as it lasts."""
-    model = transformer_of(pipe)
-    blocks = [model.get_submodule(site.path) for site in find_adapter(model)(model).block_sites]
+    """Every block of the transformers compiled by itself, as docs/speed.md recommends, for as long as it lasts."""
+    models = target_of(pipe).models.values()
+    blocks = [model.get_submodule(site.path) for model in models for site in find_adapter(model)(model).block_sites]
     for block in blocks:
         block.compile(fullgraph=True)
     try:

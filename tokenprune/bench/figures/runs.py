@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 import tokenprune
-from tokenprune.api import Handle
 from tokenprune.bench.measuring.fidelity import Picture, psnr
+from tokenprune.handles import Handle
 from tokenprune.policies import CATPolicy, DensePolicy
 from tokenprune.policies.base import SelectionPolicy
 from tokenprune.reports.report import Report

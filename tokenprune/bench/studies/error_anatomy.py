@@ -20,7 +20,6 @@ import typer
 from torch import Tensor, nn
 
 import tokenprune
-from tokenprune.api import Handle
 from tokenprune.bench.commands import check_known, check_output, run
 from tokenprune.bench.configurations.configuration import Configuration
 from tokenprune.bench.configurations.schedules import after_warmup
@@ -29,6 +28,7 @@ from tokenprune.bench.measuring.measure import Samples, Task, draw, draw_all
 from tokenprune.bench.measuring.run import machine, versions
 from tokenprune.embedded import scenes
 from tokenprune.embedded.load import EMBEDDED, quiet
+from tokenprune.handles import Handle
 from tokenprune.plans.plan import Plan
 from tokenprune.plans.presets import token_plan
 from tokenprune.policies import CATPolicy, ErrorControlledPolicy, RandomPolicy, SequentialPolicy

@@ -23,7 +23,7 @@ from torch import nn
 
 from tokenprune.bench.subjects.pipelines import RANDOM
 from tokenprune.errors import ConfigurationError
-from tokenprune.registry import transformer_of
+from tokenprune.targets import transformer_of
 
 TEXT = {"shapes-sd3": 49, "shapes-pixart": 48}
 """Text tokens that the embedded pipelines, by name, give their transformers."""
