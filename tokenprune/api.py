@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from tokenprune.compiled import forget_graphs
-from tokenprune.engine.cache_conflicts import refuse_caches
+from tokenprune.engine.cache_conflicts import refuse_hooks
+from tokenprune.engine.foreign_forwards import misfits_explained, refuse_foreign_forwards
 from tokenprune.engine.generation import Generation
 from tokenprune.engine.masked_module import MaskedModule
 from tokenprune.engine.sampler import Sampler
@@ -233,7 +234,8 @@ def apply(
         UnknownModelError: no adapter serves the model, and it may not or cannot be discovered.
         ModuleMapError: the module map names modules that the model lacks.
         AlreadyPrunedError: the model carries another handle's hooks.
-        CacheConflictError: the model carries a cache of diffusers that leaves out work.
+        CacheConflictError: the model carries a cache, of diffusers or of another package, that leaves out work.
+        HookConflictError: the model carries hooks of others that mix tokens.
         TypeError: the policy, schedule, reuse or trace is of another type, or keys cannot be kept in the `cache_dtype`.
     """
     if isinstance(policy, Plan):
@@ -250,7 +252,8 @@ def apply(
         if not isinstance(value, kind) and not (value is None and name != "policy"):
             raise TypeError(f"apply: {name}: expected a {kind.__name__} such as {_EXAMPLES[name]}, got {value!r}")
     model = transformer_of(target)
-    refuse_caches(model)
+    refuse_hooks(model)
+    refuse_foreign_forwards(model)
     numbers, keeping = schedule or policy.schedule(), reuse or Hold()
     _check_cache_dtype(cache_dtype, keeping)
 
@@ -271,7 +274,8 @@ def apply(
             raise
         source = PendingModule(model, make)
     else:
-        source = make(found(model))
+        with misfits_explained(model):
+            source = make(found(model))
     called = target if isinstance(target, nn.Module) else target.transformer
     forget_graphs(called)
     source.install()

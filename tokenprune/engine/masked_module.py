@@ -13,9 +13,16 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_structure
 
 from tokenprune.engine.branch_cache import BranchCache
-from tokenprune.engine.cache_conflicts import refuse_caches
+from tokenprune.engine.cache_conflicts import refuse_hooks
 from tokenprune.engine.call_arguments import CallArguments, Given
 from tokenprune.engine.copies import shapes_of
+from tokenprune.engine.foreign_forwards import (
+    ForwardWatch,
+    left_out,
+    misfits_explained,
+    refuse_foreign_forwards,
+    replaced,
+)
 from tokenprune.engine.generation import Generation
 from tokenprune.engine.installation import HookInstallation
 from tokenprune.engine.policy_view import PolicyView
@@ -44,6 +51,7 @@ class CallUnderWay:
         selection: the computed tokens of every image of the batch; None for all, or for none if it skips.
         skips: whether it computes nothing.
         numbered: tokens to put in the place of the exit's [B, N, C], while their places in the output are sought.
+        completed: whether the exit gave its output.
     """
 
     position: CallPosition
@@ -51,6 +59,7 @@ class CallUnderWay:
     selection: Selection | None
     skips: bool
     numbered: Tensor | None = None
+    completed: bool = False
 
 
 @dataclass
@@ -92,9 +101,11 @@ class MaskedModule:
         tracker: StepTracker | None = None,
         window: ThreadLabel | None = None,
     ) -> None:
-        module_map.check(model)
         self.model = model
         self.map = module_map
+        self._refuse_foreign()
+        with misfits_explained(model):
+            module_map.check(model)
         self.settings = settings
         self.signature = inspect.signature(model.forward)
         weigh = settings.policy.weigh_attention if "attention" in settings.policy.needs else None
@@ -108,6 +119,7 @@ class MaskedModule:
         self._set_aside = SetAside()
         self._output_maps: dict[tuple[torch.Size, torch.dtype, str], OutputMap] = {}
         self._call: CallUnderWay | None = None
+        self._forwards: ForwardWatch | None = None
         self._window = Window(self._tracker, self._new_generation(PolicyView(module_map, "none", None, 0, ())))
         self.reset()
 
@@ -130,11 +142,13 @@ class MaskedModule:
             AlreadyPrunedError: the model carries hooks of another handle.
         """
         self._installation.put_on()
+        self._forwards = ForwardWatch(self.model)
 
     def remove(self) -> None:
         """Take all hooks off and free the caches; the model is as it was."""
         self.unwind()
         self._installation.take_off()
+        self._forwards = None
         self.reset()
 
     def reset(self) -> None:
@@ -163,10 +177,18 @@ class MaskedModule:
         """Move the hooks to the modules that took the place of others."""
         self._installation.take_off_parts()
         try:
-            self.map.check(self.model)
+            with misfits_explained(self.model):
+                self.map.check(self.model)
         finally:
             self.reset()
         self._installation.put_on_parts()
+        self._refuse_foreign()
+        self._forwards = ForwardWatch(self.model)
+
+    def _refuse_foreign(self) -> None:
+        """Raise HookConflictError if hooks or forwards of others on the model cannot go with pruning."""
+        refuse_hooks(self.model)
+        refuse_foreign_forwards(self.model, (site.path for site in self.map.block_sites))
 
     # One call of the model -------------------------------------------------------------------------------------
 
@@ -184,7 +206,10 @@ class MaskedModule:
                 f"{type(self.model).__name__}: pruning keeps keys and values from earlier steps and cannot give "
                 f"gradients; call the model under torch.no_grad() or remove() the handle to train"
             )
-        if self._installation.displaced:
+        if self._forwards is not None and self._forwards.changed:
+            self._refuse_foreign()
+            self._forwards = ForwardWatch(self.model)
+        if self._installation.displaced is not None:
             self._follow_displaced()
         given = self._arguments(args, kwargs)
         latents = given.latents
@@ -221,6 +246,7 @@ class MaskedModule:
             return output
         if call.numbered is not None:
             return self.sites.exit.write(output, call.numbered)
+        self._refuse_left_out(call)
         images, branch, time = self.sites.exit.read(output), call.branch, call.position.time
         if call.position.first_of_step:
             forecast = self._forecast(call)
@@ -235,6 +261,16 @@ class MaskedModule:
         branch.prediction = completed.clone()
         return self.sites.exit.write(output, completed)
 
+    def _refuse_left_out(self, call: CallUnderWay) -> None:
+        """Raise CacheConflictError if a call that gets to its exit ran other parts than its branch's first one."""
+        path, ran, call.completed = self._installation.displaced, self.sites.ran, True
+        if path is not None:
+            raise replaced(self.model, path)
+        if call.branch.ran is None:
+            call.branch.ran = ran
+        elif not call.branch.ran <= ran:
+            raise left_out(self.model, [path for path in self.map.paths if path in call.branch.ran - ran])
+
     def run_or_skip(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The model's output: of its forward, or made of forecast tokens at a skipped step."""
         call = self._call
@@ -248,6 +284,8 @@ class MaskedModule:
     def end_call(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Book-keeping after a call that went through."""
         call = self._call
+        if call is not None and not call.skips and not call.completed:
+            raise left_out(self.model, [self.map.exit_site.path])
         self.generation.records[-1].calls[-1].watch.mark()
         self.peak_bytes = max(self.peak_bytes, sum(window.generation.nbytes for window in self._windows.values()))
         self.generation.end_call()
@@ -291,8 +329,9 @@ class MaskedModule:
 
     def _begin_generation(self, position: CallPosition, given: CallArguments) -> None:
         """Start anew; key and value buffers stay, for their memory, while the latents keep their shape."""
-        refuse_caches(self.model)
+        self._refuse_foreign()
         self._installation.stand_in_forward()
+        self._forwards = ForwardWatch(self.model)
         last = self.generation.branches
         self._window.generation = self._new_generation(self._view(given))
         if position.branch in last:
