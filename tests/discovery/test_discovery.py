@@ -100,6 +100,24 @@ def test_discovered_maps_pass_the_kit(make: type[nn.Module], call: Callable[...,
     check_adapter(lambda: randomised(make), call(), adapter=lambda _: found)
 
 
+class Squeezing(DiT):
+    """Its blocks are given tokens whose dimension is squeezed away where there is one alone, as Allegro's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks[1].attn.register_forward_pre_hook(lambda _, args: (args[0].squeeze(1),))
+
+
+def test_the_least_tokens_of_a_model_are_tried() -> None:
+    found = discover(randomised(Squeezing), (), labelled()).map
+    assert found.least_tokens == 2
+    assert discover(randomised(DiT), (), labelled()).map.least_tokens == 1
+    model = randomised(Squeezing)
+    with tokenprune.apply(model, NoisePolicy(0.001, 2)) as handle:
+        generation(model, labelled, [900.0, 700.0, 500.0])
+        assert [step.tokens for step in handle.report().steps] == [24, 24, 2]
+
+
 def test_a_joint_model_with_attention_in_its_blocks() -> None:
     found = discover(randomised(MMDiT), (), prompted()).map
     tokens = (TokenArgument("img"), TokenArgument("angles", dim=0, batch=None))
