@@ -24,7 +24,7 @@ from tokenprune.engine.thread_label import ThreadLabel
 from tokenprune.errors import TraceError, UnknownModelError
 from tokenprune.macs.counting import count_steps
 from tokenprune.modulemap import ModuleMap
-from tokenprune.ops.guidance import BranchKey, Guidance
+from tokenprune.ops.guidance import PARTS, BranchKey, Guidance
 from tokenprune.plans.plan import Plan
 from tokenprune.plans.presets import best_plan, share_of
 from tokenprune.policies.base import SelectionPolicy
@@ -221,8 +221,10 @@ def apply(
         schedule: how many; None takes the policy's own (its `alpha` and `warmup_steps`).
         reuse: what the predictions of all other tokens become; None holds their last computed values.
         adapter: writes the module map of a model that no installed adapter serves.
-        guidance: how classifier-free guidance lies in a batch; None finds out at each generation's first call, by
-            comparing the halves of the latents. Pass "none" for images that share their initial noise.
+        guidance: how classifier-free guidance lies in a batch: "none", "uncond-first", "cond-first", or
+            "uncond-cond-perturbed", with a third part for perturbed-attention guidance. None finds out at each
+            generation's first call, by comparing the parts of the latents. Pass "none" for images that share their
+            initial noise.
         guidance_scale: None shows policies the conditional prediction; a number shows them the guided one.
         trace: record what happens to every token at every step, for `Handle.trace`; costs memory, see `Trace`.
         cache_dtype: what keys and values are kept in, such as torch.float8_e4m3fn in place of the model type: less
@@ -236,6 +238,7 @@ def apply(
         AlreadyPrunedError: the model carries another handle's hooks.
         CacheConflictError: the model carries a cache, of diffusers or of another package, that leaves out work.
         HookConflictError: the model carries hooks of others that mix tokens.
+        ValueError: the guidance is none of these.
         TypeError: the policy, schedule, reuse or trace is of another type, or keys cannot be kept in the `cache_dtype`.
     """
     if isinstance(policy, Plan):
@@ -251,6 +254,8 @@ def apply(
     ):
         if not isinstance(value, kind) and not (value is None and name != "policy"):
             raise TypeError(f"apply: {name}: expected a {kind.__name__} such as {_EXAMPLES[name]}, got {value!r}")
+    if guidance not in (None, *PARTS):
+        raise ValueError(f"apply: guidance: expected None or one of {', '.join(map(repr, PARTS))}, got {guidance!r}")
     model = transformer_of(target)
     refuse_hooks(model)
     refuse_foreign_forwards(model)
