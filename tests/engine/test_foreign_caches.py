@@ -11,11 +11,14 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
 
+import diffusers
 import pytest
 import tiny
 import torch
 from accelerate.hooks import ModelHook, add_hook_to_module
-from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
+from diffusers import SD3Transformer2DModel
+from diffusers.hooks import LayerSkipConfig
+from diffusers.hooks.layer_skip import _apply_layer_skip_hook
 from torch import Tensor, nn
 
 import tokenprune
@@ -27,16 +30,17 @@ POLICY = NoisePolicy(0.4, 2)
 STEPS = 5
 LISTS = ("transformer_blocks", "single_transformer_blocks")
 KINDS = ("sd3", "flux")
+TINY = {found.name: found for found in tiny.ALL if found.name in (*KINDS, "pixart")}
 
 
 def make(kind: str) -> nn.Module:
-    return next(found for found in tiny.ALL if found.name == kind).make()
+    return TINY[kind].make()
 
 
 def draw(model: nn.Module, steps: int = STEPS, first: int = 0) -> Tensor:
     """What the model gives at each step from one on [steps, B, ...]."""
-    kind = "flux" if isinstance(model, FluxTransformer2DModel) else "sd3"
-    inputs = next(found for found in tiny.ALL if found.name == kind).inputs()
+    kind = next(kind for kind in TINY if issubclass(type(model), getattr(diffusers, TINY[kind].model)))
+    inputs = TINY[kind].inputs()
     found = []
     with torch.no_grad():
         for step in range(first, first + steps):
@@ -322,6 +326,27 @@ def test_parts_that_every_call_leaves_out_are_the_model(model: nn.Module) -> Non
         pruned = draw(model)
     assert torch.equal(pruned[:2], plain[:2])
     assert not torch.equal(pruned, plain)
+
+
+def no_self_attention(model: nn.Module) -> dict[nn.Module, Any]:
+    attention = model.transformer_blocks[0].attn1
+
+    def forward(self: nn.Module, hidden_states: Tensor, **kwargs: Any) -> Any:
+        return hidden_states
+
+    return {attention: idle(type(attention), forward)}
+
+
+def test_layers_that_a_guider_leaves_out() -> None:
+    """Hooks of diffusers that keep nothing may come in mid-generation; what else is left out then still counts."""
+    model = make("pixart")
+    with tokenprune.apply(model, POLICY):
+        draw(model, 3)
+        _apply_layer_skip_hook(model, LayerSkipConfig(indices=[1], fqn="transformer_blocks"), name="guider")
+        draw(model, 1, first=3)
+        skipping(model, {0}, no_self_attention)
+        with pytest.raises(CacheConflictError, match=r"left out transformer_blocks\.0\.attn1, which"):
+            draw(model, 1, first=4)
 
 
 def test_layers_that_the_user_switches_off(model: nn.Module) -> None:

@@ -162,7 +162,7 @@ def squeezing() -> nn.Module:
 def test_a_model_that_needs_more_than_one_token() -> None:
     found, message = broken(squeezing, call())
     assert found == "pruned"
-    assert "step 4, of 1 tokens, raised" in message
+    assert "step 4 (1 tokens) raised" in message
     check_adapter(squeezing, call(), adapter=changed(least_tokens=2))
     check_adapter(squeezing, call(), adapter=changed(least_tokens=2), fraction=0.01)
 

@@ -39,6 +39,22 @@ branch, which has caches of its own.
 """
 
 
+SKIPPING = {"AttentionProcessorSkipHook", "FeedForwardSkipHook", "TransformerBlockSkipHook"}
+"""Classes of hooks by which a guider leaves out a layer for some calls; nothing is kept in its place."""
+
+
+def without_guided(model: nn.Module, paths: Iterable[str]) -> list[str]:
+    """The paths but for those of layers that a guider leaves out of the call under way, and of what is in them."""
+    skipping = [
+        f"{path}."
+        for path, module in model.named_modules()
+        for attribute in REGISTRIES
+        if (registry := module.__dict__.get(attribute)) is not None
+        and any(type(hook).__name__ in SKIPPING for hook in registry.hooks.values())
+    ]
+    return [path for path in paths if not any(f"{path}.".startswith(layer) for layer in skipping)]
+
+
 def refuse_hooks(model: nn.Module) -> None:
     """Raise if hooks on the model's modules keep something of it from step to step, or mix its tokens.
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_structure
 
 from tokenprune.engine.branch_cache import BranchCache
-from tokenprune.engine.cache_conflicts import refuse_hooks
+from tokenprune.engine.cache_conflicts import refuse_hooks, without_guided
 from tokenprune.engine.call_arguments import CallArguments, Given
 from tokenprune.engine.copies import shapes_of
 from tokenprune.engine.foreign_forwards import (
@@ -268,8 +268,10 @@ class MaskedModule:
             raise replaced(self.model, path)
         if call.branch.ran is None:
             call.branch.ran = ran
-        elif not call.branch.ran <= ran:
-            raise left_out(self.model, [path for path in self.map.paths if path in call.branch.ran - ran])
+            return
+        missing = call.branch.ran - ran
+        if missing and (paths := without_guided(self.model, [path for path in self.map.paths if path in missing])):
+            raise left_out(self.model, paths)
 
     def run_or_skip(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The model's output: of its forward, or made of forecast tokens at a skipped step."""

@@ -168,7 +168,7 @@ class _Check:
             outputs.extend(played)
         except Exception as error:
             raise self.error(
-                wanted, f"step {len(outputs)}, of {counts[len(outputs)]} tokens, raised {type(error).__name__}: {error}"
+                wanted, f"step {len(outputs)} ({counts[len(outputs)]} tokens) raised {type(error).__name__}: {error}"
             ) from error
         return outputs
 
