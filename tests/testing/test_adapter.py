@@ -129,6 +129,12 @@ def test_a_grid_of_another_size() -> None:
     assert "blocks.0.attn: expected 48 image keys, got 12 keys" in message
 
 
+def test_an_exit_that_is_never_called() -> None:
+    found, message = broken(Plain, call(), changed(exit="spare.out"))
+    assert found == "full"
+    assert "its exit spare.out did not run in a call of the model" in message
+
+
 def test_an_attention_that_is_never_called() -> None:
     sites = (*module_map(Plain()).attentions, AttentionSite("spare"))
     found, message = broken(Plain, call(), changed(attentions=sites))

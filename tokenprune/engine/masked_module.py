@@ -33,7 +33,7 @@ from tokenprune.engine.skipped_steps import OutputMap
 from tokenprune.engine.step_tracker import CallPosition, StepTracker
 from tokenprune.engine.thread_label import ThreadLabel
 from tokenprune.engine.thread_ownership import ThreadOwnership
-from tokenprune.errors import UnsupportedCallError
+from tokenprune.errors import ModuleMapError, TokenPruneError, UnsupportedCallError
 from tokenprune.modulemap import ModuleMap
 from tokenprune.ops.guidance import BranchKey, count_images
 from tokenprune.ops.selection import Selection
@@ -273,6 +273,17 @@ class MaskedModule:
         if missing and (paths := without_guided(self.model, [path for path in self.map.paths if path in missing])):
             raise left_out(self.model, paths)
 
+    def _without_exit(self, branch: BranchCache) -> TokenPruneError:
+        """The error of a call that did not get to its exit."""
+        exit_path = self.map.exit_site.path
+        if branch.ran is not None:
+            return left_out(self.model, [exit_path])
+        return ModuleMapError(
+            f"{type(self.model).__name__}: the module map does not fit: its exit {exit_path} did not run in a call of "
+            f"the model. Name the projection that makes the output of all tokens; if this one does, take whatever "
+            f"gave the output in its place off the model (a cache?)"
+        )
+
     def run_or_skip(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The model's output: of its forward, or made of forecast tokens at a skipped step."""
         call = self._call
@@ -287,7 +298,7 @@ class MaskedModule:
         """Book-keeping after a call that went through."""
         call = self._call
         if call is not None and not call.skips and not call.completed:
-            raise left_out(self.model, [self.map.exit_site.path])
+            raise self._without_exit(call.branch)
         self.generation.records[-1].calls[-1].watch.mark()
         self.peak_bytes = max(self.peak_bytes, sum(window.generation.nbytes for window in self._windows.values()))
         self.generation.end_call()
