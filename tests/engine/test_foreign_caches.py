@@ -303,7 +303,7 @@ def no_attention(model: nn.Module) -> dict[nn.Module, Any]:
 @pytest.mark.parametrize(
     ("skip", "message"),
     [
-        (no_blocks, r"left out transformer_blocks\.1 and 1 other parts, which the first call .* reset\(\)"),
+        (no_blocks, r"left out transformer_blocks\.1 \(and 1 more\), which the first call .* reset\(\)"),
         (no_attention, r"left out transformer_blocks\.0\.attn, which the first call of its guidance branch ran"),
     ],
 )

@@ -119,7 +119,7 @@ def left_out(model: nn.Module, paths: Sequence[str]) -> CacheConflictError:
     """The error of a call that left out parts which its guidance branch's first call ran."""
     first, *others = paths
     return CacheConflictError(
-        f"{type(model).__name__}: this call left out {first}{f' and {len(others)} other parts' if others else ''}, "
+        f"{type(model).__name__}: this call left out {first}{f' (and {len(others)} more)' if others else ''}, "
         f"which the first call of its guidance branch ran: a cache of steps, blocks or attention is on the model, and "
         f"leaves out work that pruning relies on; expected one of the two. Take it off first, or remove() the handle; "
         f"if you switched layers off yourself, call the handle's reset() when you do"
