@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -68,6 +69,15 @@ def test_reset_frees_the_caches(pixart: nn.Module, generate: Callable[..., Tenso
 def live_bytes() -> int:
     gc.collect()
     return sum(o.nbytes for o in gc.get_objects() if type(o) is Tensor and not o.requires_grad)
+
+
+@pytest.mark.parametrize("guidance", ["batched", "perturbed", "", 2, True])
+def test_guidance_of_no_kind(sd3: nn.Module, guidance: Any) -> None:
+    before = dict(vars(sd3))
+    message = r"^apply: guidance: expected None or one of 'none', .*'uncond-cond-perturbed', got "
+    with pytest.raises(ValueError, match=message):
+        tokenprune.apply(sd3, CATPolicy(), guidance=guidance)
+    assert vars(sd3) == before
 
 
 @pytest.mark.parametrize("guidance", ["batched", "sequential"])

@@ -10,7 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenprune import Schedule
-from tokenprune.schedule import BudgetSchedule, LevelSchedule, ListSchedule, RefreshSchedule, Step, WarmupSchedule
+from tokenprune.schedule import (
+    BudgetSchedule,
+    CountSchedule,
+    LevelSchedule,
+    ListSchedule,
+    RefreshSchedule,
+    Step,
+    WarmupSchedule,
+    tokens_at,
+)
 
 fractions = st.floats(0, 1)
 
@@ -47,6 +56,15 @@ def test_refresh(schedule: RefreshSchedule, expected: list[float]) -> None:
 def test_last_full_needs_to_know_how_many_steps_remain(schedule: Schedule) -> None:
     assert run(schedule, 5) == [1, 0.3, 0.3, 1, 1]
     assert run(schedule, 5, known=False) == [1, 0.3, 0.3, 0.3, 0.3]
+
+
+@pytest.mark.parametrize(
+    ("count", "least", "expected"),
+    [(5, 1, 5), (1, 1, 1), (1, 2, 2), (2, 2, 2), (0, 2, 0), (8, 2, 8), (None, 2, 8), (3, 9, 8)],
+)
+def test_a_model_that_cannot_compute_fewer(count: int | None, least: int, expected: int) -> None:
+    """A skipped step stays one, and a picture of fewer tokens is computed whole."""
+    assert tokens_at(CountSchedule([count]), at(0), 8, least) == expected
 
 
 def test_a_list_repeats_its_last() -> None:

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from tokenprune.engine.cache_conflicts import refuse_caches
+from tokenprune.engine.cache_conflicts import refuse_hooks
 from tokenprune.engine.correction import SamplerCorrection
+from tokenprune.engine.foreign_forwards import misfits_explained, refuse_foreign_forwards
 from tokenprune.engine.masked_module import MaskedModule
 from tokenprune.engine.pruning_watch import PruningWatch
 from tokenprune.engine.sampler import Sampler
@@ -66,8 +67,10 @@ def apply(
         reuse: what the predictions of all other tokens become; None holds their last computed values.
         corrector: how the forecasts' effect on the latents is made good at full steps; needs the pipeline. None: not.
         adapter: writes the module map of a model that no installed adapter serves.
-        guidance: how classifier-free guidance lies in a batch; None finds out at each generation's first call, by
-            comparing the halves of the latents. Pass "none" for images that share their initial noise.
+        guidance: how classifier-free guidance lies in a batch: "none", "uncond-first", "cond-first", or
+            "uncond-cond-perturbed", with a third part for perturbed-attention guidance. None finds out at each
+            generation's first call, by comparing the parts of the latents. Pass "none" for images that share their
+            initial noise.
         guidance_scale: None shows policies the conditional prediction; a number shows them the guided one. A mapping
             has a number for each transformer of a pipeline, by name (Wan 2.2's `guidance_scale_2` is that of
             "transformer_2").
@@ -83,9 +86,11 @@ def apply(
         UnsupportedModelError: it is known that it cannot be pruned: a U-Net, an autoencoder, a text encoder, replicas.
         ModuleMapError: the module map names modules that the model lacks.
         AlreadyPrunedError: the model carries another handle's hooks.
-        CacheConflictError: the model carries a cache of diffusers that leaves out work.
+        CacheConflictError: the model carries a cache, of diffusers or of another package, that leaves out work.
+        HookConflictError: the model carries hooks of others that mix tokens.
         TypeError: an argument is of another type, or keys cannot be kept in the `cache_dtype`.
-        ValueError: `transformers` or `guidance_scale` names a transformer that the pipeline has not.
+        ValueError: `transformers` or `guidance_scale` names a transformer that the pipeline has not, or `guidance` is
+            none of these.
     """
     if isinstance(policy, Plan):
         if schedule is not None or reuse is not None or corrector is not None:
@@ -109,7 +114,8 @@ def apply(
     named = target_of(target, transformers)
     scales = _by_name(guidance_scale, list(named.models))
     for model in named.models.values():
-        refuse_caches(model)
+        refuse_hooks(model)
+        refuse_foreign_forwards(model)
     numbers, keeping = schedule or policy.schedule(), reuse or Hold()
     _check_cache_dtype(cache_dtype, keeping)
 
@@ -149,7 +155,8 @@ def _source(
         from tokenprune.discovery import PendingModule  # takes as long to import as all the rest
 
         return PendingModule(model, make)
-    return make(found(model))
+    with misfits_explained(model):
+        return make(found(model))
 
 
 def _by_name(scale: float | Mapping[str, float] | None, names: Sequence[str]) -> dict[str, float | None]:

@@ -23,7 +23,11 @@ class ConcurrentUseError(TokenPruneError):
     """Two threads use one pruned model at the same time."""
 
 
-class CacheConflictError(TokenPruneError):
+class HookConflictError(TokenPruneError):
+    """The model carries something of another package that pruning cannot work beside."""
+
+
+class CacheConflictError(HookConflictError):
     """The model carries another cache, which leaves out work that pruning relies on."""
 
 

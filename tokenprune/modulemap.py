@@ -139,6 +139,8 @@ class ModuleMap:
             (a learned variance) are left out of what policies see. None: all.
         output_channels: channels of each pixel in the exit's output, where `noise_channels` is given.
         guidance: order of the two halves when one call holds both guidance branches.
+        least_tokens: how many tokens a pruned step computes at least, where the model takes a sequence of fewer for
+            something else (a single one, whose dimension it squeezes away).
         reads_values: whether the model looks at values of its tensors on the host (masks, lengths, routing), so that
             its operations cannot be counted on torch's meta device; a report then runs the model itself to count.
     """
@@ -161,6 +163,7 @@ class ModuleMap:
     noise_channels: int | None = None
     output_channels: int | None = None
     guidance: Guidance = "uncond-first"
+    least_tokens: int = 1
     reads_values: bool = False
 
     @property
@@ -202,7 +205,7 @@ class ModuleMap:
         """Raise ModuleMapError unless the map fits the model.
 
         Every path must lead to a module, and to another one each; every argument must be there, no list may be empty,
-        and arguments without a dimension for images need a shared selection.
+        arguments without a dimension for images need a shared selection, and `least_tokens` is 1 or more.
         """
         known = {name for name, _ in model.named_modules()}
         missing = [path for path in self.paths if path not in known]
@@ -225,6 +228,10 @@ class ModuleMap:
         for site in self.block_sites:
             self._check_arguments(model, site.path, [(argument.name, "tokens") for argument in site.tokens])
             self._check_arguments(model, site.path, [(site.leading, "leading")] if site.leading else [])
+        if self.least_tokens < 1:
+            raise ModuleMapError(
+                f"{type(model).__name__}: least_tokens: expected a whole number of at least 1, got {self.least_tokens}"
+            )
         named = [(self.latents, "latents"), (self.time, "time")]
         named += [(given.name, "token_inputs") for given in self.inputs]
         self._check_arguments(model, "", named)

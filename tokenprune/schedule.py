@@ -96,6 +96,12 @@ class Schedule(Settings, ABC):
         return None
 
 
+def tokens_at(schedule: Schedule, step: Step, num_tokens: int, least: int = 1) -> int:
+    """How many of N = num_tokens tokens a step computes, of a model that cannot compute fewer than `least` but none."""
+    count = schedule.count(step, num_tokens)
+    return min(max(count, least), num_tokens) if count > 0 else 0
+
+
 class IndexSchedule(Schedule):
     """A schedule whose fractions depend on nothing but the index of a step and the number of those that remain."""
 

@@ -12,7 +12,15 @@ from diffusers import (
 )
 from torch import nn
 
-from tokenprune import Arguments, AttentionSite, BlockSite, ModuleMap, TokenGrid, latent_grid
+from tokenprune import (
+    Arguments,
+    AttentionSite,
+    BlockSite,
+    ModuleMap,
+    TokenGrid,
+    UnsupportedCallError,
+    latent_grid,
+)
 from tokenprune_adapters.common import paths, rotary, sites
 
 
@@ -47,7 +55,7 @@ def video(model: HunyuanVideoTransformer3DModel) -> ModuleMap:
     """Joint attention over [image, text].
 
     In image-to-video models that replace the tokens of the first frame, these are reference tokens: they hold the
-    given picture and are computed at full steps only.
+    given picture and are computed at full steps only. There must be frames after it to draw.
     """
     size = model.config.patch_size
     names = ("freqs_cis", "image_rotary_emb")
@@ -55,12 +63,21 @@ def video(model: HunyuanVideoTransformer3DModel) -> ModuleMap:
     if model.config.image_condition_type != "token_replace":
         return found
 
+    all_frames = found.grid
+
     def later_frames(arguments: Arguments) -> TokenGrid:
-        frames, *rest = latent_grid("hidden_states", (model.config.patch_size_t, size, size))(arguments)
-        return (frames - 1, *rest)
+        grid = all_frames(arguments)
+        if len(grid) == 2:
+            raise UnsupportedCallError(
+                f"{type(model).__name__}: hidden_states: expected at least 2 latent frames, the given picture's and "
+                f"those to draw after it, got {list(arguments['hidden_states'].shape)} [B, C, frames, height, width]; "
+                f"there is no token to choose. Call the model with more frames, or remove() the handle"
+            )
+        frames, *rest = grid
+        return (frames - 1, *rest) if frames > 2 else tuple(rest)
 
     def first_frame(arguments: Arguments) -> tuple[int, int]:
-        _, height, width = later_frames(arguments)
+        *_, height, width = later_frames(arguments)
         return height * width, 0
 
     return replace(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 import tokenprune
-from tokenprune import Memory, NoisePolicy, Observation, Selection, SelectionPolicy, Taylor
+from tokenprune import Memory, NoisePolicy, Observation, Selection, SelectionPolicy, Taylor, UnsupportedCallError
 from tokenprune.testing import no_waiting
 from tokenprune_adapters.common import grid_of_ids
 
@@ -242,3 +242,76 @@ def test_attention_is_weighed_behind_each_text() -> None:
                 model(**{**given, "hidden_states": latents, "timestep": given["timestep"] * (0.2 + 0.2 * step)})
         weights.append(policy.seen[0].attention)
     torch.testing.assert_close(weights[0], torch.cat(weights[1:]))
+
+
+@pytest.mark.parametrize("alpha", [0.001, 0.04])
+def test_a_pruned_step_computes_the_least_that_the_model_can(alpha: float) -> None:
+    """Allegro's blocks squeeze the dimension of a single token away; PixArt's do with one token as with others."""
+    for name, least in (("allegro", 2), ("pixart", 1)):
+        tiny = TINY[name]
+        model = tiny.make()
+        with tokenprune.apply(model, Watching(alpha=alpha)) as handle:
+            generate(model, tiny.inputs(), handle.map.time, handle.map.latents)
+            report = handle.report()
+        assert [step.tokens for step in report.steps[2:]] == [least] * 2
+        assert report.macs.total < report.dense_macs.total
+
+
+def hunyuan_inputs(frames: int) -> dict[str, Any]:
+    inputs = TINY["hunyuan-video-i2v"].inputs()
+    return {**inputs, "hidden_states": inputs["hidden_states"][:, :, :1].repeat(1, 1, frames, 1, 1)}
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.3])
+def test_a_given_picture_alone_is_refused(alpha: float) -> None:
+    """One frame, which is given, leaves nothing to choose from: at alpha = 1, too, and nothing stays behind."""
+    model, inputs = TINY["hunyuan-video-i2v"].make(), hunyuan_inputs(1)
+    with torch.no_grad():
+        plain = model(**inputs, return_dict=False)[0]
+    message = (
+        r"HunyuanVideoTransformer3DModel: hidden_states: expected at least 2 latent frames, .* got \[2, 4, 1, 6, 8\] "
+        r".*remove\(\) the handle"
+    )
+    with tokenprune.apply(model, Watching(alpha=alpha)):
+        for _ in range(2):
+            with torch.no_grad(), pytest.raises(UnsupportedCallError, match=message):
+                model(**inputs)
+        generate(model, hunyuan_inputs(3), "timestep", "hidden_states")
+    with torch.no_grad():
+        assert torch.equal(model(**inputs, return_dict=False)[0], plain)
+
+
+def test_a_single_frame_to_draw_is_a_picture() -> None:
+    model, policy = TINY["hunyuan-video-i2v"].make(), Watching(alpha=0.5)
+    with tokenprune.apply(model, policy) as handle:
+        generate(model, hunyuan_inputs(2), "timestep", "hidden_states")
+        assert [step.tokens for step in handle.report().steps] == [12, 12, 6, 6]
+    assert {seen.grid for seen in policy.seen} == {(3, 4)}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "wan",
+        "wan-i2v",
+        "wan-vace",
+        "hunyuan-video",
+        "hunyuan-video-1.5",
+        "mochi",
+        "cosmos",
+        "easyanimate",
+        "skyreels-v2",
+    ],
+)
+def test_videos_of_a_single_frame(name: str) -> None:
+    tiny = TINY[name]
+    inputs, policy = tiny.inputs(), Watching(alpha=0.5)
+    frames = inputs["hidden_states"].shape[2]
+    inputs = tree_map(
+        lambda x: x[:, :, :1] if isinstance(x, Tensor) and x.ndim == 5 and x.shape[2] == frames else x, inputs
+    )
+    model = tiny.make()
+    with tokenprune.apply(model, policy) as handle:
+        generate(model, inputs, "timestep", "hidden_states")
+        assert [step.tokens for step in handle.report().steps] == [12, 12, 6, 6]
+    assert {seen.grid for seen in policy.seen} == {(3, 4)}

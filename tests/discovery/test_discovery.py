@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -24,7 +25,16 @@ from models import (
 from torch import Tensor, nn
 
 import tokenprune
-from tokenprune import AttentionSite, BlockSite, ModuleMap, NoisePolicy, TokenArgument, UnknownModelError, latent_grid
+from tokenprune import (
+    AttentionSite,
+    BlockSite,
+    CacheConflictError,
+    ModuleMap,
+    NoisePolicy,
+    TokenArgument,
+    UnknownModelError,
+    latent_grid,
+)
 from tokenprune.discovery import discover
 from tokenprune.testing import check_adapter
 
@@ -100,6 +110,24 @@ def test_discovered_maps_pass_the_kit(make: type[nn.Module], call: Callable[...,
     check_adapter(lambda: randomised(make), call(), adapter=lambda _: found)
 
 
+class Squeezing(DiT):
+    """Its blocks are given tokens whose dimension is squeezed away where there is one alone, as Allegro's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks[1].attn.register_forward_pre_hook(lambda _, args: (args[0].squeeze(1),))
+
+
+def test_the_least_tokens_of_a_model_are_tried() -> None:
+    found = discover(randomised(Squeezing), (), labelled()).map
+    assert found.least_tokens == 2
+    assert discover(randomised(DiT), (), labelled()).map.least_tokens == 1
+    model = randomised(Squeezing)
+    with tokenprune.apply(model, NoisePolicy(0.001, 2)) as handle:
+        generation(model, labelled, [900.0, 700.0, 500.0])
+        assert [step.tokens for step in handle.report().steps] == [24, 24, 2]
+
+
 def test_a_joint_model_with_attention_in_its_blocks() -> None:
     found = discover(randomised(MMDiT), (), prompted()).map
     tokens = (TokenArgument("img"), TokenArgument("angles", dim=0, batch=None))
@@ -163,6 +191,29 @@ def test_remove_gives_the_model_back(calls: int) -> None:
     handle.remove()
     assert state(model) == before
     assert all(torch.equal(one, other) for one, other in zip(generation(model, labelled, times), plain, strict=True))
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_patched_model_is_not_looked_into(first: bool) -> None:
+    """A cache that came before the first call is refused, and the model is discovered when it is off."""
+
+    def cached_forward(self: DiT, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        return x
+
+    model = randomised(DiT)
+    if first:
+        model.forward = types.MethodType(cached_forward, model)
+        with pytest.raises(CacheConflictError, match=r"forward is replaced by .*cached_forward"):
+            tokenprune.apply(model, POLICY)
+        del model.forward
+    with tokenprune.apply(model, POLICY) as handle:
+        model.forward = types.MethodType(cached_forward, model)
+        for _ in range(2):
+            with pytest.raises(CacheConflictError, match=r"forward is replaced by .*cached_forward"):
+                generation(model, labelled, [900.0])
+        del model.forward
+        generation(model, labelled, [900.0, 700.0, 500.0])
+        assert [step.tokens for step in handle.report().steps] == [24, 24, 7]
 
 
 def test_an_adapter_wins_and_discovery_can_be_forbidden() -> None:

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 import tokenprune
 from tokenprune import AttentionRankPolicy, CATPolicy, Taylor
+from tokenprune.ops.guidance import Guidance
 
 ATOL = 1e-4
 TINY = {tiny.name: tiny for tiny in ALL}
@@ -180,7 +181,8 @@ def test_processors_of_diffusers(name: str, parts: int, reuse: Any) -> None:
     assert guidance == ("uncond-first" if parts == 2 else "uncond-cond-perturbed")
 
 
-def test_two_images_share_nothing_but_their_parts() -> None:
+@pytest.mark.parametrize("guidance", [None, "uncond-cond-perturbed"], ids=["found", "told"])
+def test_two_images_share_nothing_but_their_parts(guidance: Guidance | None) -> None:
     """Each image of a batch of two with three parts gets what it gets alone."""
     model = TINY["pixart"].make()
     set_processor(model, PAGCFGIdentitySelfAttnProcessor2_0())
@@ -190,7 +192,7 @@ def test_two_images_share_nothing_but_their_parts() -> None:
     def generate(images: slice) -> Tensor:
         found = []
         call = pixart_call(text.view(3, 2, 5, 16)[:, images].flatten(0, 1))
-        with tokenprune.apply(model, tokenprune.NoisePolicy(0.4, 2)), torch.no_grad():
+        with tokenprune.apply(model, tokenprune.NoisePolicy(0.4, 2), guidance=guidance), torch.no_grad():
             for step, given in enumerate(latents):
                 rows = given[images].repeat(3, 1, 1, 1)
                 out = call(model, rows, torch.full((len(rows),), 900.0 - 100 * step))

@@ -63,5 +63,6 @@ def test_modules_add_up_to_the_model() -> None:
 
 def test_counts_follow_the_schedule() -> None:
     assert counts_of(RefreshSchedule(3, 0.25), 8, 7) == (8, 2, 2, 8, 2, 2, 8)
+    assert counts_of(RefreshSchedule(3, 0.25), 8, 7, least=3) == (8, 3, 3, 8, 3, 3, 8)
     counts = counts_of(BudgetSchedule(0.5), 1000, 28)
     assert sum(counts) / 28_000 == pytest.approx(0.5, abs=0.001)

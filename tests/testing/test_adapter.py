@@ -113,6 +113,7 @@ def test_a_model_without_adapter() -> None:
         ({"exit": ExitSite("final", expand="blocks.2")}, "no module named blocks.2"),
         ({"blocks": ("blocks.0", "blocks.1", "blocks.0")}, "blocks.0 named twice in `blocks`"),
         ({"attentions": (AttentionSite("blocks.0.attn"),) * 2}, "blocks.0.attn named twice in `attentions`"),
+        ({"least_tokens": 0}, "least_tokens: expected a whole number of at least 1, got 0"),
     ],
 )
 def test_a_map_that_names_what_is_not_there(fields: dict[str, Any], hint: str) -> None:
@@ -126,6 +127,12 @@ def test_a_grid_of_another_size() -> None:
     found, message = broken(Plain, call(), changed(grid=latent_grid("latents", 1)))
     assert found == "full"
     assert "blocks.0.attn: expected 48 image keys, got 12 keys" in message
+
+
+def test_an_exit_that_is_never_called() -> None:
+    found, message = broken(Plain, call(), changed(exit="spare.out"))
+    assert found == "full"
+    assert "its exit spare.out did not run in a call of the model" in message
 
 
 def test_an_attention_that_is_never_called() -> None:
@@ -151,6 +158,19 @@ def test_a_map_that_misses_a_place(fields: dict[str, Any]) -> None:
 
 def test_a_model_that_mixes_tokens_outside_of_attention() -> None:
     assert broken(lambda: Plain(lambda x: x - x.mean(1, keepdim=True)), call())[0] == "pruned"
+
+
+def squeezing() -> nn.Module:
+    """A model that squeezes the dimension of tokens away where there is one token alone."""
+    return Plain(lambda x: x.squeeze(1))
+
+
+def test_a_model_that_needs_more_than_one_token() -> None:
+    found, message = broken(squeezing, call())
+    assert found == "pruned"
+    assert "step 4 (1 tokens) raised" in message
+    check_adapter(squeezing, call(), adapter=changed(least_tokens=2))
+    check_adapter(squeezing, call(), adapter=changed(least_tokens=2), fraction=0.01)
 
 
 def test_an_attention_that_does_not_matter() -> None:

@@ -138,6 +138,7 @@ class _Search:
         channels = find_noise_channels(self.model, self.inputs, checked)
         if channels is not None:
             checked = replace(checked, noise_channels=channels[0], output_channels=channels[1])
+        checked = replace(checked, least_tokens=verify.least_tokens(self.model, checked, self.inputs, plain))
         return Discovery(checked, tuple(self.notes))
 
     def _latents(self, output: Any) -> str:

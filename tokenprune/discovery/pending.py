@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from tokenprune.discovery.discover import discover
+from tokenprune.engine.cache_conflicts import refuse_hooks
+from tokenprune.engine.foreign_forwards import refuse_foreign_forwards
 from tokenprune.engine.installation import Claim
 from tokenprune.engine.masked_module import MaskedModule
 from tokenprune.engine.model_hooks import HANDLE, before_model
@@ -62,6 +64,8 @@ class PendingModule:
             self._hook = None
 
     def _first_call(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        refuse_hooks(model)
+        refuse_foreign_forwards(model)
         self.remove()  # what is watched is the plain model
         try:
             found = discover(model, args, kwargs)

@@ -79,6 +79,17 @@ def fault_of(model: nn.Module, module_map: ModuleMap, inputs: Inputs, plain: Any
     return None
 
 
+def least_tokens(model: nn.Module, module_map: ModuleMap, inputs: Inputs, plain: Any) -> int:
+    """How many tokens the model can compute at least: one, or as few as its map was checked with."""
+    tokens, images = num_tokens(module_map.grid(inputs)), len(inputs[module_map.latents])
+    try:
+        steps = [copied(inputs), copied(inputs)]
+        _, output = play(model, module_map, steps, [tokens, 1], SEED, range(images))
+    except (TokenPruneError, RuntimeError, ValueError, IndexError, TypeError):
+        return FEW
+    return 1 if difference(output, plain) <= math.sqrt(torch.finfo(tensors_of(plain)[0].dtype).eps) else FEW
+
+
 def without(name: str) -> Change:
     """Blocks do not gather an argument."""
 

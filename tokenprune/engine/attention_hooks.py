@@ -59,6 +59,7 @@ def enter_attention(module: nn.Module, args: Any) -> None:
     state: AttentionState = getattr(module, ATTRIBUTE)
     if not state.active:
         return
+    state.ran = True
     state.mode = serve(state, None if torch.compiler.is_compiling() else sys._getframe(1))
     if state.mode is not None:
         state.mode.__enter__()

@@ -137,6 +137,7 @@ class AttentionState:
         owner: the model's class.
         plan: what the coming call computes.
         active: whether a call of the model is under way; attention called by itself passes unchanged.
+        ran: whether the module ran since the coming call was prepared.
         mode: the mode entered by the pre-hook, while the module runs.
         weights: what `weigh` gave at this call for some conditional rows [b, N], and the first of them.
     """
@@ -147,6 +148,7 @@ class AttentionState:
         self.trusting = trusting
         self.owner: type[nn.Module] = nn.Module
         self.active = False
+        self.ran = False
         self.mode: TorchFunctionMode | None = None
         self.weights: list[tuple[int, Tensor]] = []
         self.plan: AttentionPlan | None = None

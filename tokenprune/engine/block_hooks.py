@@ -20,6 +20,7 @@ class BlockState:
         arguments: the block's arguments with a row for each token, and where they are among positional ones.
         leading: name and place of the argument that counts leading reference tokens.
         rows: at a pruned call, which rows to keep; None at a full one.
+        ran: whether the block ran since the coming call was prepared.
     """
 
     def __init__(self, site: BlockSite, block: nn.Module) -> None:
@@ -27,11 +28,13 @@ class BlockState:
         self.arguments = tuple((argument, names.index(argument.name)) for argument in site.tokens)
         self.leading = (site.leading, names.index(site.leading)) if site.leading is not None else None
         self.rows: Rows | None = None
+        self.ran = False
 
 
 def before_block(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Forward pre-hook of a block: the entry gathers, later blocks find the hidden states gathered."""
     state: BlockState = getattr(block, ATTRIBUTE)
+    state.ran = True
     if state.rows is None:
         return None
     for argument, place in state.arguments:

@@ -49,6 +49,7 @@ class BranchCache:
         step: the last step that called the branch; -1 before the first.
         buffers: keys and values of attention modules.
         attention: the attention calls that each module made at the last full call, by path.
+        ran: paths of the blocks and attention modules that ran at the branch's first call; None before it.
         constants: outputs of text-only modules by path.
         text: the text argument that `constants` belong to, and its version.
         reuse: memory of the rule for predictions that are not computed.
@@ -70,6 +71,7 @@ class BranchCache:
         self.buffers: dict[BufferKey, KeyValueBuffer] = {}
         self.attention: dict[str, SeenCalls] = {}
         self._unpaired: set[BufferKey] = set()
+        self.ran: frozenset[str] | None = None
         self.constants: dict[str, KeptOutput] = {}
         self.text: tuple[Tensor, int] | None = None
         self.reuse = rule.start(guidance)

@@ -22,7 +22,7 @@ from tokenprune.ops.selection import Selection
 from tokenprune.policies.base import Observation, SelectionPolicy
 from tokenprune.reports.records import StepRecord, Stopwatch
 from tokenprune.reports.trace import Recorder
-from tokenprune.schedule import ForecastError, Schedule, Step
+from tokenprune.schedule import ForecastError, Schedule, Step, tokens_at
 
 
 class Generation:
@@ -137,7 +137,7 @@ class Generation:
             tuple(full.index for full in self.full_steps),
             errors,
         )
-        count = schedule.count(step, tokens)
+        count = tokens_at(schedule, step, tokens, self.view.least_tokens)
         # Caches of branches that the last step did not call are out of date by an unknown number of steps.
         self.branches = {key: found for key, found in self.branches.items() if found.step >= position.step - 1}
         cache = self.branches.get(position.branch)

@@ -100,12 +100,15 @@ class ModuleWatch:
         for prefix in sorted(prefixes - {""}):
             parent, _, name = prefix.rpartition(".")
             modules = model.get_submodule(parent)._modules
-            self._links.append((modules, name, modules[name]))
+            self._links.append((prefix, modules, name, modules[name]))
 
     @property
-    def changed(self) -> bool:
-        """Whether another module stands at one of the paths by now."""
-        return any(modules.get(name) is not module for modules, name, module in self._links)
+    def changed(self) -> str | None:
+        """The first of the paths, by name, where another module stands by now; None while there is none."""
+        for path, modules, name, module in self._links:
+            if modules.get(name) is not module:
+                return path
+        return None
 
 
 class HookInstallation:
@@ -127,6 +130,7 @@ class HookInstallation:
         self._handles: list[RemovableHandle] = []
         self._parts: list[RemovableHandle] = []
         self._held: list[tuple[nn.Module, str]] = []
+        self._watch: ModuleWatch | None = None
 
     def put_on(self) -> None:
         """Register all hooks.
@@ -175,6 +179,8 @@ class HookInstallation:
                     del hooks[number]
         self._parts.clear()
         self._held.clear()
+        self._watch = None
+        self._watch = None
 
     def take_off(self) -> None:
         """Remove everything; the model is as it was."""
@@ -185,9 +191,12 @@ class HookInstallation:
         self._claim.release()
 
     @property
-    def displaced(self) -> bool:
-        """Whether other modules took the place of some that carry hooks (wrapped, unwrapped or quantised layers)."""
-        return self._watch.changed
+    def displaced(self) -> str | None:
+        """Where another module took the place of one that carries hooks (wrapped, unwrapped or quantised layers).
+
+        The model itself, by its empty name, while its parts carry none.
+        """
+        return "" if self._watch is None else self._watch.changed
 
     def stand_in_forward(self) -> None:
         """Put ours before the model's forward where steps may be skipped, unless it is still under others' wrappers."""

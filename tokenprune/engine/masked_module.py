@@ -14,9 +14,16 @@ from torch.utils._pytree import tree_structure
 
 from tokenprune.engine.block_outputs import BlockOutputs
 from tokenprune.engine.branch_cache import BranchCache
-from tokenprune.engine.cache_conflicts import refuse_caches
+from tokenprune.engine.cache_conflicts import refuse_hooks, without_guided
 from tokenprune.engine.call_arguments import CallArguments, Given
 from tokenprune.engine.copies import shapes_of
+from tokenprune.engine.foreign_forwards import (
+    ForwardWatch,
+    left_out,
+    misfits_explained,
+    refuse_foreign_forwards,
+    replaced,
+)
 from tokenprune.engine.generation import Generation
 from tokenprune.engine.installation import HookInstallation
 from tokenprune.engine.policy_view import PolicyView
@@ -27,7 +34,7 @@ from tokenprune.engine.skipped_steps import OutputMap
 from tokenprune.engine.step_tracker import CallPosition, StepTracker
 from tokenprune.engine.thread_label import ThreadLabel
 from tokenprune.engine.timeline import Timeline
-from tokenprune.errors import UnsupportedCallError
+from tokenprune.errors import ModuleMapError, TokenPruneError, UnsupportedCallError
 from tokenprune.modulemap import ModuleMap
 from tokenprune.ops.guidance import BranchKey, count_images
 from tokenprune.ops.selection import Selection
@@ -45,6 +52,7 @@ class CallUnderWay:
         selection: the computed tokens of every image of the batch; None for all, or for none if it skips.
         skips: whether it computes nothing.
         numbered: tokens to put in the place of the exit's [B, N, C], while their places in the output are sought.
+        completed: whether the exit gave its output.
     """
 
     position: CallPosition
@@ -52,6 +60,7 @@ class CallUnderWay:
     selection: Selection | None
     skips: bool
     numbered: Tensor | None = None
+    completed: bool = False
 
 
 @dataclass
@@ -98,9 +107,11 @@ class MaskedModule:
         settings: PruningSettings,
         timeline: Timeline | None = None,
     ) -> None:
-        module_map.check(model)
         self.model = model
         self.map = module_map
+        self._refuse_foreign()
+        with misfits_explained(model):
+            module_map.check(model)
         self.settings = settings
         self.signature = inspect.signature(model.forward)
         weigh = settings.policy.weigh_attention if "attention" in settings.policy.needs else None
@@ -114,6 +125,7 @@ class MaskedModule:
         self._block_outputs = BlockOutputs()
         self._output_maps: dict[tuple[torch.Size, torch.dtype, str], OutputMap] = {}
         self._call: CallUnderWay | None = None
+        self._forwards: ForwardWatch | None = None
         self._window = Window(self._no_generation())
         self.free()
         self.map = replace(module_map, time_rises=self.timeline.join(self, module_map.time_rises))
@@ -147,6 +159,7 @@ class MaskedModule:
             AlreadyPrunedError: the model carries hooks of another handle.
         """
         self._installation.put_on()
+        self._forwards = ForwardWatch(self.model)
         if self.timeline.correction is not None:
             self.timeline.correction.put_on()
 
@@ -154,6 +167,7 @@ class MaskedModule:
         """Take all hooks off and free the caches; the model is as it was."""
         self.unwind()
         self._installation.take_off()
+        self._forwards = None
         if self.timeline.correction is not None:
             self.timeline.correction.take_off()
         self.timeline.reset()
@@ -205,10 +219,18 @@ class MaskedModule:
         """Move the hooks to the modules that took the place of others."""
         self._installation.take_off_parts()
         try:
-            self.map.check(self.model)
+            with misfits_explained(self.model):
+                self.map.check(self.model)
         finally:
             self.timeline.reset()
         self._installation.put_on_parts()
+        self._refuse_foreign()
+        self._forwards = ForwardWatch(self.model)
+
+    def _refuse_foreign(self) -> None:
+        """Raise HookConflictError if hooks or forwards of others on the model cannot go with pruning."""
+        refuse_hooks(self.model)
+        refuse_foreign_forwards(self.model, (site.path for site in self.map.block_sites))
 
     # One call of the model -------------------------------------------------------------------------------------
 
@@ -225,7 +247,10 @@ class MaskedModule:
                 f"{type(self.model).__name__}: pruning keeps keys and values from earlier steps and cannot give "
                 f"gradients; call the model under torch.no_grad() or remove() the handle to train"
             )
-        if self._installation.displaced:
+        if self._forwards is not None and self._forwards.changed:
+            self._refuse_foreign()
+            self._forwards = ForwardWatch(self.model)
+        if self._installation.displaced is not None:
             self._follow_displaced()
         given = self._arguments(args, kwargs)
         latents = given.latents
@@ -274,6 +299,7 @@ class MaskedModule:
             return output
         if call.numbered is not None:
             return self.sites.exit.write(output, call.numbered)
+        self._refuse_left_out(call)
         images, branch, time = self.sites.exit.read(output), call.branch, call.position.time
         if call.position.first_of_step:
             forecast = self._forecast(call)
@@ -290,6 +316,29 @@ class MaskedModule:
         branch.prediction = completed.clone()
         return self.sites.exit.write(output, completed)
 
+    def _refuse_left_out(self, call: CallUnderWay) -> None:
+        """Raise CacheConflictError if a call that gets to its exit ran other parts than its branch's first one."""
+        path, ran, call.completed = self._installation.displaced, self.sites.ran, True
+        if path is not None:
+            raise replaced(self.model, path)
+        if call.branch.ran is None:
+            call.branch.ran = ran
+            return
+        missing = call.branch.ran - ran
+        if missing and (paths := without_guided(self.model, [path for path in self.map.paths if path in missing])):
+            raise left_out(self.model, paths)
+
+    def _without_exit(self, branch: BranchCache) -> TokenPruneError:
+        """The error of a call that did not get to its exit."""
+        exit_path = self.map.exit_site.path
+        if branch.ran is not None:
+            return left_out(self.model, [exit_path])
+        return ModuleMapError(
+            f"{type(self.model).__name__}: the module map does not fit: its exit {exit_path} did not run in a call of "
+            f"the model. Name the projection that makes the output of all tokens; if this one does, take whatever "
+            f"gave the output in its place off the model (a cache?)"
+        )
+
     def run_or_skip(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The model's output: of its forward, or made of forecast tokens at a skipped step."""
         call = self._call
@@ -303,6 +352,8 @@ class MaskedModule:
     def end_call(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Book-keeping after a call that went through."""
         call = self._call
+        if call is not None and not call.skips and not call.completed:
+            raise self._without_exit(call.branch)
         self.generation.records[-1].calls[-1].watch.mark()
         self.peak_bytes = max(self.peak_bytes, self.nbytes)
         self.generation.end_call()
@@ -337,8 +388,9 @@ class MaskedModule:
 
     def _begin_generation(self, position: CallPosition, given: CallArguments) -> None:
         """Start anew; key and value buffers stay, for their memory, while the latents keep their shape."""
-        refuse_caches(self.model)
+        self._refuse_foreign()
         self._installation.stand_in_forward()
+        self._forwards = ForwardWatch(self.model)
         last, window = self.generation.branches, self._window
         inherited = self.timeline.handed_on(self._label, position)
         window.generation = self._new_generation(self._view(given), position.generation, inherited)

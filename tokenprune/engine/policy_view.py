@@ -48,6 +48,11 @@ class PolicyView:
         return 1 if self._map.shared else self._images
 
     @property
+    def least_tokens(self) -> int:
+        """How many tokens a pruned step computes at least."""
+        return self._map.least_tokens
+
+    @property
     def tokens(self) -> int:
         """N of the model, reference tokens included."""
         return num_tokens(self.grid) + sum(self.references)

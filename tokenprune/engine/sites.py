@@ -90,7 +90,9 @@ class Sites:
         self.exit.starts, self.exit.frames = starts, frames
         self._give_rows(rows)
         for site in self.attentions:
-            site.active = keeps
+            site.active, site.ran = keeps, False
+        for block in self.blocks.values():
+            block.ran = False
         if not keeps:
             return
         coming = Coming(
@@ -122,6 +124,12 @@ class Sites:
         """What the policy made of each attention module at this full call [B, N]; nothing where it does not ask."""
         weights = [found for site in self.attentions if (found := site.attention_weights()) is not None]
         return [found.to(weights[0].device) for found in weights]
+
+    @property
+    def ran(self) -> frozenset[str]:
+        """Paths of the blocks and attention modules that ran since the coming call was prepared."""
+        blocks = (path for path, block in self.blocks.items() if block.ran)
+        return frozenset(blocks).union(state.site.path for state in self.attentions if state.ran)
 
     def clear(self) -> None:
         """Let all modules work on whatever they are given, as before the first call."""

@@ -25,7 +25,7 @@ from tokenprune.ops.guidance import BranchKey
 from tokenprune.plans.plan import Plan
 from tokenprune.policies.sequential import SequentialPolicy
 from tokenprune.reports.report import Macs
-from tokenprune.schedule import CountSchedule, Schedule, Step
+from tokenprune.schedule import CountSchedule, Schedule, Step, tokens_at
 
 FULL_STEPS = 3
 """Full steps of a rehearsal: forecasts take all the memory that they ever do within so many."""
@@ -95,12 +95,19 @@ class Rehearsal:
         return sum(size * (length + more) / length for length, size in self.keys)
 
 
-def counts_of(schedule: Schedule, tokens: int, steps: int) -> tuple[int, ...]:
-    """Image tokens computed at each step, where the noise level falls evenly from 1; the first step is full."""
+def counts_of(schedule: Schedule, tokens: int, steps: int, least: int = 1) -> tuple[int, ...]:
+    """Image tokens computed at each step, where the noise level falls evenly from 1; the first step is full.
+
+    Args:
+        schedule: how many there would be.
+        tokens: N, all of them.
+        steps: of the generation.
+        least: how many the model has to compute, if any.
+    """
     found = [tokens]
     for index in range(1, steps):
         level = 1 - index / steps
-        found.append(min(tokens, schedule.count(Step(index, 1000 * level, level, steps - index), tokens)))
+        found.append(tokens_at(schedule, Step(index, 1000 * level, level, steps - index), tokens, least))
     return tuple(found)
 
 
@@ -125,7 +132,7 @@ def rehearse(
     """
     grid = module_map.grid(call.arguments)
     tokens = num_tokens(grid)
-    counts = counts_of(plan.schedule or plan.policy.schedule(), tokens, steps)
+    counts = counts_of(plan.schedule or plan.policy.schedule(), tokens, steps, module_map.least_tokens)
     pruned = sorted({*counts} - {0, tokens})
     arguments = dict(call.arguments)
     if module_map.reads_values and any(parameter.is_meta for parameter in model.parameters()):

@@ -47,7 +47,8 @@ def check_adapter(
     - "full": a step that computes all tokens gives the plain model's output bit for bit;
     - "pruned": so does, up to rounding, a step that computes some tokens of the same input, although what is cached
       of their predictions has been overwritten with NaN. What such a step takes from its caches is then just what it
-      would have computed, so it shows that all places are found and every token is treated on its own;
+      would have computed, so it shows that all places are found and every token is treated on its own. One step
+      computes a single token, or the map's `least_tokens`;
     - "stale": with the cached keys and values of any attention module changed, the output does change, so every
       module reads its cache;
     - "batch": each image of a batch gets the same output alone (not checked where images share a selection);
@@ -93,7 +94,7 @@ class _Check:
         except (TokenPruneError, AttributeError, KeyError) as error:
             raise self.error("map", f"{type(error).__name__}: {error}") from error
         self.image_of = image_of or (lambda given, image: _image_of(given, image, self.images))
-        self.count = min(max(1, round(fraction * self.tokens)), self.tokens - 1)
+        self.count = min(max(self.map.least_tokens, round(fraction * self.tokens)), self.tokens - 1)
 
     def run(self) -> None:
         before = _state_of(self.model)
@@ -115,7 +116,7 @@ class _Check:
                 raise self.error("full", f"a full step differs from the plain model by {difference(output, plain):.2g}")
 
     def check_pruned(self, plain: Any) -> None:
-        counts = [self.tokens, self.count, self.count, self.tokens, min(2, self.count)]
+        counts = [self.tokens, self.count, self.count, self.tokens, min(self.map.least_tokens, self.count)]
         outputs = self.play("pruned", [self.inputs] * len(counts), counts)
         for output, count in zip(outputs, counts, strict=True):
             apart = difference(output, plain)
@@ -166,7 +167,9 @@ class _Check:
         try:
             outputs.extend(played)
         except Exception as error:
-            raise self.error(wanted, f"step {len(outputs)} raised {type(error).__name__}: {error}") from error
+            raise self.error(
+                wanted, f"step {len(outputs)} ({counts[len(outputs)]} tokens) raised {type(error).__name__}: {error}"
+            ) from error
         return outputs
 
     def error(self, broken: AdapterProperty, detail: str) -> AdapterCheckError:

@@ -32,7 +32,7 @@ CASES = [
         ),
         "AllegroPipeline",
         GUIDED,
-        "two tokens at least",
+        "a pruned step computes two tokens at least",
         image_of=rows_of(
             "hidden_states", "encoder_hidden_states", "timestep", "attention_mask", "encoder_attention_mask"
         ),
