@@ -10,8 +10,6 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 from importlib.metadata import PackageNotFoundError, distribution, requires
-from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any, NoReturn, cast
 
 import typer
@@ -128,26 +126,3 @@ def check_known(option: str, values: Iterable[str], known: Iterable[str]) -> Non
     for value in values:
         if value not in known:
             raise ConfigurationError(f"{option}: expected one of {', '.join(known)}, got {value!r}")
-
-
-def check_output(option: str, path: Path, *suffixes: str) -> None:
-    """Raise before anything is done what writing a file would raise after it; nothing is written, and no folder made.
-
-    Args:
-        option: its name without dashes.
-        path: of the file; its folder may be missing.
-        suffixes: those it may have; none stands for any.
-
-    Raises:
-        ConfigurationError: it cannot be written.
-    """
-    if suffixes and path.suffix not in suffixes:
-        raise ConfigurationError(f"{option}: expected a file that ends in {', '.join(suffixes)}, got {path}")
-    try:
-        if path.exists():
-            path.open("ab").close()
-        folder = next(folder for folder in path.absolute().parents if folder.exists())
-        TemporaryFile(dir=folder).close()  # files are put in place whole, under their name
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise ConfigurationError(f"{option}: expected a file that can be written, got {path}: {reason}") from error

@@ -12,12 +12,13 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from tokenprune.bench.commands import check_known, check_output
+from tokenprune.bench.commands import check_known
 from tokenprune.bench.configurations.configuration import Configuration
 from tokenprune.bench.configurations.suites import SUITES, WITHOUT_BUDGET, make
 from tokenprune.cli import options
 from tokenprune.embedded.load import quiet
 from tokenprune.errors import ConfigurationError
+from tokenprune.reports.outputs import check_output
 
 if TYPE_CHECKING:
     from tokenprune.bench.measuring.result_file import Results

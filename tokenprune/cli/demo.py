@@ -10,10 +10,11 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from tokenprune.bench.commands import check_known, check_output
+from tokenprune.bench.commands import check_known
 from tokenprune.bench.configurations.schedules import PAPER
 from tokenprune.cli import options
 from tokenprune.embedded.load import EMBEDDED, quiet
+from tokenprune.reports.outputs import check_output
 
 if TYPE_CHECKING:
     from tokenprune.bench.studies.demo import Outcome

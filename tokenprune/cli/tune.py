@@ -13,10 +13,11 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from tokenprune.bench.commands import check_known, check_output
+from tokenprune.bench.commands import check_known
 from tokenprune.cli import options
 from tokenprune.embedded.load import EMBEDDED, quiet
 from tokenprune.errors import ConfigurationError
+from tokenprune.reports.outputs import check_output
 
 if TYPE_CHECKING:
     from optuna import Study

@@ -6,9 +6,11 @@ CPU when it is first read. Without `apply(..., trace=True)` none of this exists.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -194,6 +196,34 @@ class Trace:
             raise IndexError(f"reference: expected a step from 0 to {len(self.steps) - 1}, got {reference}")
         base = self.steps[reference].prediction.float()
         return torch.stack([(step.prediction.float() - base).norm(dim=-1) for step in self.steps])
+
+    def save_html(
+        self,
+        path: str | Path,
+        *,
+        picture: Any = None,
+        dense: Any = None,
+        previews: Mapping[int, Any] | None = None,
+        name: str = "pruned",
+        title: str = "Token pruning, step by step",
+    ) -> None:
+        """Write a page that shows every step, for any browser: `tokenprune.reports.viewer.save_html` of this one run.
+
+        Args:
+            path: the file, ending in .html.
+            picture: what was drawn: pictures of PIL, arrays or tensors, one for each image; or a video's frames.
+            dense: the plain model's picture of the same prompt and noise.
+            previews: pictures of steps, by step; `tokenprune.reports.viewer.Previews` makes them.
+            name: what to call the run, such as its policy.
+            title: of the page, such as the prompt.
+
+        Raises:
+            ConfigurationError: the path cannot be written, the extra `viewer` is not installed, or pictures do not fit.
+            TraceError: no step has ended.
+        """
+        from tokenprune.reports.viewer import Run, save_html
+
+        save_html(path, {name: Run(self, picture, previews or {})}, dense=dense, title=title)
 
     @property
     def nbytes(self) -> int:

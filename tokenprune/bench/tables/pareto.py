@@ -13,8 +13,9 @@ from typing import Annotated, Any
 import typer
 from matplotlib.figure import Figure
 
-from tokenprune.bench.commands import check_output, run
+from tokenprune.bench.commands import run
 from tokenprune.bench.measuring.result_file import Results, load
+from tokenprune.reports.outputs import check_output
 
 Row = dict[str, Any]
 
