@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -23,7 +24,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    panel = tmp_path_factory.mktemp("demo") / "panel.png"
+    folder = tmp_path_factory.mktemp("demo")
     arguments = (
         "--steps",
         "10",
@@ -34,7 +35,9 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "--repeats",
         "1",
         "--out",
-        str(panel),
+        str(folder / "panel.png"),
+        "--html",
+        str(folder / "page.html"),
         "--json",
     )
     result = run("demo", *arguments)
@@ -65,6 +68,24 @@ def test_the_panel_is_a_picture(outcome: dict[str, Any]) -> None:
     picture = np.asarray(Image.open(Path(outcome["panel"])).convert("RGB"))
     assert picture.shape[1] > 2 * picture.shape[0]
     assert picture.std() > 10
+
+
+def test_the_page_shows_the_runs(outcome: dict[str, Any]) -> None:
+    text = Path(outcome["html"]).read_text()
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)
+    assert found
+    data = json.loads(found[1])
+    assert data["title"] == outcome["settings"]["prompt"]
+    assert [run["name"] for run in data["runs"]] == ["CAT", "plan", "dense"]
+    for run in data["runs"]:
+        assert len(run["steps"]) == len(run["previews"]) == 10
+        assert run["share"] == pytest.approx(outcome[run["name"]]["tokens_ratio"])
+    cat, _, dense = data["runs"]
+    assert [step["tokens"] for step in cat["steps"]] == [256] * 4 + [64] * 6
+    assert [*cat["clusters"]] == ["labels"]
+    assert data["dense"] == dense["previews"]["9"]  # what was traced is what was drawn
+    assert cat["picture"] == cat["previews"]["9"] != data["dense"]
+    assert dense["picture"] is None
 
 
 def test_a_prompt_outside_the_captions_has_no_score(tmp_path: Path) -> None:
@@ -105,6 +126,7 @@ def test_a_picture_that_is_identical_is_null_in_json_and_named_on_the_screen(tmp
         (("--alpha", "1.5"), "alpha: expected a fraction of image tokens in (0, 1], got 1.5"),
         (("--warmup-steps", "0"), "warmup_steps: expected a whole number of at least 1, got 0"),
         (("--model", "x"), "model: expected one of shapes-sd3, shapes-pixart, got 'x'"),
+        (("--html", "page.htm"), "html: expected a file that ends in .html, got page.htm"),
         (("--out", "panel.jpg"), "out: expected a file that ends in .png, got panel.jpg"),
     ],
 )

@@ -32,6 +32,9 @@ def demo(
     seed: Annotated[int, typer.Option(help="Seed of the initial noise.")] = 0,
     repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each; the median counts.")] = 3,
     out: Annotated[Path, typer.Option(help="Where to write the panel (PNG).")] = Path("out/demo.png"),
+    html: Annotated[
+        Path | None, typer.Option(help="HTML file to write a page to that shows every step; needs no server.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
 ) -> None:
     """Draw PROMPT with an embedded model, dense, pruned by CAT, and by `tokenprune.plan` at as many tokens.
@@ -42,24 +45,31 @@ def demo(
 
     check_known("model", [model], EMBEDDED)
     check_output("out", out, ".png")
+    if html is not None:
+        check_output("html", html, ".html")
     with options.refusing_values():
         policy = CATPolicy(alpha=alpha, warmup_steps=warmup_steps)
-    from tokenprune.bench.studies.demo import Request, as_data, compare, save_panel
+    from tokenprune.bench.studies.demo import Request, as_data, compare, save_page, save_panel
 
     quiet()
     embedded = EMBEDDED[model]
     scale = embedded.guidance_scale if guidance_scale is None else guidance_scale
     request = Request(prompt, steps, scale, seed, repeats)
-    outcomes = compare(embedded, policy, request)
+    outcomes = compare(embedded, policy, request, traced=html is not None)
+    written = {"panel": str(out)}
     save_panel(out, prompt, outcomes)
+    if html is not None:
+        save_page(html, prompt, outcomes)
+        written["html"] = str(html)
     if as_json:
-        options.print_json({**as_data(outcomes, policy, model, request), "panel": str(out)})
+        options.print_json({**as_data(outcomes, policy, model, request), **written})
         return
     Console().print(_table(model, outcomes))
     for name, outcome in outcomes.items():
         if outcome.report is not None:
             print(f"{name}: {outcome.report}")
-    print(f"panel: {out}")
+    for name, path in written.items():
+        print(f"{name}: {path}")
 
 
 def _table(model: str, outcomes: dict[str, Outcome]) -> Table:

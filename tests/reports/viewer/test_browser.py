@@ -129,6 +129,13 @@ def test_arrow_keys_go_from_step_to_step(page: Any) -> None:
     assert page.locator("#divider").input_value() == "50.5"
 
 
+def test_an_address_leads_to_a_step(page: Any) -> None:
+    page.goto(f"{page.url}#5")
+    page.get_by_text(f"step 5 of 0{DASH}6").wait_for()
+    page.reload()
+    page.get_by_text(f"step 5 of 0{DASH}6").wait_for()
+
+
 def test_tab_reaches_every_control_and_shows_where_it_is(page: Any) -> None:
     reached = []
     for _ in range(13):

@@ -370,12 +370,13 @@ document.addEventListener("keydown", (event) => {
   event.preventDefault();
   go(to);
 });
+addEventListener("hashchange", () => go(Number(location.hash.slice(1)) || 0));
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
 
 (async () => {
   for (const view of views) await view.load();
   compare();
   legend();
-  go(0);
+  go(Number(location.hash.slice(1)) || 0); // run.html#12 opens at step 12
   document.documentElement.dataset.ready = "yes";
 })();
