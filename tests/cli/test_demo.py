@@ -76,10 +76,10 @@ def test_the_page_shows_the_runs(outcome: dict[str, Any]) -> None:
     assert found
     data = json.loads(found[1])
     assert data["title"] == outcome["settings"]["prompt"]
-    assert [run["name"] for run in data["runs"]] == ["CAT", "plan", "dense"]
-    for run in data["runs"]:
+    assert [run["name"] for run in data["runs"]] == ["CAT", "plan", "plain model"]
+    for run, name in zip(data["runs"], ("CAT", "plan", "dense"), strict=True):
         assert len(run["steps"]) == len(run["previews"]) == 10
-        assert run["share"] == pytest.approx(outcome[run["name"]]["tokens_ratio"])
+        assert run["share"] == pytest.approx(outcome[name]["tokens_ratio"])
     cat, _, dense = data["runs"]
     assert [step["tokens"] for step in cat["steps"]] == [256] * 4 + [64] * 6
     assert [*cat["clusters"]] == ["labels"]

@@ -183,7 +183,7 @@ def save_page(out: Path, prompt: str, outcomes: Mapping[str, Outcome]) -> None:
     """
     runs = {name: outcome.run for name, outcome in outcomes.items() if outcome.run is not None}
     if DENSE in runs:  # its picture is there as the plain model's; it goes last
-        runs[DENSE] = replace(runs.pop(DENSE), picture=None)
+        runs["plain model"] = replace(runs.pop(DENSE), picture=None)
     save_html(out, runs, dense=outcomes[DENSE].picture, title=prompt)
 
 
