@@ -28,6 +28,14 @@ def figures(
     only: Annotated[
         list[str] | None, typer.Option(help=f"One figure: {', '.join(_MOST)} or {_LAST}; may be repeated.")
     ] = None,
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Policy of your own to show beside the package's, module.path:Class or an entry point's name; may be "
+            "repeated.",
+            show_default=False,
+        ),
+    ] = None,
     model: Annotated[str, typer.Option(help=f"Embedded pipeline: {' or '.join(EMBEDDED)}.")] = "shapes-sd3",
     prompt: Annotated[str, typer.Option(help="What to draw.")] = options.PROMPT,
     steps: Annotated[int, typer.Option(min=1, help="Steps of the sampler.")] = 28,
@@ -45,15 +53,19 @@ def figures(
 
     from tokenprune.bench.figures.canvas import save
     from tokenprune.bench.figures.runs import Runs, Settings
+    from tokenprune.bench.figures.strategies import own_strategies
+    from tokenprune.plans.data import find_part
+    from tokenprune.policies.base import SelectionPolicy
 
     with options.refusing_values():
         settings = Settings(prompt, steps, warmup_steps, alpha, seed, guidance_scale)
+        own = own_strategies([find_part(SelectionPolicy, name, "policy") for name in policy or ()], settings)
     quiet()
     out.mkdir(parents=True, exist_ok=True)
     source = EMBEDDED[model]
     pipe = source.load()
     pipe.set_progress_bar_config(disable=True)
-    runs = Runs(pipe, settings, source.arguments)
+    runs = Runs(pipe, settings, source.arguments, own)
     console = Console()
     table = Table("figure", "kB", "what comes out", box=SIMPLE_HEAD, padding=0)
     numbers: dict[str, Any] = {}
@@ -64,7 +76,13 @@ def figures(
             save(plot.figure, file)
         numbers[name] = plot.numbers
         table.add_row(file.name, f"{file.stat().st_size / 1000:.0f}", plot.summary)
-    known = {"model": model, **asdict(settings), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    known = {
+        "model": model,
+        **asdict(settings),
+        **({"policies": policy} if policy else {}),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
     content = {"settings": known, "figures": numbers}
     (out / NUMBERS).write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
     console.print(table)
