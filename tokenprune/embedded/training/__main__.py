@@ -8,10 +8,11 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from tokenprune.embedded.load import load_shapes_pixart, load_shapes_sd3
-from tokenprune.embedded.training import pixart, sd3, t5, text, vae
+from tokenprune.embedded.training import flux, pixart, sd3, t5, text, vae
 from tokenprune.embedded.training.data import Batch, SceneDataset, batches
 from tokenprune.embedded.training.loop import Loss, Settings, train
 
@@ -58,7 +59,7 @@ def _train(
     def feed(first: int) -> Iterator[Batch]:
         return batches(data, settings.batch_size, first, settings.steps, workers=1)
 
-    blocks = model.transformer_blocks
+    blocks = nn.ModuleList([*model.transformer_blocks, *getattr(model, "single_transformer_blocks", ())])
     return train(name, out / "transformer", settings, model, blocks, loss, feed, device, compile_model)
 
 
@@ -126,6 +127,33 @@ def train_pixart(
     loss = pixart.PixArtLoss(settings, encoder, tokenizer, autoencoder)
     trained = _train("pixart", out, settings, model, tokenizer, loss, device, compile_model)
     _save(pixart.assemble(trained, encoder, tokenizer, autoencoder), out / "pipeline")
+
+
+@app.command("flux")
+def train_flux(
+    out: Out = Path("runs/flux"),
+    picture_size: PictureSize = Settings.picture_size,
+    steps: Steps = Settings.steps,
+    batch_size: BatchSize = Settings.batch_size,
+    learning_rate: LearningRate = 1.0,
+    compile_model: Compile = True,
+) -> None:
+    """The same for shapes-flux; its text encoders and autoencoder are those of the two others, as they ship."""
+    device = _device()
+    settings = _settings(picture_size, steps, batch_size, learning_rate)
+    first, second = load_shapes_sd3().to(device), load_shapes_pixart().to(device)
+    encoders = {
+        "clip": flux.pooled_encoder(first.text_encoder).to(device),
+        "clip_tokenizer": first.tokenizer,
+        "encoder": second.text_encoder,
+        "tokenizer": t5.build_tokenizer(),
+        "vae": first.vae,
+    }
+    torch.manual_seed(settings.seed)
+    model = flux.build_transformer(settings, first.vae.config.latent_channels).to(device)
+    loss = flux.FluxLoss(settings, **encoders)
+    trained = _train("flux", out, settings, model, encoders["tokenizer"], loss, device, compile_model)
+    _save(flux.assemble(settings, trained, **encoders), out / "pipeline")
 
 
 app()
