@@ -28,6 +28,7 @@ from tokenprune.plans.plan import Plan
 from tokenprune.plans.presets import best_plan, share_of
 from tokenprune.policies.base import SelectionPolicy
 from tokenprune.registry import Adapter, find_adapter, transformer_of
+from tokenprune.reports.html import facts, in_short
 from tokenprune.reports.records import StepRecord
 from tokenprune.reports.report import Macs, Report
 from tokenprune.reports.trace import Trace
@@ -188,9 +189,22 @@ class Handle:
         state = "removed" if self._removed else f"{masked.generations} generations so far"
         settings = masked.settings
         return (
-            f"Handle({type(masked.model).__name__}, {settings.policy!r}, {settings.schedule!r}, {settings.reuse!r}: "
-            f"{len(masked.map.blocks)} blocks, {len(masked.map.attentions)} attention modules, {state})"
+            f"Handle({type(masked.model).__name__}, {in_short(settings.policy)}, {in_short(settings.schedule)}, "
+            f"{in_short(settings.reuse)}: {len(masked.map.blocks)} blocks, {len(masked.map.attentions)} attention "
+            f"modules, {state})"
         )
+
+    def _repr_html_(self) -> str:
+        masked = self._masked
+        state = "removed" if self._removed else "before its first call" if masked is None else "on the model"
+        rows: list[tuple[str, object]] = [("model", type(self._source.model).__name__), ("state", state)]
+        if masked is not None:
+            settings = masked.settings
+            parts = (("policy", settings.policy), ("schedule", settings.schedule), ("reuse", settings.reuse))
+            rows += [(name, in_short(part)) for name, part in parts]
+            rows += [("blocks", len(masked.map.blocks)), ("attention modules", len(masked.map.attentions))]
+            rows += [("generations", masked.generations)]
+        return facts("Handle", [*rows, *(("note", note) for note in self._source.notes)])
 
 
 def apply(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tokenprune.policies.base import SelectionPolicy
+from tokenprune.reports.html import facts, in_short
 from tokenprune.reuse.base import Hold, Reuse
 from tokenprune.schedule import Schedule
 
@@ -22,3 +23,9 @@ class Plan:
     policy: SelectionPolicy
     schedule: Schedule | None = None
     reuse: Reuse = field(default_factory=Hold)
+
+    def _repr_html_(self) -> str:
+        schedule = "the policy's own" if self.schedule is None else in_short(self.schedule)
+        return facts(
+            "Plan", [("policy", in_short(self.policy)), ("schedule", schedule), ("reuse", in_short(self.reuse))]
+        )

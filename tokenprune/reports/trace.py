@@ -17,8 +17,9 @@ from torch import Tensor
 
 from tokenprune.ops.grid import TokenGrid
 from tokenprune.ops.selection import Selection
+from tokenprune.reports.html import facts, folded
 from tokenprune.reports.records import StepRecord
-from tokenprune.reports.report import StepReport
+from tokenprune.reports.report import STEP_COLUMNS, StepReport, step_cells
 
 LABELS = "labels"
 """Where policies keep cluster labels in their memory; a policy inside another one has a prefix and a dot before it."""
@@ -231,6 +232,24 @@ class Trace:
         return sum(step.nbytes for step in self.steps)
 
     def __str__(self) -> str:
-        images = len(self.steps[0].computed) if self.steps else 0
-        tokens = "x".join(map(str, self.grid))
-        return f"{len(self.steps)} steps, {images} images of {tokens} tokens, {self.nbytes / 2**20:.1f} MiB"
+        images, tokens = self._images, "x".join(map(str, self.grid))
+        many = "image" if images == 1 else "images"
+        return f"{len(self.steps)} steps, {images} {many} of {tokens} tokens, {self.nbytes / 2**20:.1f} MiB"
+
+    def __repr__(self) -> str:
+        return f"Trace({self})"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            ("steps", len(self.steps)),
+            ("images", self._images),
+            ("token grid", " x ".join(map(str, self.grid))),
+            ("memory", f"{self.nbytes / 2**20:.1f} MiB"),
+            ("to look at it", 'trace.save_html("run.html")'),
+        ]
+        cells = (step_cells(step.report) for step in self.steps)
+        return facts("Trace", rows, folded("steps", STEP_COLUMNS, cells))
+
+    @property
+    def _images(self) -> int:
+        return len(self.steps[0].prediction) if self.steps else 0

@@ -60,7 +60,9 @@ def pooled_encoder(encoder: torch.nn.Module) -> CLIPTextModel:
     plain = CLIPTextModel(encoder.config)
     weights = {name: value for name, value in encoder.state_dict().items() if name != "text_projection.weight"}
     known = plain.state_dict()
-    plain.load_state_dict({name if name in known else name.removeprefix("text_model."): v for name, v in weights.items()})
+    plain.load_state_dict(
+        {name if name in known else name.removeprefix("text_model."): v for name, v in weights.items()}
+    )
     return plain
 
 
