@@ -6,6 +6,7 @@ and whatever the package refuses with a `TokenPruneError` on the way.
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable
@@ -68,6 +69,8 @@ def run(function: Callable[..., None], module: str) -> None:
 
 
 def _in_one_line(main: Callable[..., Any], *args: Any, standalone_mode: bool = True, **given: Any) -> Any:
+    if os.environ.get("NO_COLOR"):
+        os.environ["TERM"] = "dumb"  # rich leaves out colours alone, not bold letters and bars; so it writes plain text
     if not standalone_mode:
         return main(*args, standalone_mode=False, **given)
     try:

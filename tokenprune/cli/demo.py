@@ -13,6 +13,7 @@ from rich.table import Table
 from tokenprune.bench.commands import check_known
 from tokenprune.bench.configurations.schedules import PAPER
 from tokenprune.cli import options
+from tokenprune.cli.progress import Progress
 from tokenprune.embedded.load import EMBEDDED, quiet
 from tokenprune.reports.outputs import check_output
 
@@ -55,7 +56,8 @@ def demo(
     embedded = EMBEDDED[model]
     scale = embedded.guidance_scale if guidance_scale is None else guidance_scale
     request = Request(prompt, steps, scale, seed, repeats)
-    outcomes = compare(embedded, policy, request, traced=html is not None)
+    with Progress(2 + 4 * repeats + 3 * (html is not None)) as progress:
+        outcomes = compare(embedded, policy, request, html is not None, progress.begin)
     written = {"panel": str(out)}
     save_panel(out, prompt, outcomes)
     if html is not None:

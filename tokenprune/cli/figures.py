@@ -16,6 +16,7 @@ from tokenprune.bench.commands import check_known
 from tokenprune.bench.configurations.schedules import PAPER
 from tokenprune.bench.figures import FIGURES, find_figure
 from tokenprune.cli import options
+from tokenprune.cli.progress import Progress
 from tokenprune.embedded.load import EMBEDDED, quiet
 from tokenprune.reports.outputs import check_output
 
@@ -66,16 +67,16 @@ def figures(
     pipe = source.load()
     pipe.set_progress_bar_config(disable=True)
     runs = Runs(pipe, settings, source.arguments, own)
-    console = Console()
     table = Table("figure", "kB", "what comes out", box=SIMPLE_HEAD, padding=0)
     numbers: dict[str, Any] = {}
-    for name in names:
-        with console.status(f"drawing {name}"):
+    with Progress(len(names)) as progress:
+        for name in names:
+            progress.begin(f"figure {name}")
             plot = find_figure(name)(runs)
             file = out / f"{name}.png"
             save(plot.figure, file)
-        numbers[name] = plot.numbers
-        table.add_row(file.name, f"{file.stat().st_size / 1000:.0f}", plot.summary)
+            numbers[name] = plot.numbers
+            table.add_row(file.name, f"{file.stat().st_size / 1000:.0f}", plot.summary)
     known = {
         "model": model,
         **asdict(settings),
@@ -85,5 +86,5 @@ def figures(
     }
     content = {"settings": known, "figures": numbers}
     (out / NUMBERS).write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
-    console.print(table)
+    Console().print(table)
     print(f"written to {out}, with the numbers in {NUMBERS}")

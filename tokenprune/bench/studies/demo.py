@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -85,12 +85,19 @@ class Outcome:
         }
 
 
-def compare(embedded: Embedded, policy: CATPolicy, request: Request, traced: bool = False) -> dict[str, Outcome]:
+def compare(
+    embedded: Embedded,
+    policy: CATPolicy,
+    request: Request,
+    traced: bool = False,
+    begin: Callable[[str], None] = lambda _: None,
+) -> dict[str, Outcome]:
     """Draw by the plain model, CAT, `tokenprune.plan` at as many tokens, and in as many full steps as cost the same.
 
-    With `traced` the first three are drawn once more, untimed, for `save_page`.
+    With `traced` the first three are drawn once more, untimed, for `save_page`. `begin` is told of each picture.
     """
     pipe = embedded.load()
+    pipe.set_progress_bar_config(disable=True)
     arguments = {"guidance_scale": request.guidance_scale, **embedded.arguments}
 
     def made(steps: int, **options: Any) -> Picture:
@@ -106,7 +113,7 @@ def compare(embedded: Embedded, policy: CATPolicy, request: Request, traced: boo
         return np.asarray(drawn.images[0] * 255 + 0.5).clip(0, 255).astype(np.uint8)
 
     def draw(configuration: Configuration, name: str) -> tuple[Picture, float, Report | None]:
-        pipe.set_progress_bar_config(desc=f"{name:>12}", leave=False, ncols=80)
+        begin(name)
         with configuration.on(pipe) as handle:
             start = time.perf_counter()
             picture = made(configuration.steps or request.steps)
@@ -115,15 +122,15 @@ def compare(embedded: Embedded, policy: CATPolicy, request: Request, traced: boo
         return picture, seconds, report
 
     def trace(plan: Plan, name: str) -> Run:
-        pipe.set_progress_bar_config(desc=f"{name:>12}", leave=False, ncols=80)
+        begin(f"{name}, traced")
         previews = Previews(pipe)
         with tokenprune.apply(pipe, plan, trace=True) as handle:
             picture = made(request.steps, callback_on_step_end=previews)
         return Run(handle.trace, picture, previews.pictures)
 
     pruned = Configuration(CAT, Plan(policy))
-    draw(plain(2), "warm-up")
-    report = draw(pruned, "warm-up")[2]
+    draw(plain(2), "warm-up, dense")
+    report = draw(pruned, "warm-up, CAT")[2]
     if report is None:
         raise TypeError("expected a report of the pruned picture, got none")
     fewer = plain(max(1, round(request.steps * report.mac_ratio)))
@@ -134,9 +141,9 @@ def compare(embedded: Embedded, policy: CATPolicy, request: Request, traced: boo
         f"{fewer.steps} steps": fewer,
     }
     found: dict[str, list[tuple[Picture, float, Report | None]]] = {name: [] for name in chosen}
-    for _ in range(request.repeats):  # taking turns
+    for turn in range(1, request.repeats + 1):
         for name, configuration in chosen.items():
-            found[name].append(draw(configuration, name))
+            found[name].append(draw(configuration, f"{name}, {turn} of {request.repeats}"))
     dense = found[DENSE][-1][0]
     plans = {DENSE: Plan(DensePolicy()), **{name: one.plan for name, one in chosen.items() if one.plan is not None}}
     runs = {name: trace(plan, name) for name, plan in plans.items()} if traced else {}
