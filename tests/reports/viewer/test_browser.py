@@ -99,6 +99,17 @@ def computed(trace: Trace, step: int) -> np.ndarray:
     return trace.computed[step, 0].view(HEIGHT, WIDTH).numpy()
 
 
+def test_a_browser_that_is_too_old_is_told_so(browser: Any, traced: dict[str, Trace], tmp_path: Path) -> None:
+    save_html(tmp_path / "run.html", {"CAT": traced["CAT"]})
+    page = browser.new_page()
+    page.add_init_script("delete window.DecompressionStream")
+    page.goto((tmp_path / "run.html").as_uri())
+    note = page.get_by_text("This browser cannot show the page (it takes one of 2023 or newer): ")
+    note.wait_for()
+    assert "DecompressionStream" in note.inner_text()
+    page.close()
+
+
 def test_the_slider_moves_all_runs(page: Any, traced: dict[str, Trace]) -> None:
     assert page.locator("#step-text").inner_text() == f"step 0 of 0{DASH}6"
     assert state(page).startswith("step 0: full step, 24 tokens, ")

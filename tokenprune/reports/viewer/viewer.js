@@ -373,10 +373,17 @@ document.addEventListener("keydown", (event) => {
 addEventListener("hashchange", () => go(Number(location.hash.slice(1)) || 0));
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
 
-(async () => {
+async function start() {
   for (const view of views) await view.load();
   compare();
   legend();
   go(Number(location.hash.slice(1)) || 0); // run.html#12 opens at step 12
   document.documentElement.dataset.ready = "yes";
-})();
+}
+
+start().catch((error) => {
+  const note = document.createElement("p");
+  note.className = "note";
+  note.textContent = `This browser cannot show the page (it takes one of 2023 or newer): ${error.message}`;
+  document.querySelector("main").prepend(note);
+});
