@@ -227,10 +227,9 @@ class RunView {
   text() {
     const { run, step } = this;
     const told = run.steps[step];
-    const share = told.kind === "pruned" ? `${told.tokens} of ${told.of} tokens` : `${told.of} tokens`;
-    const kind = { full: `full step, ${share}`, pruned: share, skipped: "skipped step, no tokens" }[told.kind];
+    const counts = { full: `all ${told.of} tokens`, pruned: `${told.tokens} of ${told.of} tokens`, skipped: "skipped, no tokens" };
     const over = step < state.step ? "ended at " : "";
-    this.part(".state").textContent = `${over}step ${step}: ${kind}, ${told.seconds.toFixed(3)}\u00a0s`;
+    this.part(".state").textContent = `${over}step ${step}: ${counts[told.kind]}, ${told.seconds.toFixed(3)}\u00a0s`;
     let shown = "No picture was given: the tokens alone.";
     if (!run.ofPicture && run.picture) shown = "The tokens alone, in their own order.";
     else if (this.previewed !== undefined) shown = `Latents decoded after step ${this.previewed}.`;
