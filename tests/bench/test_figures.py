@@ -89,7 +89,7 @@ def test_full_and_skipped_steps_are_told_apart(trace_of: Callable[..., Trace]) -
     assert skipping.numbers["oldest"] == 2
 
 
-@pytest.mark.parametrize("grid", [(3, 4, 2), (24,)])
+@pytest.mark.parametrize("grid", [(3, 4, 2), (24,), (1, 24)])
 def test_any_grid_is_drawn(grid: tuple[int, ...], trace_of: Callable[..., Trace]) -> None:
     """Of a video the frame in the middle, of a row of tokens rows of them."""
     trace = Trace(trace_of(NoisePolicy(0.3, 3)).steps, grid)

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from tokenprune.errors import ConfigurationError
-from tokenprune.reports.viewer.pictures import Encoder, read
+from tokenprune.reports.viewer.pictures import SHARED, Encoder, read
 
 BYTES = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
 PICTURE = Image.fromarray(BYTES)
@@ -58,6 +58,11 @@ def test_of_a_video_one_frame_is_taken_for_each_of_the_grids(length: int, taken:
             assert [frame.getpixel((0, 0))[0] for frame in video] == taken
 
 
+def test_of_a_long_video_with_one_selection_some_frames_are_taken() -> None:
+    ((*found,),) = read([[PICTURE] * 40], "picture", frames=1)
+    assert len(found) == SHARED
+
+
 @pytest.mark.parametrize(
     ("given", "frames", "message"),
     [
@@ -70,6 +75,9 @@ def test_of_a_video_one_frame_is_taken_for_each_of_the_grids(length: int, taken:
         ([[[PICTURE]]], 1, "expected one picture or one for each image, got 3 levels of sequences"),
         (PICTURE, 3, "expected the frames of a video, or those of each image, got 0 levels"),
         ([], 1, "expected one picture or one for each image"),
+        ([[]], 1, "got sequences within others that are not alike, or empty"),
+        ([[PICTURE], PICTURE], 1, "got sequences within others that are not alike, or empty"),
+        ([PICTURE, [PICTURE]], 3, "got sequences within others that are not alike, or empty"),
     ],
 )
 def test_what_is_no_picture_is_refused(given: Any, frames: int, message: str) -> None:

@@ -81,7 +81,9 @@ def test_rows_are_the_reports(traced: dict[str, Trace]) -> None:
         ((4, 6), Layout(1, 4, 6, True)),
         ((3, 4, 6), Layout(3, 4, 6, True)),
         ((1, 4, 6), Layout(1, 4, 6, True)),
+        ((1, 50), Layout(1, 8, 7, False)),  # of a discovered model whose tokens fit no grid
         ((50,), Layout(1, 8, 7, False)),
+        ((50, 1), Layout(1, 50, 1, True)),
         ((1,), Layout(1, 1, 1, False)),
         ((2, 3, 4, 5), Layout(1, 11, 11, False)),
     ],

@@ -116,6 +116,7 @@ def _cells(values: Tensor, trace: Trace) -> NDArray[np.float64]:
 
 def _over(mask: Tensor, trace: Trace, picture: Picture | None) -> NDArray[np.float64] | Picture:
     """The picture with the computed tokens in colour and the others faded; without one the tokens alone."""
-    if picture is None or len(trace.grid) != 2:
+    layout = Layout.of(trace.grid)
+    if picture is None or layout.frames > 1 or not layout.of_picture:
         return _cells(mask, trace)
     return np.where(over_pixels(mask, trace.grid, picture)[..., None], picture, faded(picture, FADE))

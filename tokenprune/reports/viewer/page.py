@@ -120,6 +120,11 @@ class _Shown:
             "previews": {step: small.encode(pictures) for step, pictures in sorted(self.previews.items())},
         }
 
+    def frames(self) -> int:
+        """Frames to choose among, of its tokens or of its pictures."""
+        drawn = [self.picture or [], *self.previews.values()]
+        return max([self.layout.frames, *(len(frames) for pictures in drawn for frames in pictures)])
+
     def widest(self) -> int:
         """Most pixels of a side of its pictures."""
         return max((max(each.size) for frames in self.picture or () for each in frames), default=0)
@@ -130,8 +135,8 @@ def _page(runs: Mapping[str, Run | Traced], dense: Any, title: str) -> str:
     if not isinstance(runs, Mapping) or not runs:
         raise ConfigurationError(f"runs: expected traces by name, such as {{'CAT': handle.trace}}, got {runs!r}")
     shown = [_read(str(name), run) for name, run in runs.items()]
-    frames = {each.layout.frames for each in shown}
-    before = None if dense is None else read(dense, "dense", max(frames))
+    frames = max(each.frames() for each in shown)
+    before = None if dense is None else read(dense, "dense", max(each.layout.frames for each in shown))
     images = max([tokens.images_of(each.trace) for each in shown] + [len(each.picture or ()) for each in shown])
     if before is not None and len(before) != images:
         raise ConfigurationError(f"dense: expected pictures of {images} images, as the runs have, got {len(before)}")
@@ -142,7 +147,7 @@ def _page(runs: Mapping[str, Run | Traced], dense: Any, title: str) -> str:
         data = {
             "title": title,
             "images": images,
-            "frames": max(frames),
+            "frames": frames,
             "dense": None if before is None else Encoder(side).encode(before),
             "runs": [one | each.pictures(side) for one, each in zip(told, shown, strict=True)],
             "cut": min(max(seconds), CUT * median(seconds)),

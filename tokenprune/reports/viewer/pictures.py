@@ -19,6 +19,9 @@ SMALL = 256
 """Pictures of up to so many pixels a side are kept as they are (PNG), larger ones as JPEG."""
 
 QUALITY = 90
+SHARED = 16
+"""Frames that are shown, at most, of a video whose frames have one selection in common."""
+
 KINDS = "pictures of PIL, arrays [height, width, 3] or tensors [3, height, width]"
 
 
@@ -30,7 +33,8 @@ def read(pictures: Any, place: str, frames: int, images: int | None = None) -> F
             of these. A picture is one of PIL, an array [height, width, 3] or a tensor [3, height, width], bytes or
             fractions from 0 to 1. Arrays and tensors may have the outer dimensions, too.
         place: what to call them in an error.
-        frames: extent of the token grid in time; of a longer video one frame is taken for each.
+        frames: extent of the token grid in time; of a longer video one frame is taken for each. Where it is 1, videos
+            are those of models with one selection for all frames.
         images: how many there should be; None for any number.
 
     Raises:
@@ -38,15 +42,20 @@ def read(pictures: Any, place: str, frames: int, images: int | None = None) -> F
     """
     found = _nested(pictures, place)
     depth = _depth(found)
-    wanted = 1 if frames == 1 else 2
-    if depth == 2 and wanted == 1:  # videos of a single frame
-        found, depth = [each[0] for each in found], 1
-    if depth == wanted - 1:
-        found, depth = [found], wanted
-    if depth != wanted or not found:
-        one = "one picture or one for each image" if wanted == 1 else "the frames of a video, or those of each image"
-        raise ConfigurationError(f"{place}: expected {one}, got {depth} levels of sequences of pictures")
-    whole = [[each] for each in found] if wanted == 1 else [_spread(each, frames) for each in found]
+    if frames == 1:  # of a video, too: one selection may be that of all frames
+        levels = {0: lambda: [[found]], 1: lambda: [[each] for each in found], 2: lambda: found}
+        wanted = "one picture or one for each image"
+    else:
+        levels = {1: lambda: [found], 2: lambda: found}
+        wanted = "the frames of a video, or those of each image"
+    if depth not in levels or found == []:
+        raise ConfigurationError(f"{place}: expected {wanted}, got {depth} levels of sequences of pictures")
+    whole = levels[depth]()
+    if not all(isinstance(each, list) and each and not any(isinstance(one, list) for one in each) for each in whole):
+        raise ConfigurationError(
+            f"{place}: expected {wanted}, got sequences within others that are not alike, or empty"
+        )
+    whole = [_spread(each, min(len(each), SHARED) if frames == 1 else frames) for each in whole]
     if images is not None and len(whole) != images:
         raise ConfigurationError(f"{place}: expected pictures of {images} images, as the trace has, got {len(whole)}")
     return whole

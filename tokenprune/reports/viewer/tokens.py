@@ -44,7 +44,7 @@ class Traced(Protocol):
 
     @property
     def grid(self) -> TokenGrid:
-        """Extents of the token grid: (h, w), (t, h, w), or (N,) where there is none."""
+        """Extents of the token grid: (h, w) or (t, h, w); (1, N) where there is none."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ class Layout:
 
     @classmethod
     def of(cls, grid: TokenGrid) -> Layout:
-        """The layout of a grid; tokens without a grid of two or three dimensions go in rows, in their own order."""
-        if len(grid) in (2, 3):
+        """The layout of a grid; tokens without one, or in a single row, go in rows, in their own order."""
+        if len(grid) == 3 or (len(grid) == 2 and grid[0] > 1):
             frames, height, width = (1, *grid)[-3:]
             return cls(frames, height, width, of_picture=True)
         tokens = int(torch.tensor(grid).prod())
