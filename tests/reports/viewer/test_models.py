@@ -13,7 +13,7 @@ from tiny import ALL
 from torch import Tensor, nn
 
 import tokenprune
-from tokenprune import SequentialPolicy, Trace
+from tokenprune import Memory, Observation, ScorePolicy, SequentialPolicy, Trace
 from tokenprune.ops.grid import num_tokens
 from tokenprune.reports.viewer import tokens
 
@@ -46,6 +46,28 @@ def test_a_model(
     assert (run["frames"] > 1) is video
     assert len(run["picture"][0]) == run["frames"]
     assert [step["kind"] for step in run["steps"]] == ["full"] * 2 + ["pruned"] * 3
+
+
+class Stripes(ScorePolicy):
+    """A policy of a user's own, by clusters of its own."""
+
+    def score(self, observation: Observation, memory: Memory) -> Tensor:
+        memory["labels"] = (torch.arange(24) % 6 // 2).expand_as(observation.age).clone()
+        return observation.age + memory["labels"] / 10
+
+
+def test_a_policy_of_ones_own(
+    sd3: nn.Module,
+    generate: Callable[..., Tensor],
+    tmp_path: Path,
+    data_of: Callable[[Path], dict[str, Any]],
+) -> None:
+    with tokenprune.apply(sd3, Stripes(0.3, 3), trace=True) as handle:
+        generate(sd3)
+    handle.trace.save_html(tmp_path / "run.html", name="Stripes")
+    (run,) = data_of(tmp_path / "run.html")["runs"]
+    assert run["ages"] == tokens.ages(handle.trace)
+    assert run["clusters"]["labels"]["of_step"] == [None] * 3 + [0] * 3
 
 
 def test_a_video_whose_frames_share_their_selection(tmp_path: Path, data_of: Callable[[Path], dict[str, Any]]) -> None:
