@@ -45,7 +45,12 @@ FLOORS = {
 NARROWER: dict[str, set[str]] = {"ops": {"errors"}, "embedded": set()}
 LIBRARIES = {"torch", "einops"}
 # What these modules, and those below them, may import inside functions, so that it is loaded where it is used only.
-LAZY = {"torch_geometric": ("tokenprune.ops", "tokenprune.policies"), "yaml": ("tokenprune.plans.formats",)}
+LAZY = {
+    "torch_geometric": ("tokenprune.ops", "tokenprune.policies"),
+    "yaml": ("tokenprune.plans.formats",),
+    "jinja2": ("tokenprune.reports.viewer",),
+    "PIL": ("tokenprune.reports.viewer",),
+}
 OWN_LIBRARIES = {"tokenprune_adapters": {"diffusers"}}
 ANY_LIBRARY = {"embedded", "bench", "cli", "__main__"}
 

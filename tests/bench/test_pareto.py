@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import pytest
 from matplotlib.image import imread
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 
 from tokenprune.bench.measuring.result_file import Results, load
-from tokenprune.bench.tables.pareto import HEIGHT, KINDS, LINE, PLAIN, figure, front, kind_of, plot
+from tokenprune.bench.tables.pareto import FEW, KINDS, PLAIN, figure, front, kind_of, plot
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 
@@ -99,9 +101,14 @@ def test_both_costs_are_drawn_where_they_were_measured() -> None:
         (reference,) = [line for line in axis.lines if line.get_label() == "plain model, all steps"]
         assert list(reference.get_xdata()) == [plain, plain]
     assert "(dB" in seconds.get_ylabel()
-    # the front by operations holds ours alone besides the plain model; by seconds the other package, too
-    assert sorted(texts(macs)) == sorted(["28 steps", "28 steps", "ours"])
-    assert sorted(texts(seconds)) == sorted(["28 steps", "28 steps", "ours", "theirs"])
+    for axis in (macs, seconds):  # of few points all are named
+        assert sorted(texts(axis)) == sorted(["28 steps", "28 steps", "ours", "theirs"])
+
+
+def test_of_many_points_those_on_the_front_are_named() -> None:
+    beaten = [row(f"beaten {i}", "ours", 0.6 + i / 100, 40.0) for i in range(FEW)]
+    (axis,) = figure(Results(SETTINGS, [row("best", "ours", 0.5, 50.0), *beaten])).axes
+    assert texts(axis) == ["best"]
 
 
 def test_what_is_not_drawn_is_named_below_with_the_source() -> None:
@@ -119,14 +126,35 @@ def test_a_point_of_a_single_picture_has_no_interval() -> None:
     assert [len(segment) for segment in axis.containers[0].lines[2][0].get_segments()] == [0]
 
 
-def test_names_on_the_front_keep_a_line_apart() -> None:
-    near = [row(f"near {i}", "ours", 0.5 + i / 100, 50 + i / 100) for i in range(4)]
-    ends = [row("low", "ours", 0.2, 30.0), row("high", "ours", 0.9, 80.0)]
-    (axis,) = figure(Results(SETTINGS, [*ends, *near])).axes
-    low, high = axis.get_ylim()
-    assert texts(axis) == ["low", "near 0", "near 1", "near 2", "near 3", "high"]
-    heights = [(text.xy[1] - low) / (high - low) * HEIGHT + text.get_position()[1] for text in axis.texts]
-    assert min(after - before for before, after in pairwise(heights)) > LINE - 0.01
+def boxes(axis: Any) -> list[Bbox]:
+    """Where the names are; without the lines that lead to some."""
+    return [Text.get_window_extent(text) for text in axis.texts]
+
+
+@pytest.mark.parametrize("many", [4, 10])
+def test_names_cover_no_other_name_and_stay_inside(many: int) -> None:
+    near = [row(f"near {i}", "ours", 0.5 + i / 500, 50 + i / 50) for i in range(many)]
+    ends = [row("low", "ours", 0.2, 30.0), row("high at the right end of all", "ours", 0.9, 80.0)]
+    drawn = figure(Results(SETTINGS, [*ends, *near]))
+    (axis,) = drawn.axes
+    drawn.draw_without_rendering()
+    assert sorted(texts(axis)) == sorted(each["name"] for each in (*ends, *near))
+    found, frame = boxes(axis), axis.get_window_extent()
+    assert not any(one.overlaps(other) for one, other in combinations(found, 2))
+    assert all(frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1 for box in found)
+    points = axis.transData.transform([(each["total_mac_ratio"], each["psnr_mean"]) for each in (*ends, *near)])
+    assert not any(box.contains(*point) for box in found for point in points)
+
+
+def test_names_without_room_are_told_below() -> None:
+    crowd = [
+        row(f"a rather long name, which takes up all the room there is: {i}", "ours", 0.5, 50.0) for i in range(16)
+    ]
+    drawn = figure(Results(SETTINGS, crowd))
+    (axis,) = drawn.axes
+    left_out = drawn.get_supxlabel().partition("No room for the names of: ")[2].split("; ")
+    assert 0 < len(texts(axis)) < 16
+    assert sorted([*texts(axis), *left_out]) == sorted(each["name"] for each in crowd)
 
 
 @pytest.mark.parametrize("rows", [[], ROWS[-1:], ROWS[:1]])

@@ -37,6 +37,9 @@ def test_the_command_runs_by_itself(tmp_path: Path) -> None:
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert "plain, 10 steps" in result.stdout
+    told = [line.partition(": finished in")[0] for line in result.stderr.splitlines() if "finished in" in line]
+    assert told == ["plain, 12 steps", "plain, 10 steps"]
+    assert "\x1b" not in result.stderr + result.stdout
     wrong = subprocess.run([*command, "--split", "train"], capture_output=True, text=True, check=False)
     assert wrong.returncode == 2
     assert wrong.stderr.splitlines()[-1].startswith("tokenprune bench: split: ")

@@ -19,9 +19,10 @@ from typer.testing import CliRunner
 
 import tokenprune
 from tokenprune.bench import commands
-from tokenprune.bench.commands import Command, check_extra, check_known, check_output, required
+from tokenprune.bench.commands import Command, check_extra, check_known, required
 from tokenprune.cli.app import APP
 from tokenprune.errors import ConfigurationError
+from tokenprune.reports.outputs import check_output
 
 ROOT = Path(tokenprune.__file__).parents[1]
 COMMANDS = ("demo", "bench", "figures", "macs", "inspect", "tune")
@@ -128,7 +129,7 @@ def test_an_extra_brings_what_the_project_file_says() -> None:
         extra: {re.split(r"[<>=\[ ]", text)[0] for text in texts}
         for extra, texts in project["optional-dependencies"].items()
     }
-    cli = (extras["cli"] | extras["diffusers"]) - {"tokenprune-dit"}
+    cli = (extras["cli"] | extras["diffusers"] | extras["viewer"]) - {"tokenprune-dit"}
     assert set(required("tune")) - {"scipy"} == (cli | {"optuna"}) - {"scipy"}
     assert set(required("cli")) < set(required("tune"))
     check_extra("test")

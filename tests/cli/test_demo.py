@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -23,7 +24,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    panel = tmp_path_factory.mktemp("demo") / "panel.png"
+    folder = tmp_path_factory.mktemp("demo")
     arguments = (
         "--steps",
         "10",
@@ -34,7 +35,9 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "--repeats",
         "1",
         "--out",
-        str(panel),
+        str(folder / "panel.png"),
+        "--html",
+        str(folder / "page.html"),
         "--json",
     )
     result = run("demo", *arguments)
@@ -67,6 +70,24 @@ def test_the_panel_is_a_picture(outcome: dict[str, Any]) -> None:
     assert picture.std() > 10
 
 
+def test_the_page_shows_the_runs(outcome: dict[str, Any]) -> None:
+    text = Path(outcome["html"]).read_text()
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)
+    assert found
+    data = json.loads(found[1])
+    assert data["title"] == outcome["settings"]["prompt"]
+    assert [run["name"] for run in data["runs"]] == ["CAT", "plan", "plain model"]
+    for run, name in zip(data["runs"], ("CAT", "plan", "dense"), strict=True):
+        assert len(run["steps"]) == len(run["previews"]) == 10
+        assert run["share"] == pytest.approx(outcome[name]["tokens_ratio"])
+    cat, _, dense = data["runs"]
+    assert [step["tokens"] for step in cat["steps"]] == [256] * 4 + [64] * 6
+    assert [*cat["clusters"]] == ["labels"]
+    assert data["dense"] == dense["previews"]["9"]  # what was traced is what was drawn
+    assert cat["picture"] == cat["previews"]["9"] != data["dense"]
+    assert dense["picture"] is None
+
+
 def test_a_prompt_outside_the_captions_has_no_score(tmp_path: Path) -> None:
     panel = tmp_path / ("long" * 30) / "panel.png"
     arguments = ("--steps", "4", "--warmup-steps", "2", "--repeats", "1", "--out", str(panel))
@@ -74,6 +95,10 @@ def test_a_prompt_outside_the_captions_has_no_score(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert f"panel: {panel}\n" in result.stdout  # whole, however narrow the terminal
     assert panel.is_file()
+    told = [line.partition(": finished in")[0] for line in result.stderr.splitlines()]  # no terminal: plain lines
+    assert told[:5] == ["warm-up, dense", "warm-up, CAT", "dense, 1 of 1", "CAT, 1 of 1", "plan, 1 of 1"]
+    assert (len(told), told[5].endswith(" steps, 1 of 1")) == (6, True)
+    assert "\x1b" not in result.stderr + result.stdout
 
 
 def test_a_picture_that_is_identical_is_null_in_json_and_named_on_the_screen(tmp_path: Path) -> None:
@@ -105,6 +130,7 @@ def test_a_picture_that_is_identical_is_null_in_json_and_named_on_the_screen(tmp
         (("--alpha", "1.5"), "alpha: expected a fraction of image tokens in (0, 1], got 1.5"),
         (("--warmup-steps", "0"), "warmup_steps: expected a whole number of at least 1, got 0"),
         (("--model", "x"), "model: expected one of shapes-sd3, shapes-pixart, got 'x'"),
+        (("--html", "page.htm"), "html: expected a file that ends in .html, got page.htm"),
         (("--out", "panel.jpg"), "out: expected a file that ends in .png, got panel.jpg"),
     ],
 )

@@ -149,9 +149,41 @@ def test_one_figure_alone_is_the_same_again(folder: Path, numbers: dict[str, Any
     assert alone == {name: numbers[name] for name in ("ages", "clusters")}
 
 
+OWN = """
+import torch
+from tokenprune import ScorePolicy
+
+class Rightmost(ScorePolicy):
+    def score(self, observation, memory):
+        columns = torch.arange(256) % 16
+        memory["labels"] = (columns // 4).expand_as(observation.age).clone()
+        return observation.age + columns / 100
+"""
+
+
+def test_a_policy_of_ones_own_is_shown_beside_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: Path, numbers: dict[str, Any]
+) -> None:
+    (tmp_path / "own_policy.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    run("--policy", "own_policy:Rightmost", "--out", "own", "--only", "ages", "--only", "tokens", "--only", "clusters")
+    written = json.loads((tmp_path / "own" / "figures.json").read_text())
+    assert written["settings"]["policies"] == ["own_policy:Rightmost"]
+    found = written["figures"]
+    for name in ("ages", "tokens", "clusters"):
+        mine = found[name].pop("Rightmost")
+        assert found[name] == numbers[name]
+        assert (tmp_path / "own" / f"{name}.png").read_bytes() != (folder / f"{name}.png").read_bytes()
+        if name == "clusters":
+            assert mine == {"sizes": [64] * 4, "neighbours_together": pytest.approx(1 - 3 * 16 / 480, abs=1e-3)}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (("--policy", "no_such:Policy"), "policy: no_such:Policy: ModuleNotFoundError: No module named 'no_such'"),
+        (("--policy", "CAT"), "policy: expected one of CATPolicy"),
+        (("--policy", "tokenprune:MixturePolicy"), "policy: MixturePolicy: "),
         (("--alpha", "1.5"), "alpha: expected a fraction of image tokens in (0, 1], got 1.5"),
         (("--alpha", "1"), "alpha: expected a fraction below 1"),
         (("--warmup-steps", "0"), "warmup_steps: expected a whole number of at least 1, got 0"),

@@ -26,12 +26,21 @@ def section(title: str) -> str:
 
 
 def test_the_code_traces_a_generation(
-    sd3: nn.Module, generate: Callable[..., Tensor], capsys: pytest.CaptureFixture[str]
+    sd3: nn.Module,
+    generate: Callable[..., Tensor],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     scope: dict[str, Any] = {"model": sd3, "generate": lambda: generate(sd3)}
-    exec(re.findall(r"```python\n(.*?)```", TEXT, re.S)[0], scope)
+    traced, plotted = re.findall(r"```python\n(.*?)```", TEXT, re.S)
+    exec(traced, scope)
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [(int(step), int(tokens)) for step, tokens, *_ in lines] == [(i, 24 if i < 3 else 7) for i in range(6)]
+    exec(plotted, scope)
+    assert (tmp_path / "trace.png").is_file()
+    assert "of the tokens; ages" in capsys.readouterr().out
 
 
 def test_the_table_names_everything_of_a_step() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -151,8 +152,63 @@ def test_policies_of_other_packages_go_by_their_entry_points(monkeypatch: pytest
     assert mapping_of(plan)["policy"]["name"] == "drift"
     assert plan_of(mapping_of(plan)) == plan
     monkeypatch.undo()
-    with pytest.raises(ConfigurationError, match=r"DriftPolicy: .*entry point of the group 'tokenprune\.policies'"):
-        mapping_of(plan)
+    assert mapping_of(plan)["policy"]["name"] == "tokenprune_example:DriftPolicy"  # registered no more
+
+
+OWN = """
+from dataclasses import dataclass
+from tokenprune import Hold, NoisePolicy, Schedule
+
+@dataclass(frozen=True)
+class Mine(NoisePolicy):
+    extra: int = 1
+
+@dataclass(frozen=True)
+class Half(Schedule):
+    first: float = 1.0
+
+    def fraction(self, step):
+        return self.first if step.index < 3 else 0.5
+
+@dataclass(frozen=True)
+class Kept(Hold):
+    pass
+
+class NoDataclass(Schedule):
+    def fraction(self, step):
+        return 1.0
+"""
+
+
+@pytest.mark.parametrize("suffix", ["json", "yaml"])
+def test_classes_of_ones_own_go_by_their_modules(
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sd3: nn.Module, generate: Any
+) -> None:
+    """Found in the working directory, which is left off the path afterwards."""
+    module = f"own_parts_{suffix}"
+    (tmp_path / f"{module}.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    before = list(sys.path)
+    given = {
+        "policy": {"name": f"{module}:Mine", "alpha": 0.25, "extra": 7},
+        "schedule": {"name": f"{module}:Half"},
+        "reuse": {"name": f"{module}:Kept"},
+    }
+    plan = plan_of(given)
+    assert sys.path == before
+    assert [type(part).__name__ for part in (plan.policy, plan.schedule, plan.reuse)] == ["Mine", "Half", "Kept"]
+    assert (plan.policy.alpha, plan.policy.extra) == (0.25, 7)
+    save_plan(plan, tmp_path / f"plan.{suffix}")
+    assert load_plan(tmp_path / f"plan.{suffix}") == plan
+    with tokenprune.apply(sd3, plan) as handle:
+        generate(sd3)
+        assert [step.tokens for step in handle.report().steps] == [24] * 3 + [12] * 3
+    with pytest.raises(ConfigurationError, match=r"policy\.extra: expected a whole number, got 'x'"):
+        plan_of({"policy": {"name": f"{module}:Mine", "extra": "x"}})
+    with pytest.raises(
+        ConfigurationError, match=r"schedule\.name: .*:NoDataclass: expected a class that can be made and"
+    ):
+        plan_of({"policy": {"name": "CATPolicy"}, "schedule": {"name": f"{module}:NoDataclass"}})
 
 
 def test_what_nobody_registered_cannot_be_written(tmp_path: Path) -> None:
@@ -165,7 +221,9 @@ def test_what_nobody_registered_cannot_be_written(tmp_path: Path) -> None:
         extra: int = 1
 
     for plan, named in ((Plan(NoisePolicy(), Own()), "Own"), (Plan(Ours()), "Ours")):
-        with pytest.raises(ConfigurationError, match=f"{named}: expected one of"):
+        with pytest.raises(
+            ConfigurationError, match=f"{named}: expected one of .*, or a dataclass in a module of its own"
+        ):
             save_plan(plan, tmp_path / "plan.json")
     assert list(tmp_path.iterdir()) == []
 
@@ -181,7 +239,19 @@ def test_what_nobody_registered_cannot_be_written(tmp_path: Path) -> None:
         ({"budget": 0.5, "policy": {"name": "NoisePolicy"}}, "expected policy, schedule, reuse; got unknown budget"),
         ({"schedule": {"name": "BudgetSchedule", "budget": 0.5}}, "lacks policy"),
         ({"policy": "CATPolicy"}, "policy: expected the name of a SelectionPolicy and its settings, got 'CATPolicy'"),
-        ({"policy": {"name": "CAT"}}, "policy.name: expected one of .*CATPolicy.*, got 'CAT'"),
+        ({"policy": {"name": "CAT"}}, "policy.name: expected one of .*CATPolicy.*, or module.path:Class, got 'CAT'"),
+        ({"policy": {"name": 3}}, "policy.name: expected one of .*, or module.path:Class, got 3"),
+        ({"policy": {"name": "no_such:X"}}, "policy.name: no_such:X: ModuleNotFoundError: No module named 'no_such'"),
+        ({"policy": {"name": "math:X"}}, "policy.name: math:X: AttributeError: module 'math' has no attribute 'X'"),
+        ({"policy": {"name": ":X"}}, "policy.name: :X: ValueError: Empty module name"),
+        (
+            {"policy": {"name": "tokenprune:Taylor"}},
+            "policy.name: tokenprune:Taylor: expected a class derived from SelectionPolicy, got <class",
+        ),
+        (
+            {"policy": {"name": "tokenprune:SelectionPolicy"}},
+            "policy.name: tokenprune:SelectionPolicy: expected a class that can be made and is a dataclass",
+        ),
         ({"policy": {"name": "Taylor"}}, "policy.name: .*got 'Taylor'"),
         ({"policy": {"name": "CATPolicy", "clusters": 3}}, "policy: expected .*num_clusters.*; got unknown clusters"),
         ({"policy": {"name": "CATPolicy", "alpha": "0.3"}}, "policy.alpha: expected a number, got '0.3'"),

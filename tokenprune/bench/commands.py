@@ -6,12 +6,11 @@ and whatever the package refuses with a `TokenPruneError` on the way.
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable
 from importlib.metadata import PackageNotFoundError, distribution, requires
-from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any, NoReturn, cast
 
 import typer
@@ -70,6 +69,8 @@ def run(function: Callable[..., None], module: str) -> None:
 
 
 def _in_one_line(main: Callable[..., Any], *args: Any, standalone_mode: bool = True, **given: Any) -> Any:
+    if os.environ.get("NO_COLOR"):
+        os.environ["TERM"] = "dumb"  # rich leaves out colours alone, not bold letters and bars; so it writes plain text
     if not standalone_mode:
         return main(*args, standalone_mode=False, **given)
     try:
@@ -128,26 +129,3 @@ def check_known(option: str, values: Iterable[str], known: Iterable[str]) -> Non
     for value in values:
         if value not in known:
             raise ConfigurationError(f"{option}: expected one of {', '.join(known)}, got {value!r}")
-
-
-def check_output(option: str, path: Path, *suffixes: str) -> None:
-    """Raise before anything is done what writing a file would raise after it; nothing is written, and no folder made.
-
-    Args:
-        option: its name without dashes.
-        path: of the file; its folder may be missing.
-        suffixes: those it may have; none stands for any.
-
-    Raises:
-        ConfigurationError: it cannot be written.
-    """
-    if suffixes and path.suffix not in suffixes:
-        raise ConfigurationError(f"{option}: expected a file that ends in {', '.join(suffixes)}, got {path}")
-    try:
-        if path.exists():
-            path.open("ab").close()
-        folder = next(folder for folder in path.absolute().parents if folder.exists())
-        TemporaryFile(dir=folder).close()  # files are put in place whole, under their name
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise ConfigurationError(f"{option}: expected a file that can be written, got {path}: {reason}") from error

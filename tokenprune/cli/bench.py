@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
-from tokenprune.bench.commands import check_known, check_output
+from tokenprune.bench.commands import check_known
 from tokenprune.bench.configurations.configuration import Configuration
 from tokenprune.bench.configurations.suites import SUITES, WITHOUT_BUDGET, make
 from tokenprune.cli import options
+from tokenprune.cli.progress import Progress
 from tokenprune.embedded.load import quiet
 from tokenprune.errors import ConfigurationError
+from tokenprune.reports.outputs import check_output
 
 if TYPE_CHECKING:
     from tokenprune.bench.measuring.result_file import Results
@@ -110,8 +111,7 @@ def bench(
     }
     task = Task(chosen.texts, steps, scale, batch, subject.arguments)
     pipe = subject.load()
-    with Progress(transient=True, disable=not main) as progress:
-        bar = progress.add_task("", total=len(configurations) + 1)
+    with Progress(len(configurations), shown=main) as progress:
         results = run(
             pipe,
             configurations,
@@ -120,7 +120,7 @@ def bench(
             settings,
             score=chosen.score if subject.learnt else None,
             quality=quality.figures,
-            begin=lambda one: progress.update(bar, advance=1, description=one.name),
+            begin=lambda one: progress.begin(one.name),
             repeats=repeats,
             timing_batch=timing_batch,
             renew=subject.load,

@@ -10,10 +10,12 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from tokenprune.bench.commands import check_known, check_output
+from tokenprune.bench.commands import check_known
 from tokenprune.bench.configurations.schedules import PAPER
 from tokenprune.cli import options
+from tokenprune.cli.progress import Progress
 from tokenprune.embedded.load import EMBEDDED, quiet
+from tokenprune.reports.outputs import check_output
 
 if TYPE_CHECKING:
     from tokenprune.bench.studies.demo import Outcome
@@ -31,6 +33,9 @@ def demo(
     seed: Annotated[int, typer.Option(help="Seed of the initial noise.")] = 0,
     repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each; the median counts.")] = 3,
     out: Annotated[Path, typer.Option(help="Where to write the panel (PNG).")] = Path("out/demo.png"),
+    html: Annotated[
+        Path | None, typer.Option(help="HTML file to write a page to that shows every step; needs no server.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
 ) -> None:
     """Draw PROMPT with an embedded model, dense, pruned by CAT, and by `tokenprune.plan` at as many tokens.
@@ -41,24 +46,32 @@ def demo(
 
     check_known("model", [model], EMBEDDED)
     check_output("out", out, ".png")
+    if html is not None:
+        check_output("html", html, ".html")
     with options.refusing_values():
         policy = CATPolicy(alpha=alpha, warmup_steps=warmup_steps)
-    from tokenprune.bench.studies.demo import Request, as_data, compare, save_panel
+    from tokenprune.bench.studies.demo import Request, as_data, compare, save_page, save_panel
 
     quiet()
     embedded = EMBEDDED[model]
     scale = embedded.guidance_scale if guidance_scale is None else guidance_scale
     request = Request(prompt, steps, scale, seed, repeats)
-    outcomes = compare(embedded, policy, request)
+    with Progress(2 + 4 * repeats + 3 * (html is not None)) as progress:
+        outcomes = compare(embedded, policy, request, html is not None, progress.begin)
+    written = {"panel": str(out)}
     save_panel(out, prompt, outcomes)
+    if html is not None:
+        save_page(html, prompt, outcomes)
+        written["html"] = str(html)
     if as_json:
-        options.print_json({**as_data(outcomes, policy, model, request), "panel": str(out)})
+        options.print_json({**as_data(outcomes, policy, model, request), **written})
         return
     Console().print(_table(model, outcomes))
     for name, outcome in outcomes.items():
         if outcome.report is not None:
             print(f"{name}: {outcome.report}")
-    print(f"panel: {out}")
+    for name, path in written.items():
+        print(f"{name}: {path}")
 
 
 def _table(model: str, outcomes: dict[str, Outcome]) -> Table:

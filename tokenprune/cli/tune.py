@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
-from tokenprune.bench.commands import check_known, check_output
+from tokenprune.bench.commands import check_known
 from tokenprune.cli import options
+from tokenprune.cli.progress import Progress
 from tokenprune.embedded.load import EMBEDDED, quiet
 from tokenprune.errors import ConfigurationError
+from tokenprune.reports.outputs import check_output
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -120,19 +121,16 @@ def _run(
     from tokenprune.bench.tuning.space import Space
     from tokenprune.plans.files import save_plan
 
-    with Progress(transient=True) as progress:
-        bar = progress.add_task("what a step costs", total=None)
+    with Progress() as progress:
+        progress.begin("what a step costs")
         space = Space(told["budget"], probe(pipe, task, told["cost"]))
-        progress.update(bar, total=len(space.presets()) + told["trials"])
 
         def begin(name: str, done: int, best: float | None) -> None:
-            so_far = "" if best is None else f" (best so far {best:.2f} dB)"
-            progress.update(bar, completed=done, description=name + so_far)
+            progress.expect(1 + len(space.presets()) + told["trials"])
+            progress.begin(name, "" if best is None else f" (best so far {best:.2f} dB)")
 
         found = search(pipe, task, space, study, told["trials"], told["seed"], told["timeout"], begin)
-        rows = compare(
-            pipe, found, task, held_out, lambda name: progress.update(bar, description=f"held-out prompts: {name}")
-        )
+        rows = compare(pipe, found, task, held_out, lambda name: progress.begin(f"held-out prompts: {name}"))
     verdict = judge(found, rows)
     save_plan(found.best.plan, told["out"], notes(found, rows, verdict, settings))
     _show(rows, f"{told['model']}, {told['budget']} of the {told['cost']}, {task.steps} steps", task, held_out)

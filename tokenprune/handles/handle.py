@@ -18,6 +18,7 @@ from tokenprune.handles.joint import joint_report, joint_trace
 from tokenprune.handles.part import Part
 from tokenprune.modulemap import ModuleMap
 from tokenprune.notices import Notices
+from tokenprune.reports.html import facts, in_short
 from tokenprune.reports.report import Report
 from tokenprune.reports.trace import Trace
 
@@ -161,6 +162,22 @@ class Handle:
         settings, generations = known[0].settings, self._timeline.generations
         blocks, attentions = (sum(len(getattr(m.map, kind)) for m in known) for kind in ("blocks", "attentions"))
         return (
-            f"Handle({names}, {settings.policy!r}, {settings.schedule!r}, {settings.reuse!r}: {blocks} blocks, "
-            f"{attentions} attention modules, {'removed' if self._removed else f'{generations} generations so far'})"
+            f"Handle({names}, {in_short(settings.policy)}, {in_short(settings.schedule)}, {in_short(settings.reuse)}: "
+            f"{blocks} blocks, {attentions} attention modules, "
+            f"{'removed' if self._removed else f'{generations} generations so far'})"
         )
+
+    def _repr_html_(self) -> str:
+        names = " and ".join(type(model).__name__ for model in self.transformers.values())
+        known = [part.masked for part in self._parts.values() if part.masked is not None]
+        state = "removed" if self._removed else "on the model" if known else "before its first call"
+        rows: list[tuple[str, object]] = [("model", names), ("state", state)]
+        if known:
+            settings = known[0].settings
+            parts = (("policy", settings.policy), ("schedule", settings.schedule), ("reuse", settings.reuse))
+            rows += [(name, in_short(part)) for name, part in parts]
+            rows += [("blocks", sum(len(masked.map.blocks) for masked in known))]
+            rows += [("attention modules", sum(len(masked.map.attentions) for masked in known))]
+            rows += [("generations", self._timeline.generations)]
+        notes = (note for part in self._parts.values() for note in part.notes)
+        return facts("Handle", [*rows, *(("note", note) for note in notes)])

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tokenprune import placement, policies, reuse, schedule
 from tokenprune.errors import ConfigurationError, one_line
+from tokenprune.plans.imported import FORM, imported_class, place_of
 from tokenprune.policies.base import SelectionPolicy
 from tokenprune.policies.registry import POLICIES, find_policy, known_policies
 from tokenprune.reuse.base import Reuse
@@ -46,23 +47,44 @@ def names_of(kind: type) -> list[str]:
     return [*OWN[kind], *others]
 
 
-def find_part(kind: type, name: str) -> type:
-    """The class of a kind with a name that `names_of` lists."""
-    return OWN[kind].get(name) or INSTALLED[kind][1](name)
+def find_part(kind: type, name: Any, place: str) -> type:
+    """The class of a kind by a name that `names_of` lists, or by `module.path:Class`.
+
+    Raises:
+        ConfigurationError: there is none, or its settings cannot be told.
+    """
+    if name in names_of(kind):
+        return OWN[kind].get(name) or INSTALLED[kind][1](name)
+    if not isinstance(name, str) or ":" not in name:
+        raise ConfigurationError(f"{place}: expected one of {', '.join(names_of(kind))}, or {FORM}, got {name!r}")
+    try:
+        found = imported_class(name, kind)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{place}: {error}") from error
+    if isabstract(found) or not is_dataclass(found):
+        raise ConfigurationError(
+            f"{place}: {name}: expected a class that can be made and is a dataclass, whose fields are its settings"
+        )
+    return found
 
 
 def name_of(part: Any) -> str:
-    """The name of a policy's, schedule's or reuse's class.
+    """The name of a policy's, schedule's or reuse's class; `module.path:Class` of one that is nowhere registered.
 
     Raises:
-        ConfigurationError: it is neither the package's own nor registered as an entry point.
+        ConfigurationError: a file cannot name it, as it is made in a function or in the script that runs.
     """
     kind = next(kind for kind in OWN if isinstance(part, kind))
     for name in names_of(kind):
-        if type(part) is find_part(kind, name):
+        if type(part) is find_part(kind, name, name):
             return name
-    way_out = f"; register it as an entry point of the group {INSTALLED[kind][2]!r}" if kind in INSTALLED else ""
-    raise ConfigurationError(f"{type(part).__name__}: expected one of {', '.join(names_of(kind))}{way_out}")
+    place = place_of(type(part))
+    if place is None or not is_dataclass(part):
+        raise ConfigurationError(
+            f"{type(part).__name__}: expected one of {', '.join(names_of(kind))}, or a dataclass in a module of its "
+            f"own, which a file can name as {FORM}"
+        )
+    return place
 
 
 @singledispatch
@@ -188,12 +210,9 @@ def _tensor(kind: Any, given: Any, place: str) -> Tensor:
 
 def _part(kind: type, given: Any, place: str) -> Any:
     """A policy, schedule or reuse: the class that `name` says, with the other settings."""
-    names = names_of(kind)
     if not isinstance(given, Mapping) or "name" not in given:
         raise ConfigurationError(f"{place}: expected the name of a {kind.__name__} and its settings, got {given!r}")
-    if given["name"] not in names:
-        raise ConfigurationError(f"{place}.name: expected one of {', '.join(names)}, got {given['name']!r}")
-    found = find_part(kind, given["name"])
+    found = find_part(kind, given["name"], f"{place}.name")
     return construct(found, {name: value for name, value in given.items() if name != "name"}, place)
 
 

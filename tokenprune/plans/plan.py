@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tokenprune.policies.base import SelectionPolicy
+from tokenprune.reports.html import facts, in_short
 from tokenprune.reuse.base import Hold, Reuse
 from tokenprune.reuse.corrector import Corrector
 from tokenprune.schedule import Schedule
@@ -28,3 +29,9 @@ class Plan(Settings):
     schedule: Schedule | None = None
     reuse: Reuse = field(default_factory=Hold)
     corrector: Corrector | None = None
+
+    def _repr_html_(self) -> str:
+        schedule = "the policy's own" if self.schedule is None else in_short(self.schedule)
+        corrector = "none" if self.corrector is None else in_short(self.corrector)
+        rows = [("policy", in_short(self.policy)), ("schedule", schedule), ("reuse", in_short(self.reuse))]
+        return facts("Plan", [*rows, ("corrector", corrector)])

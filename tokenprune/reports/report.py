@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from tokenprune.ops.grid import TokenGrid
+from tokenprune.reports.html import facts, folded
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,16 @@ class StepReport:
     seconds: float
     selection_seconds: float
     correction: float | None = None
+
+
+STEP_COLUMNS = ("step", "time", "tokens", "kind", "seconds")
+"""Of a table of steps."""
+
+
+def step_cells(step: StepReport) -> tuple[object, ...]:
+    """The cells of one step."""
+    kind = "full" if step.full else "pruned" if step.tokens else "skipped"
+    return step.step, f"{step.time:g}", f"{step.tokens} of {step.num_tokens}", kind, f"{step.seconds:.4f}"
 
 
 @dataclass(frozen=True)
@@ -95,6 +106,24 @@ class Report:
     def ideal_speedup(self) -> float:
         """Speed ratio to the plain model that the operations allow."""
         return 1 / self.mac_ratio
+
+    def __repr__(self) -> str:
+        return (
+            f"Report({len(self.steps)} steps, {self.tokens_ratio:.1%} of the tokens, {self.mac_ratio:.1%} of the MACs, "
+            f"{self.seconds:.2f} s)"
+        )
+
+    def _repr_html_(self) -> str:
+        full = sum(step.full for step in self.steps)
+        rows = [
+            ("steps", f"{len(self.steps)}, of which {full} full"),
+            ("tokens", f"{self.tokens_ratio:.1%} of the plain model's"),
+            ("MACs", f"{self.mac_ratio:.1%} of the plain model's, which allows {self.ideal_speedup:.2f}x"),
+            ("seconds in the model", f"{self.seconds:.2f}, of which {self.selection_seconds:.3f} choosing tokens"),
+            ("caches", f"{self.cache_bytes / 2**20:.1f} MiB"),
+            *(("note", note) for note in self.notes),
+        ]
+        return facts("Report", rows, folded("steps", STEP_COLUMNS, map(step_cells, self.steps)))
 
     def __str__(self) -> str:
         full = sum(step.full for step in self.steps)

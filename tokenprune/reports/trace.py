@@ -6,17 +6,20 @@ CPU when it is first read. Without `apply(..., trace=True)` none of this exists.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tokenprune.ops.grid import TokenGrid
 from tokenprune.ops.selection import Selection
+from tokenprune.reports.html import facts, folded
 from tokenprune.reports.records import StepRecord
-from tokenprune.reports.report import StepReport
+from tokenprune.reports.report import STEP_COLUMNS, StepReport, step_cells
 
 LABELS = "labels"
 """Where policies keep cluster labels in their memory; a policy inside another one has a prefix and a dot before it."""
@@ -195,12 +198,58 @@ class Trace:
         base = self.steps[reference].prediction.float()
         return torch.stack([(step.prediction.float() - base).norm(dim=-1) for step in self.steps])
 
+    def save_html(
+        self,
+        path: str | Path,
+        *,
+        picture: Any = None,
+        dense: Any = None,
+        previews: Mapping[int, Any] | None = None,
+        name: str = "pruned",
+        title: str = "Token pruning, step by step",
+    ) -> None:
+        """Write a page that shows every step, for any browser: `tokenprune.reports.viewer.save_html` of this one run.
+
+        Args:
+            path: the file, ending in .html.
+            picture: what was drawn: pictures of PIL, arrays or tensors, one for each image; or a video's frames.
+            dense: the plain model's picture of the same prompt and noise.
+            previews: pictures of steps, by step; `tokenprune.reports.viewer.Previews` makes them.
+            name: what to call the run, such as its policy.
+            title: of the page, such as the prompt.
+
+        Raises:
+            ConfigurationError: the path cannot be written, the extra `viewer` is not installed, or pictures do not fit.
+            TraceError: no step has ended.
+        """
+        from tokenprune.reports.viewer import Run, save_html
+
+        save_html(path, {name: Run(self, picture, previews or {})}, dense=dense, title=title)
+
     @property
     def nbytes(self) -> int:
         """Bytes that the trace holds on the device."""
         return sum(step.nbytes for step in self.steps)
 
     def __str__(self) -> str:
-        images = len(self.steps[0].computed) if self.steps else 0
-        tokens = "x".join(map(str, self.grid))
-        return f"{len(self.steps)} steps, {images} images of {tokens} tokens, {self.nbytes / 2**20:.1f} MiB"
+        images, tokens = self._images, "x".join(map(str, self.grid))
+        many = "image" if images == 1 else "images"
+        return f"{len(self.steps)} steps, {images} {many} of {tokens} tokens, {self.nbytes / 2**20:.1f} MiB"
+
+    def __repr__(self) -> str:
+        return f"Trace({self})"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            ("steps", len(self.steps)),
+            ("images", self._images),
+            ("token grid", " x ".join(map(str, self.grid))),
+            ("memory", f"{self.nbytes / 2**20:.1f} MiB"),
+            ("to look at it", 'trace.save_html("run.html")'),
+        ]
+        cells = (step_cells(step.report) for step in self.steps)
+        return facts("Trace", rows, folded("steps", STEP_COLUMNS, cells))
+
+    @property
+    def _images(self) -> int:
+        return len(self.steps[0].prediction) if self.steps else 0

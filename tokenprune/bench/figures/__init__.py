@@ -1,6 +1,7 @@
-"""The CAT Pruning paper's figures (arXiv 2502.00433), drawn from traces of a pipeline; one file each.
+"""The CAT Pruning paper's figures (arXiv 2502.00433), drawn from traces of a pipeline, and one of any trace.
 
-A figure is a function `draw` from `Runs` to a `Plot`. What draws them is imported when it is asked for.
+A figure is a function `draw` from `Runs` to a `Plot`, in a file of its own; `draw` here is of a `Trace`. What draws
+them is imported when it is asked for.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tokenprune.bench.figures.canvas import Plot
     from tokenprune.bench.figures.runs import Runs
+    from tokenprune.bench.measuring.fidelity import Picture
+    from tokenprune.reports.trace import Trace
 
 FIGURES = {
     "samples": "samples",
@@ -29,3 +32,15 @@ def find_figure(name: str) -> Callable[[Runs], Plot]:
     """What draws the figure of that name."""
     draw: Callable[[Runs], Plot] = import_module(f"{__name__}.{FIGURES[name]}").draw
     return draw
+
+
+def draw(trace: Trace, picture: Picture | None = None, image: int = 0, title: str = "") -> Plot:
+    """A figure of any trace: `one_trace.draw`, with its arguments and errors. Needs matplotlib.
+
+    from tokenprune.bench import figures
+
+    figures.draw(handle.trace, picture).figure.savefig("trace.png")
+    """
+    from tokenprune.bench.figures.one_trace import draw as draw_one
+
+    return draw_one(trace, picture, image, title)

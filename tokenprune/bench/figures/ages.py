@@ -9,22 +9,29 @@ import torch
 
 from tokenprune.bench.figures.canvas import BLUE, ORANGE, Plot, new_figure, plain_axes, rounded
 from tokenprune.bench.figures.runs import Runs
-from tokenprune.bench.figures.strategies import STRATEGIES
+from tokenprune.bench.figures.strategies import strategies
 
 SHOWN = ("noise", "noise and staleness", "consecutive rows", "random", "CAT", "error-controlled")
+PER_ROW = 3
 
 
 def draw(runs: Runs) -> Plot:
     """Histograms over all tokens at all pruned steps; 0 is computed at the step itself."""
     settings = runs.settings
+    names, policies = (*SHOWN, *runs.own), strategies(runs)
+    rows = -(-len(names) // PER_ROW)
     figure = new_figure(
-        12, 5.4, f"Age of the tokens' predictions at pruned steps, alpha {settings.alpha:g}, {settings.steps} steps"
+        12,
+        2.7 * rows,
+        f"Age of the tokens' predictions at pruned steps, alpha {settings.alpha:g}, {settings.steps} steps",
     )
-    axes = figure.subplots(2, 3, sharex=True, sharey=True)
+    axes = figure.subplots(rows, PER_ROW, sharex=True, sharey=True)
+    for axis in axes.flat[len(names) :]:
+        axis.set_axis_off()
     numbers: dict[str, Any] = {}
     oldest = settings.steps - settings.warmup_steps
-    for name, axis in zip(SHOWN, axes.flat, strict=True):
-        drawn = runs.draw(STRATEGIES[name](alpha=settings.alpha, warmup_steps=settings.warmup_steps))
+    for name, axis in zip(names, axes.flat, strict=False):
+        drawn = runs.draw(policies[name])
         steps = drawn.trace.steps[settings.warmup_steps :]
         ages = torch.stack([step.staleness[0] for step in steps]).flatten().numpy()
         shares = np.bincount(ages, minlength=oldest + 1) / len(ages)

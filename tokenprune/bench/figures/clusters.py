@@ -25,13 +25,17 @@ def draw(runs: Runs) -> Plot:
         variant.name: variant.make(CATPolicy, alpha=settings.alpha, warmup_steps=settings.warmup_steps)
         for variant in CATPolicy.description.variants
     }
-    figure = new_figure(11.5, 4.2, f"Clusters of tokens, found once at step {settings.warmup_steps}")
+    without = [name for name, policy in runs.own.items() if not runs.draw(policy).trace.steps[-1].labels]
+    policies |= {name: policy for name, policy in runs.own.items() if name not in without}
+    figure = new_figure(
+        2.5 + 3 * (len(policies) + 1), 4.2, f"Clusters of tokens, found once at step {settings.warmup_steps}"
+    )
     first, *axes = figure.subplots(1, len(policies) + 1)
     show(first, runs.dense.picture, "plain model")
     numbers: dict[str, Any] = {}
     for (name, policy), axis in zip(policies.items(), axes, strict=True):
         drawn = runs.draw(policy)
-        labels = drawn.trace.steps[-1].labels["labels"][0]
+        labels = next(iter(drawn.trace.steps[-1].labels.values()))[0]
         sizes = labels.bincount()
         sizes = sizes[sizes > 0].sort().values
         together = neighbours_together(labels, drawn.trace.grid)
@@ -41,7 +45,7 @@ def draw(runs: Runs) -> Plot:
     summary = "neighbours in one cluster: " + ", ".join(
         f"{name} {found['neighbours_together']:.0%}" for name, found in numbers.items()
     )
-    return Plot(figure, numbers, summary)
+    return Plot(figure, numbers, "; ".join([summary, *(f"{name} keeps none" for name in without)]))
 
 
 def neighbours_together(labels: Tensor, grid: TokenGrid) -> float:

@@ -78,10 +78,18 @@ class Runs:
         pipe: a diffusers pipeline with a transformer.
         settings: what to draw, and how.
         arguments: what else the pipeline's calls need.
+        own: policies of a user's own by name, shown beside the package's.
     """
 
-    def __init__(self, pipe: Any, settings: Settings, arguments: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        pipe: Any,
+        settings: Settings,
+        arguments: Mapping[str, Any],
+        own: Mapping[str, SelectionPolicy] | None = None,
+    ) -> None:
         self.settings = settings
+        self.own = dict(own or {})
         self._pipe = pipe
         self._arguments = arguments
         self._drawn: dict[tuple[SelectionPolicy, int, str], Samples] = {}

@@ -8,7 +8,7 @@ import numpy as np
 
 from tokenprune.bench.figures.canvas import Plot, decibels, faded, new_figure, over_pixels, rounded, show
 from tokenprune.bench.figures.runs import Runs, Samples
-from tokenprune.bench.figures.strategies import STRATEGIES
+from tokenprune.bench.figures.strategies import strategies
 
 ROWS = ("noise", "noise and staleness", "CAT")
 
@@ -24,11 +24,15 @@ def draw(runs: Runs) -> Plot:
     settings = runs.settings
     pruned = range(settings.warmup_steps, settings.steps)
     shown = sorted({*pruned[:IN_A_ROW], pruned[len(pruned) // 2], pruned[-1]})
-    figure = new_figure(1.95 * (len(shown) + 1), 6.2, f"Tokens computed at a step, alpha {settings.alpha:g}")
-    axes = figure.subplots(len(ROWS), len(shown) + 1, squeeze=False)
+    rows = (*ROWS, *runs.own)
+    policies = strategies(runs)
+    figure = new_figure(
+        1.95 * (len(shown) + 1), 0.2 + 2 * len(rows), f"Tokens computed at a step, alpha {settings.alpha:g}"
+    )
+    axes = figure.subplots(len(rows), len(shown) + 1, squeeze=False)
     numbers: dict[str, Any] = {"steps_shown": shown}
-    for name, (first, *rest) in zip(ROWS, axes, strict=True):
-        drawn = runs.draw(STRATEGIES[name](alpha=settings.alpha, warmup_steps=settings.warmup_steps))
+    for name, (first, *rest) in zip(rows, axes, strict=True):
+        drawn = runs.draw(policies[name])
         computed = drawn.trace.computed[settings.warmup_steps :, 0]
         never = float((computed.sum(0) == 0).float().mean())
         numbers[name] = {
@@ -41,7 +45,7 @@ def draw(runs: Runs) -> Plot:
         for axis, step in zip(rest, shown, strict=True):
             show(axis, _marked(drawn, step), f"step {step}" if name == ROWS[0] else "")
     summary = "never computed after the warm-up: " + ", ".join(
-        f"{name} {numbers[name]['never_computed']:.0%}" for name in ROWS
+        f"{name} {numbers[name]['never_computed']:.0%}" for name in rows
     )
     return Plot(figure, numbers, summary)
 

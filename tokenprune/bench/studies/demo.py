@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,9 @@ from tokenprune.embedded.captions import parse_caption
 from tokenprune.embedded.load import Embedded
 from tokenprune.embedded.score import score
 from tokenprune.plans.plan import Plan
-from tokenprune.policies import CATPolicy
+from tokenprune.policies import CATPolicy, DensePolicy
 from tokenprune.reports.report import Report
+from tokenprune.reports.viewer import Previews, Run, save_html
 
 DENSE, CAT, PLAN = "dense", "CAT", "plan"
 """Names of outcomes; the fourth is called by its number of steps."""
@@ -57,6 +58,7 @@ class Outcome:
         psnr: to the dense picture in dB; None where it is identical.
         scene_score: share of what the prompt names that the picture shows; None where it does not read like a caption.
         report: of the handle, if pruned.
+        run: the same again, with a trace and a preview of every step; None where that was not asked for.
     """
 
     steps: int
@@ -65,6 +67,7 @@ class Outcome:
     psnr: float | None
     scene_score: float | None
     report: Report | None
+    run: Run | None = None
 
     def row(self, dense: Outcome) -> dict[str, Any]:
         """Its figures as plain data; those of the plain model are shares of `dense`."""
@@ -82,29 +85,52 @@ class Outcome:
         }
 
 
-def compare(embedded: Embedded, policy: CATPolicy, request: Request) -> dict[str, Outcome]:
-    """Draw by the plain model, CAT, `tokenprune.plan` at as many tokens, and in as many full steps as cost the same."""
+def compare(
+    embedded: Embedded,
+    policy: CATPolicy,
+    request: Request,
+    traced: bool = False,
+    begin: Callable[[str], None] = lambda _: None,
+) -> dict[str, Outcome]:
+    """Draw by the plain model, CAT, `tokenprune.plan` at as many tokens, and in as many full steps as cost the same.
+
+    With `traced` the first three are drawn once more, untimed, for `save_page`. `begin` is told of each picture.
+    """
     pipe = embedded.load()
+    pipe.set_progress_bar_config(disable=True)
     arguments = {"guidance_scale": request.guidance_scale, **embedded.arguments}
 
+    def made(steps: int, **options: Any) -> Picture:
+        generator = torch.Generator().manual_seed(request.seed)
+        drawn = pipe(
+            request.prompt,
+            num_inference_steps=steps,
+            generator=generator,
+            output_type="np",
+            **arguments,
+            **options,
+        )
+        return np.asarray(drawn.images[0] * 255 + 0.5).clip(0, 255).astype(np.uint8)
+
     def draw(configuration: Configuration, name: str) -> tuple[Picture, float, Report | None]:
-        pipe.set_progress_bar_config(desc=f"{name:>12}", leave=False, ncols=80)
+        begin(name)
         with configuration.on(pipe) as handle:
             start = time.perf_counter()
-            made = pipe(
-                request.prompt,
-                num_inference_steps=configuration.steps or request.steps,
-                generator=torch.Generator().manual_seed(request.seed),
-                output_type="np",
-                **arguments,
-            ).images[0]
+            picture = made(configuration.steps or request.steps)
             seconds = time.perf_counter() - start
             report = None if handle is None else handle.report()
-        return np.asarray(made * 255 + 0.5).clip(0, 255).astype(np.uint8), seconds, report
+        return picture, seconds, report
+
+    def trace(plan: Plan, name: str) -> Run:
+        begin(f"{name}, traced")
+        previews = Previews(pipe)
+        with tokenprune.apply(pipe, plan, trace=True) as handle:
+            picture = made(request.steps, callback_on_step_end=previews)
+        return Run(handle.trace, picture, previews.pictures)
 
     pruned = Configuration(CAT, Plan(policy))
-    draw(plain(2), "warm-up")
-    report = draw(pruned, "warm-up")[2]
+    draw(plain(2), "warm-up, dense")
+    report = draw(pruned, "warm-up, CAT")[2]
     if report is None:
         raise TypeError("expected a report of the pruned picture, got none")
     fewer = plain(max(1, round(request.steps * report.mac_ratio)))
@@ -114,11 +140,13 @@ def compare(embedded: Embedded, policy: CATPolicy, request: Request) -> dict[str
         PLAN: Configuration(PLAN, tokenprune.plan(pipe, report.tokens_ratio)),
         f"{fewer.steps} steps": fewer,
     }
-    made: dict[str, list[tuple[Picture, float, Report | None]]] = {name: [] for name in chosen}
-    for _ in range(request.repeats):  # taking turns
+    found: dict[str, list[tuple[Picture, float, Report | None]]] = {name: [] for name in chosen}
+    for turn in range(1, request.repeats + 1):
         for name, configuration in chosen.items():
-            made[name].append(draw(configuration, name))
-    dense = made[DENSE][-1][0]
+            found[name].append(draw(configuration, f"{name}, {turn} of {request.repeats}"))
+    dense = found[DENSE][-1][0]
+    plans = {DENSE: Plan(DensePolicy()), **{name: one.plan for name, one in chosen.items() if one.plan is not None}}
+    runs = {name: trace(plan, name) for name, plan in plans.items()} if traced else {}
     return {
         name: Outcome(
             steps=chosen[name].steps or request.steps,
@@ -127,8 +155,9 @@ def compare(embedded: Embedded, policy: CATPolicy, request: Request) -> dict[str
             psnr=psnr(drawn[-1][0], dense),
             scene_score=scene_score(drawn[-1][0], request.prompt),
             report=drawn[-1][2],
+            run=runs.get(name),
         )
-        for name, drawn in made.items()
+        for name, drawn in found.items()
     }
 
 
@@ -151,6 +180,18 @@ def as_data(outcomes: Mapping[str, Outcome], policy: CATPolicy, model: str, requ
         "tokens": None if report is None else report.steps[0].num_tokens,
     }
     return {**{name: outcome.row(outcomes[DENSE]) for name, outcome in rows.items()}, "settings": settings}
+
+
+def save_page(out: Path, prompt: str, outcomes: Mapping[str, Outcome]) -> None:
+    """Write the traced outcomes as a page: every step of each, and their pictures beside the plain model's.
+
+    Raises:
+        ConfigurationError: no outcome was traced, or the page cannot be written.
+    """
+    runs = {name: outcome.run for name, outcome in outcomes.items() if outcome.run is not None}
+    if DENSE in runs:  # its picture is there as the plain model's; it goes last
+        runs["plain model"] = replace(runs.pop(DENSE), picture=None)
+    save_html(out, runs, dense=outcomes[DENSE].picture, title=prompt)
 
 
 def save_panel(out: Path, prompt: str, outcomes: Mapping[str, Outcome]) -> None:

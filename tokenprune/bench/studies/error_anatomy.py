@@ -20,7 +20,7 @@ import typer
 from torch import Tensor, nn
 
 import tokenprune
-from tokenprune.bench.commands import check_known, check_output, run
+from tokenprune.bench.commands import check_known, run
 from tokenprune.bench.configurations.configuration import Configuration
 from tokenprune.bench.configurations.schedules import after_warmup
 from tokenprune.bench.measuring.fidelity import psnr_of_each, psnr_summary
@@ -32,6 +32,7 @@ from tokenprune.handles import Handle
 from tokenprune.plans.plan import Plan
 from tokenprune.plans.presets import token_plan
 from tokenprune.policies import CATPolicy, ErrorControlledPolicy, RandomPolicy, SequentialPolicy
+from tokenprune.reports.outputs import check_output
 from tokenprune.reuse.base import Hold
 from tokenprune.reuse.taylor import Taylor
 from tokenprune.schedule import WarmupSchedule

@@ -9,9 +9,10 @@ from typing import Annotated
 import torch
 import typer
 
-from tokenprune.bench.commands import check_known, check_output, run
+from tokenprune.bench.commands import check_known, run
 from tokenprune.embedded import scenes
 from tokenprune.embedded.load import EMBEDDED, quiet
+from tokenprune.reports.outputs import check_output
 
 COLUMNS, ROWS = 4, 2
 

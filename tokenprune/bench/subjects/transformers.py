@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import inspect
 import json
 import re
 import socket
-import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ from torch import nn
 
 from tokenprune.bench.subjects.pipelines import RANDOM
 from tokenprune.errors import ConfigurationError
+from tokenprune.plans.imported import imported
 from tokenprune.targets import transformer_of
 
 TEXT = {"shapes-sd3": 49, "shapes-pixart": 48}
@@ -163,11 +162,10 @@ def _hub_answers() -> bool:
 
 
 def _from_factory(target: str) -> Loaded:
-    module, _, name = target.partition(":")
-    sys.path.insert(0, "")
+    factory = imported(target)
     try:
-        made = getattr(importlib.import_module(module), name)()
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        made = factory()
+    except (TypeError, ValueError) as error:
         raise ConfigurationError(f"{target}: {type(error).__name__}: {error}") from error
     model, inputs = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     model = transformer_of(model).eval()

@@ -13,14 +13,16 @@ from typing import Annotated, Any
 import typer
 from matplotlib.figure import Figure
 
-from tokenprune.bench.commands import check_output, run
+from tokenprune.bench.commands import run
 from tokenprune.bench.measuring.result_file import Results, load
+from tokenprune.bench.tables.labels import Label, Marker, place
+from tokenprune.reports.outputs import check_output
 
 Row = dict[str, Any]
 
 
-HEIGHT, LINE = 390.0, 10.0
-"""Points that a panel is high, about, and that a line of its small text takes."""
+FEW = 16
+"""Up to so many points all are named, not only those that no other beats."""
 
 
 INK, LIGHT = "#22262b", "#8a8f98"
@@ -116,7 +118,14 @@ def figure(results: Results) -> Figure:
     axes[0].set_ylabel("PSNR to the plain model's picture (dB; more is better), 95 % interval", fontsize=9)
     legend = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     drawn.legend(legend.values(), legend.keys(), loc="outside right upper", fontsize=8, frameon=False)
-    drawn.supxlabel(fill(_note(results), 30 + 100 * len(panels)), fontsize=7, color=LIGHT)
+    note = drawn.supxlabel(fill(_note(results), 30 + 100 * len(panels)), fontsize=7, color=LIGHT)
+    drawn.draw_without_rendering()  # lays it out, so that it is known how much room names have
+    without: list[str] = []
+    for axis, panel in zip(axes, panels, strict=True):
+        there = [row for row in rows if row.get(panel.field) is not None and row["psnr_mean"] is not None]
+        without += _name(axis, there, panel.field)
+    if without:
+        note.set_text(f"{note.get_text()}. No room for the names of: {'; '.join(dict.fromkeys(without))}")
     return drawn
 
 
@@ -152,26 +161,24 @@ def _draw(axis: Any, panel: Panel, rows: list[Row]) -> None:
         axis.set_xlabel(panel.label, fontsize=9)
     axis.set_xlim(left=0)
     axis.margins(y=0.08)
-    _name(axis, points, best, panel.field)
     axis.grid(color=LIGHT, alpha=0.2, linewidth=0.5)
     axis.tick_params(labelsize=8, labelleft=True)
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def _name(axis: Any, points: list[Row], best: list[Row], field: str) -> None:
-    """Write the names of the front's points to their left, a line apart, and the plain model's steps to their right."""
-    near = {"textcoords": "offset points", "fontsize": 7.5, "color": INK}
-    for row in points:
-        if kind_of(row) is PLAIN:
-            axis.annotate(f"{row['steps']} steps", (row[field], row["psnr_mean"]), (6, -4), va="top", **near)
-    low, high = axis.get_ylim()
-    taken = 0.0
-    for row in best:
-        if kind_of(row) is not PLAIN:
-            height = (row["psnr_mean"] - low) / (high - low) * HEIGHT
-            taken = max(taken + LINE, height)
-            at = (row[field], row["psnr_mean"])
-            axis.annotate(row["name"], at, (-8, taken - height + 1), ha="right", va="center", **near)
+def _name(axis: Any, points: list[Row], field: str) -> list[str]:
+    """Write the names of the front's points, the plain model's steps, and, of few points, of all others.
+
+    Gives the names for which there was no room.
+    """
+    best = front(points, field)
+    few = len(points) <= FEW
+    wanted = [row for row in best if kind_of(row) is not PLAIN]
+    wanted += [row for row in points if kind_of(row) is PLAIN]
+    wanted += [row for row in points if few and kind_of(row) is not PLAIN and row not in best]
+    names = {id(row): f"{row['steps']} steps" if kind_of(row) is PLAIN else row["name"] for row in wanted}
+    labels = [Label(names[id(row)], row[field], row["psnr_mean"]) for row in wanted]
+    return place(axis, labels, [Marker(row[field], row["psnr_mean"], row["psnr_ci95"] or 0) for row in points], INK)
 
 
 def _title(settings: Mapping[str, Any]) -> str:

@@ -11,10 +11,11 @@ from typing import Annotated
 
 import typer
 
-from tokenprune.bench.commands import check_output, run
+from tokenprune.bench.commands import run
 from tokenprune.bench.measuring.result_file import Results, load
 from tokenprune.bench.tables import policies
 from tokenprune.bench.tables.cells import markdown, marks, renew
+from tokenprune.reports.outputs import check_output
 
 PAGE = "results.md"
 

@@ -1,0 +1,96 @@
+"""What commands say while they work: a bar on a terminal, plain lines elsewhere, and no escape codes for NO_COLOR."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tokenprune.cli.progress import Progress
+
+
+def on_a_terminal(*words: str, **environment: str) -> str:
+    """All that Python with these words writes to a terminal of its own."""
+    ours, theirs = pty.openpty()
+    kept = {
+        name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE")
+    }
+    process = subprocess.Popen(
+        [sys.executable, *words],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env={**kept, "TERM": "xterm-256color", "COLUMNS": "100", **environment},
+    )
+    os.close(theirs)
+    written = b""
+    while True:
+        try:
+            part = os.read(ours, 65536)
+        except OSError:  # the other side is closed
+            break
+        if not part:
+            break
+        written += part
+    os.close(ours)
+    assert process.wait() == 0, written.decode()
+    return written.decode()
+
+
+def test_no_color_means_no_escape_codes() -> None:
+    assert "\x1b" in on_a_terminal("-m", "tokenprune", "--help")
+    assert "\x1b" in on_a_terminal("-m", "tokenprune", "--help", NO_COLOR="")  # counts as none: no-color.org
+    assert "\x1b" not in on_a_terminal("-m", "tokenprune", "--help", NO_COLOR="1")
+    assert "\x1b" not in on_a_terminal("-m", "tokenprune", "inspect", "shapes-sd3", NO_COLOR="1")
+
+
+WORK = """
+from tokenprune.cli.progress import Progress
+with Progress(2) as progress:
+    progress.begin("one")
+    progress.begin("two", " (the last)")
+"""
+
+
+def test_a_terminal_has_a_bar() -> None:
+    shown = on_a_terminal("-c", WORK)
+    assert "two (the last)" in shown
+    assert "finished in" not in shown
+
+
+def test_a_terminal_that_cannot_move_its_cursor_has_lines() -> None:
+    assert lines(on_a_terminal("-c", WORK, TERM="dumb")) == ["one", "two"]
+
+
+def lines(error: str) -> list[str]:
+    return [line.partition(": finished in")[0] for line in error.splitlines() if ": finished in" in line]
+
+
+def test_what_fails_is_not_finished(capsys: pytest.CaptureFixture[str]) -> None:
+    def work() -> None:
+        with Progress(3) as progress:
+            progress.begin("one")
+            progress.begin("two", " (of three)")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        work()
+    assert lines(capsys.readouterr().err) == ["one"]
+
+
+def test_processes_that_only_help_show_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress(shown=False) as progress:
+        progress.begin("one")
+        progress.expect(2)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_last_is_finished_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress() as progress:
+        progress.begin("one")
+        assert capsys.readouterr().err == ""
+    assert re.fullmatch(r"one: finished in \d+\.\d s\n", capsys.readouterr().err)

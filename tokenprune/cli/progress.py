@@ -1,0 +1,64 @@
+"""How far a command is."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import Progress as Bar
+
+
+class Progress:
+    """A bar on a terminal; elsewhere a plain line for each thing that is finished. Both go to standard error.
+
+    Args:
+        total: how many there will be; None where that is not known.
+        shown: False shows nothing, as in processes that only help.
+    """
+
+    def __init__(self, total: int | None = None, shown: bool = True) -> None:
+        console = Console(stderr=True)
+        self._shown = shown
+        self._bar = None
+        if shown and console.is_terminal and not console.is_dumb_terminal:
+            self._bar = Bar(console=console, transient=True)
+            self._task = self._bar.add_task("", total=total)
+        self._name: str | None = None
+        self._start = 0.0
+
+    def begin(self, name: str, note: str = "") -> None:
+        """Something begins, so that what began before it is finished; a bar shows the note behind its name."""
+        self._finish()
+        self._name, self._start = name, time.perf_counter()
+        if self._bar is not None:
+            self._bar.update(self._task, description=name + note)
+
+    def expect(self, total: int) -> None:
+        """Say how many there will be, what is finished included."""
+        if self._bar is not None:
+            self._bar.update(self._task, total=total)
+
+    def _finish(self) -> None:
+        if self._name is None:
+            return
+        if self._bar is not None:
+            self._bar.update(self._task, advance=1)
+        elif self._shown:
+            print(f"{self._name}: finished in {time.perf_counter() - self._start:.1f} s", file=sys.stderr, flush=True)
+        self._name = None
+
+    def __enter__(self) -> Self:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self._finish()
+        if self._bar is not None:
+            self._bar.stop()
