@@ -179,5 +179,5 @@ class Handle:
             rows += [("blocks", sum(len(masked.map.blocks) for masked in known))]
             rows += [("attention modules", sum(len(masked.map.attentions) for masked in known))]
             rows += [("generations", self._timeline.generations)]
-        notes = (note for part in self._parts.values() for note in part.notes)
+        notes = (note for part in self._parts.values() for note in part.source.notes)
         return facts("Handle", [*rows, *(("note", note) for note in notes)])
