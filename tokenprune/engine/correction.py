@@ -218,7 +218,7 @@ class SamplerCorrection:
         """s: how much a prediction at this step answers to an error of its latents."""
         config, remaining = getattr(scheduler, "config", {}), position.remaining
         times = self._table(scheduler)
-        if remaining is None or not 0 < remaining <= len(times):
+        if remaining is None or not 0 < remaining <= len(times) or self._corrector.response == 0:
             return 0.0
         time = times[len(times) - remaining]
         flow = type(scheduler).__name__.startswith("FlowMatch") or config.get("prediction_type") == "flow_prediction"

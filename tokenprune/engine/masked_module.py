@@ -126,6 +126,7 @@ class MaskedModule:
         self._output_maps: dict[tuple[torch.Size, torch.dtype, str], OutputMap] = {}
         self._call: CallUnderWay | None = None
         self._forwards: ForwardWatch | None = None
+        self._label = ""
         self._window = Window(self._no_generation())
         self.free()
         self.map = replace(module_map, time_rises=self.timeline.join(self, module_map.time_rises))

@@ -31,7 +31,7 @@ class Corrector(Settings):
     latents that the pipeline changes between steps.
 
     Args:
-        response: as above, at least 0.
+        response: as above, at least 0; 0 keeps predictions as they are, whatever the model predicts (s = 0).
 
     Raises:
         ValueError: the response is below 0 or not finite.

@@ -1,0 +1,120 @@
+"""Full steps where they are needed: the budget is met exactly, and gaps follow the forecasts' errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tokenprune import PlacedSchedule, Step
+from tokenprune.schedule import ForecastError
+
+
+def even(total: int) -> tuple[float, ...]:
+    return tuple(1 - index / total for index in range(total))
+
+
+def run(
+    schedule: PlacedSchedule,
+    total: int,
+    error: Callable[[int], float],
+    levels: tuple[float, ...] | None = None,
+    known: bool = True,
+) -> list[int]:
+    """The full steps of a generation whose forecasts are off by `error(index)` for each step they reach ahead."""
+    full: list[int] = []
+    errors: list[ForecastError] = []
+    levels = levels or even(total)
+    for index in range(total):
+        remaining = total - index if known else None
+        step = Step(index, 1000 * levels[index], levels[index], remaining, levels if known else None, tuple(full))
+        fraction = schedule.fraction(Step(**{**vars(step), "errors": tuple(errors)}))
+        assert fraction in (0.0, 1.0)
+        if fraction:
+            if full:
+                gap = index - full[-1]
+                errors.append(ForecastError(index, gap, error(index) * gap, 1.0))
+            full.append(index)
+    return full
+
+
+def gaps_of(full: Sequence[int]) -> list[int]:
+    """Distances of full steps, without the first one, which is 1 for the sake of learning."""
+    return [later - earlier for earlier, later in pairwise(full[1:])]
+
+
+def steady(error: float = 0.01) -> Callable[[int], float]:
+    """Forecasts that are as far off at every step."""
+    return lambda _: error
+
+
+@given(st.floats(0.02, 1.0), st.integers(1, 60), st.floats(0.0, 3.0))
+def test_the_budget_is_met_exactly(budget: float, total: int, power: float) -> None:
+    schedule = PlacedSchedule(budget)
+    full = run(schedule, total, lambda index: (index + 1) ** -power)
+    assert full[0] == 0
+    assert len(full) == schedule.full_steps(total) == max(1, int(budget * total + 1e-9))
+    assert schedule.prunes(total) is (len(full) < total)
+
+
+def test_errors_that_stay_small_give_even_gaps() -> None:
+    full = run(PlacedSchedule(0.5), 28, steady())
+    gaps = gaps_of(full)
+    assert max(gaps) - min(gaps) <= 1
+
+
+def test_errors_that_fall_bring_full_steps_forward() -> None:
+    falling = run(PlacedSchedule(0.5), 28, lambda index: 3.0 * index**-1.6)
+    even_ones = run(PlacedSchedule(0.5), 28, steady())
+    assert falling[:5] == [0, 1, 2, 3, 4]
+    assert sum(falling) < sum(even_ones)
+
+
+def test_gaps_are_short_where_the_noise_falls_fast() -> None:
+    """Under a shifted schedule the last steps are the largest."""
+    sigmas = [index / 28 for index in range(28, 0, -1)]
+    shifted = tuple(3 * s / (1 + 2 * s) for s in sigmas)
+    full = run(PlacedSchedule(0.4), 28, steady(), shifted)
+    gaps = gaps_of(full)
+    assert sum(gaps[: len(gaps) // 2]) > sum(gaps[-(len(gaps) // 2) :])
+
+
+def test_the_gap_that_nothing_corrects_is_short() -> None:
+    full = run(PlacedSchedule(0.25), 28, steady())
+    gaps = gaps_of(full)
+    assert 27 - full[-1] < max(gaps)
+
+
+def test_few_full_steps_are_placed_without_learning() -> None:
+    assert run(PlacedSchedule(0.5), 4, steady(1.0)) == [
+        0,
+        3,
+    ]  # skipping two steps in a row, or the last: four times
+    assert run(PlacedSchedule(0.25), 4, steady(1.0)) == [0]
+
+
+def test_steps_that_are_not_known_ahead() -> None:
+    """It plans for `steps`, and computes nothing beyond its budget of those."""
+    assert len(run(PlacedSchedule(0.5, steps=20), 20, steady(0.1), known=False)) == 10
+    assert len(run(PlacedSchedule(0.5, steps=20), 30, steady(0.1), known=False)) == 10
+
+
+def test_one_schedule_for_each_history() -> None:
+    def error(index: int) -> float:
+        return 0.3 / (1 + index % 5)
+
+    assert run(PlacedSchedule(0.4), 50, error) == run(PlacedSchedule(0.4), 50, error)
+
+
+@pytest.mark.parametrize("broken", [0.0, float("inf"), float("nan")])
+def test_errors_that_are_no_numbers_change_no_budget(broken: float) -> None:
+    assert len(run(PlacedSchedule(0.5), 28, steady(broken))) == 14
+
+
+@pytest.mark.parametrize("settings", [{"budget": 0.0}, {"budget": 1.1}, {"budget": 0.5, "steps": 0}])
+def test_bad_settings(settings: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=r"budget|steps"):
+        PlacedSchedule(**settings)  # type: ignore[arg-type]
