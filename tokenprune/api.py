@@ -134,6 +134,8 @@ def apply(
         parts[name] = Part(_source(model, make, adapter, discover), named.called[name])
     handle = Handle(parts, timeline, window, notices)
     handle.install()
+    if corrector is not None and correction is None:
+        notices.warn("corrector", "the corrector needs the sampler, and is left out: give apply the pipeline")
     if len(parts) > 1:
         notices.inform(
             "transformers",
