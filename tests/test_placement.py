@@ -13,24 +13,20 @@ from tokenprune import PlacedSchedule, Step
 from tokenprune.schedule import ForecastError
 
 
-def even(total: int) -> tuple[float, ...]:
-    return tuple(1 - index / total for index in range(total))
-
-
 def run(
     schedule: PlacedSchedule,
     total: int,
     error: Callable[[int], float],
-    levels: tuple[float, ...] | None = None,
+    sizes: tuple[float, ...] | None = None,
     known: bool = True,
 ) -> list[int]:
     """The full steps of a generation whose forecasts are off by `error(index)` for each step they reach ahead."""
     full: list[int] = []
     errors: list[ForecastError] = []
-    levels = levels or even(total)
+    sizes = sizes or (1 / total,) * total
     for index in range(total):
         remaining = total - index if known else None
-        step = Step(index, 1000 * levels[index], levels[index], remaining, levels if known else None, tuple(full))
+        step = Step(index, 1000.0 - index, 1.0, remaining, sizes if known else None, tuple(full))
         fraction = schedule.fraction(Step(**{**vars(step), "errors": tuple(errors)}))
         assert fraction in (0.0, 1.0)
         if fraction:
@@ -73,11 +69,11 @@ def test_errors_that_fall_bring_full_steps_forward() -> None:
     assert sum(falling) < sum(even_ones)
 
 
-def test_gaps_are_short_where_the_noise_falls_fast() -> None:
+def test_gaps_are_short_where_steps_are_large() -> None:
     """Under a shifted schedule the last steps are the largest."""
     sigmas = [index / 28 for index in range(28, 0, -1)]
-    shifted = tuple(3 * s / (1 + 2 * s) for s in sigmas)
-    full = run(PlacedSchedule(0.4), 28, steady(), shifted)
+    shifted = [*(3 * s / (1 + 2 * s) for s in sigmas), 0.0]
+    full = run(PlacedSchedule(0.4), 28, steady(), tuple(a - b for a, b in pairwise(shifted)))
     gaps = gaps_of(full)
     assert sum(gaps[: len(gaps) // 2]) > sum(gaps[-(len(gaps) // 2) :])
 

@@ -227,7 +227,13 @@ def plan(
         TypeError: a cost is of another type.
         ValueError: the budget is neither a share nor a preset's name, or several costs are given.
     """
-    check("plan: budget", budget, float | str)
+    for name, value, kind in (
+        ("budget", budget, float | str),
+        ("macs", macs, float | None),
+        ("speedup", speedup, float | None),
+        ("skips", skips, bool),
+    ):
+        check(f"plan: {name}", value, kind)
     model = transformer_of(target)
     try:
         find_adapter(model)

@@ -15,13 +15,13 @@ from tokenprune.schedule import ForecastError, Schedule, Step
 class PlacedSchedule(Schedule):
     """A share of the plain model's operations, spent on full steps; all others are skipped and forecast.
 
-    Our own; no paper. Skipping the m-th step after a full one is expected to cost r m^1.5 h: h is how far the noise
-    level falls at that step, and r is the forecasts' error for each step that they reach ahead. How r changes is read
-    off the errors at the full steps so far, as a power of the step's index; before there are two, forecasts that were
-    far off are taken to get better (diffusion predictions change fast at first), and those that were near to stay so.
-    Full steps then lie such that all gaps cost the same, and as many are left as the budget allows. This is reckoned
-    anew at each full step, for the gap that follows it. What is skipped at the very end counts four times: no later
-    full step can correct it (`Corrector`).
+    Our own; no paper. Skipping the m-th step after a full one is expected to cost r m^1.5 h: h is how far predictions
+    move the latents at that step (`Step.sizes`), and r is the forecasts' error for each step that they reach ahead. How
+    r changes is read off the errors at the full steps so far, as a power of the step's index. Before there are two,
+    forecasts that were far off are taken to get better (diffusion predictions change fast at first), and those that
+    were near to stay so. Full steps then lie such that all gaps cost the same, and as many are left as the budget
+    allows. This is reckoned anew at each full step, for the gap that follows it. What is skipped at the very end counts
+    four times: no later full step can correct it (`Corrector`).
 
     A generation of N steps has int(budget * N) full ones, at least one, so that the share of all operations is kept,
     not of tokens alone. All images of a batch share their full steps. The step after a full one waits for the device
@@ -87,9 +87,9 @@ class PlacedSchedule(Schedule):
         if learns and step.index == 1:
             return 1.0
         steepness = self.steepness(step.errors) if learns and step.errors else 0.0
-        known = step.levels is not None and len(step.levels) == total
-        falls = _falls(step.levels if known else None, total)
-        return float(step.index >= _next_full(falls, step.full[-1], allowed - made, steepness))
+        known = step.sizes is not None and len(step.sizes) == total
+        sizes = step.sizes if known and step.sizes is not None else (1.0,) * total
+        return float(step.index >= _next_full(sizes, step.full[-1], allowed - made, steepness))
 
     def steepness(self, errors: tuple[ForecastError, ...]) -> float:
         """p, if errors for each step ahead fall like the step's index to the power -p: least squares that forget."""
@@ -108,17 +108,10 @@ class PlacedSchedule(Schedule):
         return min(self.STEEPEST, max(0.0, found)) if math.isfinite(found) else prior
 
 
-def _falls(levels: tuple[float, ...] | None, total: int) -> tuple[float, ...]:
-    """By how much the noise level falls at each step."""
-    if levels is None:
-        return (1.0 / total,) * total
-    return tuple(abs(one - other) for one, other in zip(levels, (*levels[1:], 0.0), strict=True))
-
-
 @lru_cache(maxsize=256)
-def _next_full(falls: tuple[float, ...], last: int, left: int, steepness: float) -> int:
+def _next_full(sizes: tuple[float, ...], last: int, left: int, steepness: float) -> int:
     """The full step after `last`, if `left` more are allowed; as many as there are steps if none follows."""
-    total = len(falls)
+    total = len(sizes)
     if left <= 0:
         return total
     if left >= total - 1 - last:
@@ -127,7 +120,7 @@ def _next_full(falls: tuple[float, ...], last: int, left: int, steepness: float)
 
     def cost(step: int, since: int) -> float:
         pace = (max(step, 1) / max(last, 1)) ** -steepness
-        return pace * falls[step] * float(step - since) ** growth
+        return pace * sizes[step] * float(step - since) ** growth
 
     low, high = 0.0, max(sum(cost(k, last) for k in range(last + 1, total)) * PlacedSchedule.LAST_GAP, 1e-12)
     for _ in range(40):

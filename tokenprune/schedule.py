@@ -37,7 +37,8 @@ class Step:
         time: timestep as the model receives it.
         level: noise level relative to the generation's first, from 1 down to 0.
         remaining: steps left, this one included; None where the sampler's timesteps are not known ahead.
-        levels: noise levels of all steps of the generation, as `level`; None where they are not known ahead.
+        sizes: how far a prediction of size 1 moves the latents at each step of the generation, up to a factor; None
+            where that is not known ahead.
         full: the full steps so far, by index.
         errors: of the forecasts at the full steps after the first, for schedules that ask for them.
     """
@@ -46,7 +47,7 @@ class Step:
     time: float
     level: float
     remaining: int | None
-    levels: tuple[float, ...] | None = None
+    sizes: tuple[float, ...] | None = None
     full: tuple[int, ...] = ()
     errors: tuple[ForecastError, ...] = ()
 

@@ -37,10 +37,10 @@ def test_the_table_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_table_changed_in_place_is_read_again() -> None:
     reader, table = TimestepReader(), FALLING.clone()
-    assert reader.read(table[1]) == (775.0, 1, 4, True)
+    assert reader.read(table[1]) == (775.0, 1, (775.0, 550.0, 325.0, 100.0), True)
     table.mul_(0.5)
-    assert reader.read(table[1]) == (387.5, 1, 4, True)
-    assert reader.read(table[2]) == (275.0, 2, 3, False)
+    assert reader.read(table[1]) == (387.5, 1, (387.5, 275.0, 162.5, 50.0), True)
+    assert reader.read(table[2]) == (275.0, 2, (275.0, 162.5, 50.0), False)
 
 
 def test_a_table_at_the_address_of_a_freed_one() -> None:
@@ -82,8 +82,8 @@ def test_a_table_made_in_inference_mode_and_changed_in_place() -> None:
         table = FALLING.clone()
         assert reader.read(table[0]).time == 1000
         table.mul_(0.5)
-        assert reader.read(table[1]) == (387.5, 1, 4, True)
-        assert reader.read(table[2]) == (275.0, 2, 3, False)
+        assert reader.read(table[1]) == (387.5, 1, (387.5, 275.0, 162.5, 50.0), True)
+        assert reader.read(table[2]) == (275.0, 2, (275.0, 162.5, 50.0), False)
 
 
 def test_a_sampler_that_counts_its_steps() -> None:

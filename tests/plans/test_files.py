@@ -21,6 +21,7 @@ from tokenprune import (
     CATPolicy,
     ClusterCorrection,
     ConfigurationError,
+    Corrector,
     ErrorControlledPolicy,
     Hold,
     LevelSchedule,
@@ -50,12 +51,13 @@ NEEDED: dict[str, dict[str, Any]] = {
     "MixturePolicy": {"parts": ((CATPolicy(num_clusters=5), 1), (SequentialPolicy(), 0.5))},
     "RegionPolicy": {"inner": NoisePolicy(0.4), "mask": torch.eye(4, dtype=torch.bool)},
     "BudgetSchedule": {"budget": 0.4},
+    "PlacedSchedule": {"budget": 0.4},
     "LevelSchedule": {"points": ((1.0, 1.0), (0.3, 0.5), (0.0, 0.25))},
     "ListSchedule": {"fractions": (1.0, 0.0, 0.25)},
     "RefreshSchedule": {"every": 3},
     "WarmupSchedule": {"alpha": 0.25, "warmup_steps": 3},
 }
-KINDS = (SelectionPolicy, Schedule, Reuse)
+KINDS = (SelectionPolicy, Schedule, Reuse, Corrector)
 
 
 def concrete(kind: type) -> list[str]:
@@ -68,7 +70,12 @@ def example(name: str) -> Any:
 
 def plan_with(part: Any) -> Plan:
     """A plan with the part in its place; all others are unlike their defaults."""
-    parts = {"policy": NoisePolicy(0.6), "schedule": RefreshSchedule(4), "reuse": Taylor(2)}
+    parts = {
+        "policy": NoisePolicy(0.6),
+        "schedule": RefreshSchedule(4),
+        "reuse": Taylor(2),
+        "corrector": Corrector(7.0),
+    }
     place = next(name for name, kind in zip(parts, KINDS, strict=True) if isinstance(part, kind))
     return Plan(**{**parts, place: part})
 
@@ -231,12 +238,15 @@ def test_what_nobody_registered_cannot_be_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("mapping", "message"),
     [
-        ({}, "expected policy, schedule, reuse, or plan or budget alone; got nothing"),
+        ({}, "expected policy, schedule, reuse, corrector, or plan or budget alone; got nothing"),
         ({"plan": "best"}, "plan: expected a share or one of quality, balanced, fast, got 'best'"),
         ({"plan": 0.5}, "plan: expected text, got 0.5"),
-        ({"budget": 1.5}, r"budget: expected a share of token computations in \(0, 1\], got 1.5"),
+        ({"budget": 1.5}, r"budget: expected a share of the operations in \(0, 1\], got 1.5"),
         ({"budget": "half"}, "budget: expected a number, got 'half'"),
-        ({"budget": 0.5, "policy": {"name": "NoisePolicy"}}, "expected policy, schedule, reuse; got unknown budget"),
+        (
+            {"budget": 0.5, "policy": {"name": "NoisePolicy"}},
+            "expected policy, schedule, reuse, corrector; got unknown budget",
+        ),
         ({"schedule": {"name": "BudgetSchedule", "budget": 0.5}}, "lacks policy"),
         ({"policy": "CATPolicy"}, "policy: expected the name of a SelectionPolicy and its settings, got 'CATPolicy'"),
         ({"policy": {"name": "CAT"}}, "policy.name: expected one of .*CATPolicy.*, or module.path:Class, got 'CAT'"),

@@ -12,7 +12,18 @@ from hypothesis import strategies as st
 from torch import nn
 
 import tokenprune
-from tokenprune import BudgetSchedule, CATPolicy, Hold, Plan, Schedule, Step, Taylor, UnknownModelError, WarmupSchedule
+from tokenprune import (
+    BudgetSchedule,
+    CATPolicy,
+    Corrector,
+    Hold,
+    Plan,
+    Schedule,
+    Step,
+    Taylor,
+    UnknownModelError,
+    WarmupSchedule,
+)
 from tokenprune.plans.presets import PRESETS
 
 
@@ -95,10 +106,39 @@ def test_a_plan_is_its_three_parts(model: nn.Module, make_steps: Callable[..., A
 
 def test_plans_are_refused_beside_a_schedule_or_a_reuse(model: nn.Module) -> None:
     plan = tokenprune.plan(model)
-    for other in ({"schedule": WarmupSchedule(0.3, 8)}, {"reuse": Hold()}):
-        with pytest.raises(TypeError, match="neither beside a Plan"):
+    for other in ({"schedule": WarmupSchedule(0.3, 8)}, {"reuse": Hold()}, {"corrector": Corrector()}):
+        with pytest.raises(TypeError, match="expected none beside a Plan"):
             tokenprune.apply(model, plan, **other)
     tokenprune.apply(model, plan).remove()
+
+
+def test_a_cost_in_other_words(model: nn.Module) -> None:
+    assert tokenprune.plan(model, 0.25) == tokenprune.plan(model, macs=0.25) == tokenprune.plan(model, speedup=4)
+    for costs in ({"macs": 0.5, "speedup": 2.0}, {"budget": 0.4, "macs": 0.5}, {"budget": "fast", "speedup": 2.0}):
+        with pytest.raises(ValueError, match="expected one of budget, macs and speedup"):
+            tokenprune.plan(model, **costs)
+    with pytest.raises(ValueError, match=r"speedup: expected a number of at least 1, got 0\.5"):
+        tokenprune.plan(model, speedup=0.5)
+    with pytest.raises(ValueError, match=r"budget: expected a share"):
+        tokenprune.plan(model, macs=1.5)
+    for name in ("macs", "speedup"):
+        with pytest.raises(TypeError, match=f"plan: {name}: expected a number"):
+            tokenprune.plan(model, **{name: "2"})
+
+
+@pytest.mark.parametrize("macs", [1.0, 0.5, 0.36, 0.1])
+def test_the_share_of_operations_is_kept(model: nn.Module, make_steps: Callable[..., Any], macs: float) -> None:
+    with tokenprune.apply(model, tokenprune.plan(model, macs=macs)) as handle:
+        outputs = list(make_steps(model, steps=20))
+        report = handle.report()
+    assert report.mac_ratio == report.tokens_ratio == int(macs * 20) / 20
+    assert all(output.isfinite().all() for output in outputs)
+
+
+def test_a_plan_without_skips_computes_tokens_at_every_step(model: nn.Module, make_steps: Callable[..., Any]) -> None:
+    with tokenprune.apply(model, tokenprune.plan(model, 0.5, skips=False)) as handle:
+        list(make_steps(model, steps=20))
+        assert min(step.tokens for step in handle.report().steps) > 0
 
 
 def test_bad_plans(model: nn.Module) -> None:

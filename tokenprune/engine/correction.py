@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MethodType
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokenprune.engine.sampler import predicts, signal_and_noise
 from tokenprune.engine.step_tracker import CallPosition
 from tokenprune.ops.grid import TokenGrid, spread
 from tokenprune.ops.selection import Selection
@@ -191,7 +191,7 @@ class SamplerCorrection:
             return sample, output, None
         if gap.sample.shape != sample.shape or output.shape != gap.steps[0].output.shape:
             return sample, output, None
-        now, time = _state(step.scheduler), announced.position.time
+        time = announced.position.time
 
         def draw_again(last: Tensor) -> Tensor:
             _restore(step.scheduler, gap.state)
@@ -203,7 +203,7 @@ class SamplerCorrection:
 
         drawn = draw_again(output.float())
         way = drawn - sample.float()
-        answers = self._answer(step.scheduler, now, announced.position)
+        answers = self._answer(step.scheduler, announced.position)
         offset = None
         if answers > 0 and output.shape == sample.shape:
             change = draw_again(output.float() + way) - drawn
@@ -214,24 +214,13 @@ class SamplerCorrection:
         corrected = (sample.float() + way).to(sample.dtype)
         return corrected, output if offset is None else (output.float() + offset).to(output.dtype), offset
 
-    def _answer(self, scheduler: Any, state: Mapping[str, Any], position: CallPosition) -> float:
+    def _answer(self, scheduler: Any, position: CallPosition) -> float:
         """s: how much a prediction at this step answers to an error of its latents."""
-        config, remaining = getattr(scheduler, "config", {}), position.remaining
-        times = self._table(scheduler)
-        if remaining is None or not 0 < remaining <= len(times) or self._corrector.response == 0:
+        meaning, remaining, times = predicts(scheduler), position.remaining, self._table(scheduler)
+        if meaning is None or remaining is None or not 0 < remaining <= len(times) or self._corrector.response == 0:
             return 0.0
-        time = times[len(times) - remaining]
-        flow = type(scheduler).__name__.startswith("FlowMatch") or config.get("prediction_type") == "flow_prediction"
-        whole = float(config.get("num_train_timesteps", 1000))
-        if flow or config.get("use_flow_sigmas"):
-            return self._corrector.response * (time / whole) ** 2
-        kept = getattr(scheduler, "alphas_cumprod", None)
-        if config.get("prediction_type", "epsilon") != "epsilon" or not isinstance(kept, Tensor):
-            return 0.0
-        signal = float(kept[min(len(kept) - 1, max(0, round(time)))])
-        noise = math.sqrt(max(1 - signal, 1e-6))
-        scaled = type(scheduler).__name__ in SCALED_BY_SIGNAL
-        return math.sqrt(signal) / noise if scaled else 1 / noise
+        _, noise = signal_and_noise(scheduler, times[len(times) - remaining])
+        return self._corrector.response * noise**2 if meaning == "velocity" else 1 / noise
 
     def _table(self, scheduler: Any) -> tuple[float, ...]:
         if not self._times and isinstance(table := getattr(scheduler, "timesteps", None), Tensor):
@@ -267,12 +256,6 @@ class SamplerCorrection:
         if output.is_cuda:
             states.append(torch.cuda.get_rng_state(output.device))
         return [state.numpy().tobytes() for state in states]
-
-
-SCALED_BY_SIGNAL = frozenset(
-    {"EulerDiscreteScheduler", "HeunDiscreteScheduler", "LMSDiscreteScheduler", "KDPM2DiscreteScheduler"}
-)
-"""Samplers whose latents are x + sigma e, where others have sqrt(1 - sigma^2) x + sigma e."""
 
 
 class SamplerStep:

@@ -133,7 +133,7 @@ class Generation:
             position.time,
             position.level,
             position.remaining,
-            position.levels,
+            position.sizes,
             tuple(full.index for full in self.full_steps),
             errors,
         )

@@ -2,9 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from itertools import pairwise
+from typing import Any, Literal, TypeAlias
 
 from torch import Tensor
+
+Predicts: TypeAlias = Literal["noise", "velocity"]
+"""What a model's prediction means to its sampler; the velocity is that of a rectified flow."""
+
+SCALED_BY_SIGNAL = frozenset(
+    {"EulerDiscreteScheduler", "HeunDiscreteScheduler", "LMSDiscreteScheduler", "KDPM2DiscreteScheduler"}
+)
+"""Samplers whose latents are x + s e, where others have sqrt(1 - s^2) x + s e."""
+
+
+def predicts(scheduler: Any) -> Predicts | None:
+    """What a scheduler takes the model's prediction for; None for anything else, or where it does not say."""
+    config = getattr(scheduler, "config", {})
+    said = config.get("prediction_type")
+    if type(scheduler).__name__.startswith("FlowMatch") or said == "flow_prediction" or config.get("use_flow_sigmas"):
+        return "velocity"
+    return "noise" if said == "epsilon" and isinstance(getattr(scheduler, "alphas_cumprod", None), Tensor) else None
+
+
+def signal_and_noise(scheduler: Any, time: float) -> tuple[float, float]:
+    """A and s of a timestep of the scheduler's, whose latents are a x + s e; it must predict noise or velocity."""
+    if predicts(scheduler) == "velocity":
+        noise = time / float(scheduler.config.get("num_train_timesteps", 1000))
+        return 1 - noise, noise
+    kept = scheduler.alphas_cumprod
+    signal = float(kept[min(len(kept) - 1, max(0, round(time)))])
+    signal, noise = math.sqrt(signal), math.sqrt(max(1 - signal, 1e-6))
+    return (1.0, noise / signal) if type(scheduler).__name__ in SCALED_BY_SIGNAL else (signal, noise)
 
 
 class Sampler:
@@ -44,3 +74,19 @@ class Sampler:
         if self._read is not table:
             self._read, self._values = table, tuple(float(value) for value in table.tolist())
         return self._values[len(self._values) - left :]
+
+    def sizes(self, count: int) -> tuple[float, ...] | None:
+        """How far a prediction of size 1 moves the latents at each of the last steps of the table.
+
+        With latents a x + s e that is |s' - s| for a velocity and |s' - s a' / a| for noise (Euler's method and DDIM,
+        which multistep samplers refine). None where the scheduler does not say what it takes predictions for.
+        """
+        scheduler, table = getattr(self._pipeline, "scheduler", None), self.timesteps
+        meaning = predicts(scheduler)
+        if meaning is None or table is None or not 0 < count <= len(table):
+            return None
+        times = [float(value) for value in table.tolist()[len(table) - count :]]
+        shares = [*(signal_and_noise(scheduler, time) for time in times), (1.0, 0.0)]
+        if meaning == "velocity":
+            return tuple(abs(later[1] - noise) for (_, noise), later in pairwise(shares))
+        return tuple(abs(s_later - s * a_later / a) for (a, s), (a_later, s_later) in pairwise(shares))
