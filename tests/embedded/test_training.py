@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tokenprune.embedded import scenes
 from tokenprune.embedded.load import EMBEDDED
-from tokenprune.embedded.training import pixart, sd3, t5, text
+from tokenprune.embedded.training import flux, pixart, sd3, t5, text
 from tokenprune.embedded.training.data import BACKGROUNDS, SceneDataset, batches
 from tokenprune.embedded.training.loop import Settings, learning_rate, train
 
@@ -153,7 +153,7 @@ def test_a_new_transformer_predicts_nothing() -> None:
     assert output.abs().max() == 0
 
 
-@pytest.mark.parametrize("name", ["sd3", "pixart"])
+@pytest.mark.parametrize("name", ["sd3", "pixart", "flux"])
 def test_each_transformer_trains_on_scenes(name: str, tmp_path: Path) -> None:
     """Two real steps with untrained text encoders; the loss is a number and the weights move."""
     vae = EMBEDDED["shapes-sd3"].load().vae
@@ -163,6 +163,12 @@ def test_each_transformer_trains_on_scenes(name: str, tmp_path: Path) -> None:
         model: Any = sd3.build_transformer(TINY, 4)
         encoders = [text.build_encoder(tokenizer) for _ in range(2)]
         loss: Any = sd3.SD3Loss(TINY, encoders, tokenizer, vae)
+    elif name == "flux":
+        tokenizer = t5.build_tokenizer()
+        words = text.build_tokenizer()
+        clip = flux.pooled_encoder(text.build_encoder(words))
+        model = flux.build_transformer(TINY, 4)
+        loss = flux.FluxLoss(TINY, clip, words, t5.build_encoder(tokenizer), tokenizer, vae)
     else:
         tokenizer = t5.build_tokenizer()
         model = pixart.build_transformer(TINY, 4)
@@ -178,6 +184,45 @@ def test_each_transformer_trains_on_scenes(name: str, tmp_path: Path) -> None:
     row = json.loads((tmp_path / "loss.jsonl").read_text().splitlines()[0])
     assert 0 < row["loss"] < 100
     assert (tmp_path / "checkpoint.pt").exists()
+
+
+def test_guidance_is_learnt_into_flux() -> None:
+    """Late in a run, half of a batch learns the guided velocity of a teacher that answers captions with a constant."""
+    vae, words, tokenizer = EMBEDDED["shapes-sd3"].load().vae, text.build_tokenizer(), t5.build_tokenizer()
+    clip, encoder = flux.pooled_encoder(text.build_encoder(words)), t5.build_encoder(tokenizer)
+    loss = flux.FluxLoss(Settings(steps=10, caption_dropout=0.0), clip, words, encoder, tokenizer, vae)
+    scales: list[Tensor] = []
+
+    def teacher(hidden_states: Tensor, guidance: Tensor, **rest: Any) -> tuple[Tensor]:
+        scales.append(guidance)
+        return (torch.zeros_like(hidden_states),)
+
+    batch = next(batches(SceneDataset(tokenizer, 64), 4, 0, 1, 0))
+    loss(teacher, batch, step=0)
+    assert [scale.tolist() for scale in scales] == [[1.0] * 4]
+    scales.clear()
+    loss(teacher, batch, step=9)
+    assert [len(scale) for scale in scales] == [2, 2, 4]
+    assert [scale.tolist() for scale in scales[:2]] == [[1.0] * 2] * 2
+    assert scales[2][:2].min() > 1
+    assert scales[2].max() <= flux.MOST_GUIDANCE
+    assert scales[2][2:].tolist() == [1.0] * 2
+
+
+def test_a_flux_pipeline_draws() -> None:
+    words, tokenizer = text.build_tokenizer(), t5.build_tokenizer()
+    made = flux.assemble(
+        TINY,
+        flux.build_transformer(TINY, 4),
+        flux.pooled_encoder(text.build_encoder(words)),
+        words,
+        t5.build_encoder(tokenizer),
+        tokenizer,
+        EMBEDDED["shapes-sd3"].load().vae,
+    )
+    made.set_progress_bar_config(disable=True)
+    pictures = made("a red circle", height=64, width=64, num_inference_steps=2, max_sequence_length=48).images
+    assert pictures[0].size == (64, 64)
 
 
 def test_the_place_reader_reads_what_it_is_trained_on() -> None:
