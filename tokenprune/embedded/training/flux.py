@@ -33,7 +33,7 @@ UNGUIDED = 0.3
 
 def build_transformer(settings: Settings, latent_channels: int) -> FluxTransformer2DModel:
     """The transformer, each block starting as the identity."""
-    along = 3 * settings.head_dim // 16 * 2  # of each head's features, those that turn with a token's row, or its column
+    along = 3 * settings.head_dim // 16 * 2  # features of a head that turn with a token's row, or column
     transformer = FluxTransformer2DModel(
         patch_size=1,
         in_channels=4 * latent_channels,
