@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -130,6 +131,7 @@ def apply(
     parts: dict[str, Part] = {}
     for name, model in named.models.items():
         settings = PruningSettings(policy, numbers, keeping, guidance, scales[name], trace, cache_dtype)
+        settings = replace(settings, keeps_keys=numbers.computes_parts or not numbers.skips)
         make = partial(MaskedModule, model, settings=settings, timeline=timeline)
         parts[name] = Part(_source(model, make, adapter, discover), named.called[name])
     handle = Handle(parts, timeline, window, notices)

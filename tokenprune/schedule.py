@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import ClassVar
@@ -101,6 +101,19 @@ def tokens_at(schedule: Schedule, step: Step, num_tokens: int, least: int = 1) -
     """How many of N = num_tokens tokens a step computes, of a model that cannot compute fewer than `least` but none."""
     count = schedule.count(step, num_tokens)
     return min(max(count, least), num_tokens) if count > 0 else 0
+
+
+def rehearsed(schedule: Schedule, steps: int) -> Iterator[Step]:
+    """The steps of a generation where the noise level falls evenly from 1 and all forecasts are as good."""
+    full: list[int] = []
+    errors: list[ForecastError] = []
+    for index in range(steps):
+        level = 1 - index / steps
+        step = Step(index, 1000 * level, level, steps - index, None, tuple(full), tuple(errors))
+        yield step
+        if schedule.asks_errors and schedule.fraction(step) >= 1:
+            errors += [ForecastError(index, index - full[-1], 0.01 * (index - full[-1]), 1.0)] if full else []
+            full.append(index)
 
 
 class IndexSchedule(Schedule):

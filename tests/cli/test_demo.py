@@ -52,13 +52,13 @@ def test_json_has_every_figure(outcome: dict[str, Any]) -> None:
         assert row["speedup"] == pytest.approx(dense["seconds"] / row["seconds"])
         assert 0 <= row["scene_score"] <= 1
     assert cat["tokens_ratio"] == pytest.approx((4 * 256 + 6 * 64) / (10 * 256))
-    assert plan["tokens_ratio"] == pytest.approx(cat["tokens_ratio"], abs=0.01)
+    assert plan["tokens_ratio"] == plan["mac_ratio"] == int(10 * cat["tokens_ratio"]) / 10
+    assert cat["tokens_ratio"] < cat["mac_ratio"] < 1
     for row in (cat, plan):
-        assert row["tokens_ratio"] < row["mac_ratio"] < 1
         assert 15 < row["psnr"] < 80
     assert fewer["steps"] == round(10 * cat["mac_ratio"])
     assert cat["cache_bytes"] > 2 * 8 * 2 * 256 * 128 * 4
-    assert plan["cache_bytes"] > 1.5 * cat["cache_bytes"]
+    assert 0 < plan["cache_bytes"] < 0.1 * cat["cache_bytes"]  # it keeps no keys and values
     assert (dense["psnr"], dense["cache_bytes"]) == (None, 0)
     assert outcome["settings"]["policy"]["alpha"] == 0.25
     assert outcome["settings"]["guidance_scale"] == 7.0

@@ -23,7 +23,7 @@ def run(*arguments: str) -> Result:
 
 
 def test_a_discovered_model() -> None:
-    result = run("models:example", "--tokens", "4096", "--dtype", "float32")
+    result = run("models:example", "--tokens", "4096", "--dtype", "float32", "--alpha", "0.3")
     assert result.exit_code == 0, result.stderr
     for line in (
         "DiT, discovered",
@@ -80,14 +80,18 @@ def test_embedded_models_are_called_as_their_pipelines_do(name: str) -> None:
 
 
 def test_sizes_of_an_embedded_model() -> None:
-    result = run("shapes-sd3", "--size", "128", "--dtype", "float32", "--budget", "0.5", "--steps", "10")
-    assert result.exit_code == 0, result.stderr
+    shared = ("shapes-sd3", "--size", "128", "--dtype", "float32", "--steps", "10")
+    result = run(*shared, "--alpha", "0.3")
+    planned = run(*shared, "--budget", "0.5")
+    assert (result.exit_code, planned.exit_code) == (0, 0), result.stderr + planned.stderr
+    for line in ("PlacedSchedule(budget=0.5", "Corrector(", "50.0% of the plain model's", "none are kept"):
+        assert line in planned.stdout
     keys = 8 * (1024 + 49) * 2 * 128 * 4 / 2**20
     for line in (
         "32 x 32 = 1024 tokens",
         "49 tokens",
         "both halves in one call",
-        "BudgetSchedule(budget=0.5",
+        "WarmupSchedule(alpha=0.3",
         "10, ",
         f"{keys:.1f} MiB for each image of 1024 tokens, float32, {2 * keys:.1f} MiB with both guidance halves",
         "with this plan's forecasts",

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokenprune import ClusterCorrection, Schedule
+from tokenprune import ClusterCorrection, PlacedSchedule, Schedule
 from tokenprune.reuse.taylor import Taylor
 from tokenprune.schedule import (
     BudgetSchedule,
@@ -62,6 +62,7 @@ def test_the_tables_list_every_argument() -> None:
         "RefreshSchedule",
         "ListSchedule",
         "LevelSchedule",
+        "PlacedSchedule",
         "Hold",
         "Taylor",
         "ClusterCorrection",
@@ -72,6 +73,7 @@ def test_the_tables_list_every_argument() -> None:
         RefreshSchedule,
         ListSchedule,
         LevelSchedule,
+        PlacedSchedule,
         Taylor,
         ClusterCorrection,
     ):

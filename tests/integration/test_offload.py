@@ -115,8 +115,8 @@ def test_offloaded_and_pruned(
     assert torch.equal(draw(pipe), pruned)
     assert torch.equal(draw(pipe), pruned)  # pipelines take their hooks off and put them on again after a picture
     kept = buffers(pipe.transformer)
-    assert kept
-    assert {tensor.device for tensor in kept} == {CPU}
+    assert bool(kept) is (plan is PLANS["pruned"])  # where no step computes some of the tokens, none are kept
+    assert {tensor.device for tensor in kept} <= {CPU}
     assert set(pipe.transformer.state_dict()) == names
     report = handle.report()
     assert [step.tokens for step in report.steps] == tokens

@@ -112,7 +112,8 @@ def _of_plan(plan: Plan, counts: tuple[int, ...], tokens: int) -> dict[str, str]
     full = sum(count == tokens for count in counts)
     share = sum(counts) / (len(counts) * tokens)
     return {
-        "plan": f"{plan.policy!r}, {plan.schedule or plan.policy.schedule()!r}, {plan.reuse!r}",
+        "plan": f"{plan.policy!r}, {plan.schedule or plan.policy.schedule()!r}, {plan.reuse!r}"
+        + ("" if plan.corrector is None else f", {plan.corrector!r}"),
         "steps": f"{len(counts)}, {full} of them full; {share:.1%} of the tokens",
         "tokens of steps": options.runs_of(counts),
     }
@@ -129,7 +130,9 @@ def _of_sizes(rehearsal: Rehearsal, called: ResolvedCall, dtype: str, tokens: in
     return {
         "MACs": f"{ratio:.1%} of the plain model's {dense / 1e12:.4g} T: {1 / ratio:.2f}x allowed",
         "keys, values": f"{_size(keys / images / halves)} for each image of {tokens or rehearsal.tokens} tokens, "
-        f"{dtype}{both}{batch}",
+        f"{dtype}{both}{batch}"
+        if keys
+        else "none are kept: every step is full or skipped",
         **({} if of_other else {"all caches": f"{_size(rehearsal.cache_bytes)} with this plan's forecasts"}),
     }
 

@@ -268,7 +268,7 @@ class MaskedModule:
         siblings = [b for b in generation.branches.values() if b is not branch and b.step == position.step]
         view, weighed = generation.view, generation.guidance if generation.weighs and position.first_of_step else None
         schedule = self.settings.schedule
-        keeps = schedule.computes_parts or not schedule.skips
+        keeps = self.settings.keeps_keys
         seen = schedule.skips and branch.output_map is None  # whether the layout of the output is found by this call
         self.sites.prepare(given, branch, selection, view.tokens, position.time, view.images, siblings, weighed, keeps)
         self.sites.prepare_text(given, branch, pruned=selection is not None)

@@ -26,6 +26,7 @@ class PruningSettings:
         cache_dtype: what keys and values are kept in; None keeps them in the model's type.
         trusting: whether attention calls are not looked into: what they make does not matter, as only operations are
             counted, of calls that were served before.
+        keeps_keys: whether full calls keep keys and values; no call needs them where all are full or skipped.
     """
 
     policy: SelectionPolicy
@@ -36,3 +37,4 @@ class PruningSettings:
     trace: bool = False
     cache_dtype: torch.dtype | None = None
     trusting: bool = False
+    keeps_keys: bool = True

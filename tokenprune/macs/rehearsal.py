@@ -25,7 +25,7 @@ from tokenprune.ops.guidance import BranchKey
 from tokenprune.plans.plan import Plan
 from tokenprune.policies.sequential import SequentialPolicy
 from tokenprune.reports.report import Macs
-from tokenprune.schedule import CountSchedule, Schedule, Step, tokens_at
+from tokenprune.schedule import CountSchedule, Schedule, rehearsed, tokens_at
 
 FULL_STEPS = 3
 """Full steps of a rehearsal: forecasts take all the memory that they ever do within so many."""
@@ -104,11 +104,8 @@ def counts_of(schedule: Schedule, tokens: int, steps: int, least: int = 1) -> tu
         steps: of the generation.
         least: how many the model has to compute, if any.
     """
-    found = [tokens]
-    for index in range(1, steps):
-        level = 1 - index / steps
-        found.append(tokens_at(schedule, Step(index, 1000 * level, level, steps - index), tokens, least))
-    return tuple(found)
+    counts = [tokens_at(schedule, step, tokens, least) for step in rehearsed(schedule, steps)]
+    return (tokens, *counts[1:])
 
 
 def rehearse(
@@ -152,7 +149,14 @@ def rehearse(
         with torch.no_grad(), MetaWins():
             twin(**arguments)
 
-    settings = PruningSettings(SequentialPolicy(), CountSchedule(order), plan.reuse, guidance=halves)
+    schedule = plan.schedule or plan.policy.schedule()
+    settings = PruningSettings(
+        SequentialPolicy(),
+        CountSchedule(order),
+        plan.reuse,
+        guidance=halves,
+        keeps_keys=schedule.computes_parts or not schedule.skips,
+    )
     timeline = Timeline(lambda _: _Rehearsed(call.times, len(order)))
     masked = MaskedModule(twin, module_map, settings, timeline)
     masked.install()

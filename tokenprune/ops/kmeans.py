@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 ITERATIONS = 20
+ROUNDING = 1e-5
+"""By how much sums of distances that are equal may differ, as a share."""
 
 
 def squared_distances(points: Tensor, centres: Tensor) -> Tensor:
@@ -20,8 +22,9 @@ def plus_plus_start(points: Tensor, clusters: int, seed: int) -> Tensor:
     """First centres [B, K, C], spread out as greedy k-means++ does it (Arthur and Vassilvitskii, 2007).
 
     For every centre a few points are drawn with probability proportional to their squared distance to the nearest
-    centre so far; the one that brings all points nearest is taken. All images share the random numbers, so that an
-    image's centres do not depend on its batch.
+    centre so far; the one that brings all points nearest is taken, the first of those that do so up to rounding: two
+    points that are near to each other alone bring all points equally near. All images share the random numbers, so that
+    an image's centres do not depend on its batch.
     """
     batch, tokens, channels = points.shape
     trials = 2 + int(math.log(clusters))
@@ -36,7 +39,8 @@ def plus_plus_start(points: Tensor, clusters: int, seed: int) -> Tensor:
         distances = squared_distances(points, candidates).clamp_min(0)
         if centres:
             distances = torch.minimum(distances, nearest.unsqueeze(-1))
-        best = distances.sum(1, keepdim=True).argmin(-1, keepdim=True)
+        totals = distances.sum(1, keepdim=True)
+        best = (totals <= totals.amin(-1, keepdim=True) * (1 + ROUNDING)).int().argmax(-1, keepdim=True)
         nearest = distances.gather(2, best.expand(-1, tokens, -1)).squeeze(-1)
         centres.append(candidates.gather(1, best.expand(-1, -1, channels)))
     return torch.cat(centres, dim=1)

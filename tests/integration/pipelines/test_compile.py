@@ -13,7 +13,7 @@ from torch._dynamo.utils import counters
 
 import tokenprune
 from tokenprune import AttentionRankPolicy, CATPolicy, Plan, SelectionPolicy
-from tokenprune.plans.presets import best_plan
+from tokenprune.plans.presets import best_plan, token_plan
 
 KINDS_OF_BLOCK = 3  # with dual attention, without, and the last one, which drops the text
 POLICY = CATPolicy(alpha=0.3, warmup_steps=3, num_clusters=5)
@@ -46,19 +46,23 @@ def draw_pixart(pipe: PixArtSigmaPipeline, seed: int) -> Tensor:
     return pipe("a red circle", num_inference_steps=6, generator=generator, output_type="latent", **arguments).images
 
 
-@pytest.mark.parametrize("configuration", [POLICY, best_plan(0.5), ASKING], ids=["cat", "plan", "attention"])
-def test_compiled_blocks_have_two_graphs_each(
-    sd3_pipeline: StableDiffusion3Pipeline, configuration: SelectionPolicy | Plan
+@pytest.mark.parametrize(
+    ("configuration", "graphs"),
+    [(POLICY, 2), (token_plan(0.5), 2), (ASKING, 2), (best_plan(0.5), 1)],
+    ids=["cat", "pruned plan", "attention", "skipping plan"],
+)
+def test_compiled_blocks_have_a_graph_for_full_steps_and_one_for_pruned_ones(
+    sd3_pipeline: StableDiffusion3Pipeline, configuration: SelectionPolicy | Plan, graphs: int
 ) -> None:
     blocks = sd3_pipeline.transformer.transformer_blocks
     with tokenprune.apply(sd3_pipeline, configuration):
         eager = draw(sd3_pipeline, 0)
     with compiled(blocks, fullgraph=True) as counter, tokenprune.apply(sd3_pipeline, configuration):
         torch.testing.assert_close(draw(sd3_pipeline, 0), eager)
-        assert counter.blocks() == 2 * KINDS_OF_BLOCK
+        assert counter.blocks() == graphs * KINDS_OF_BLOCK
         for seed in (1, 2):
             draw(sd3_pipeline, seed)
-        assert counter.blocks() == 2 * KINDS_OF_BLOCK
+        assert counter.blocks() == graphs * KINDS_OF_BLOCK
 
 
 def test_compiled_blocks_with_text_keys_that_are_kept(pixart_pipeline: PixArtSigmaPipeline) -> None:

@@ -12,7 +12,14 @@ from tokenprune.bench.configurations.peers.table import configurations as other_
 from tokenprune.bench.configurations.schedules import PAPER, after_warmup, refreshes, warm_refreshes
 from tokenprune.plans.plan import Plan
 from tokenprune.plans.presets import PRESETS, best_plan, token_plan
-from tokenprune.policies import ALL, CATPolicy, ClusterRandomPolicy, ErrorControlledPolicy, SequentialPolicy
+from tokenprune.policies import (
+    ALL,
+    CATPolicy,
+    ClusterRandomPolicy,
+    DensePolicy,
+    ErrorControlledPolicy,
+    SequentialPolicy,
+)
 from tokenprune.policies.base import SelectionPolicy
 from tokenprune.policies.description import Variant
 from tokenprune.reuse.base import Hold
@@ -52,11 +59,11 @@ def ablations(budget: float, steps: int) -> list[Configuration]:
 def step_caches(budget: float, steps: int) -> list[Configuration]:
     """Steps that compute everything or nothing, spread evenly or after a warm-up, with every forecast."""
     evenly = {"hold": Hold(), "linear": Taylor(1), "linear, undamped": Taylor(1, False), "quadratic": Taylor(2)}
-    plans = {f"evenly, {how}": Plan(SequentialPolicy(), refreshes(budget, steps), rule) for how, rule in evenly.items()}
+    plans = {f"evenly, {how}": Plan(DensePolicy(), refreshes(budget, steps), rule) for how, rule in evenly.items()}
     for warmup in WARMUPS:
         if schedule := warm_refreshes(budget, steps, warmup):
-            plans[f"after {warmup}, hold"] = Plan(SequentialPolicy(), schedule)
-            plans[f"after {warmup}, linear"] = Plan(SequentialPolicy(), schedule, Taylor(1))
+            plans[f"after {warmup}, hold"] = Plan(DensePolicy(), schedule)
+            plans[f"after {warmup}, linear"] = Plan(DensePolicy(), schedule, Taylor(1))
     source = "step cache after arXiv 2503.06923"
     return [Configuration(f"full steps {name}", plan, source=source) for name, plan in plans.items()]
 

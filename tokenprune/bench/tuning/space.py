@@ -15,12 +15,14 @@ from optuna.trial import BaseTrial, FixedTrial
 from tokenprune.bench.configurations.schedules import after_warmup, refreshes, warm_refreshes
 from tokenprune.bench.configurations.suites import described
 from tokenprune.bench.tuning.ranges import FullSteps, Range, Whole, suggest
+from tokenprune.placement import PlacedSchedule
 from tokenprune.plans.plan import Plan
-from tokenprune.policies import SequentialPolicy
+from tokenprune.policies import DensePolicy
 from tokenprune.policies.description import Between, OneOf
 from tokenprune.reuse.base import Hold
+from tokenprune.reuse.corrector import Corrector
 from tokenprune.reuse.taylor import Taylor
-from tokenprune.schedule import BudgetSchedule, ListSchedule, RefreshSchedule, Schedule, Step
+from tokenprune.schedule import BudgetSchedule, ListSchedule, RefreshSchedule, Schedule, rehearsed
 
 TOLERANCE = 1e-6
 
@@ -89,6 +91,7 @@ SCHEDULES: dict[str, Choice] = {
     "ramp": Choice(
         _ramp, {"every": OneOf((None, 2, 3, 4, 5, 6)), "warmup_steps": FullSteps(1), "tilt": Between(-1.0, 1.0)}
     ),
+    "placed": Choice(lambda share, steps: PlacedSchedule(share, steps), selects=False),
     "step cache": Choice(_step_cache, {"warmup_steps": FullSteps(0)}, selects=False),
 }
 
@@ -108,7 +111,13 @@ FORECASTS: dict[str, Choice] = {
 }
 
 
-PARTS = {"schedule": SCHEDULES, "policy": POLICIES, "reuse": FORECASTS}
+CORRECTORS: dict[str, Choice] = {
+    "none": Choice(lambda: None),
+    "corrected": Choice(Corrector, {"response": Between(0.0, 30.0)}),
+}
+
+
+PARTS = {"schedule": SCHEDULES, "policy": POLICIES, "reuse": FORECASTS, "corrector": CORRECTORS}
 
 
 def digest() -> str:
@@ -135,11 +144,14 @@ def _cached(warmup_steps: int, reuse: Settings) -> dict[str, Any]:
     return {"schedule": "step cache", "step cache.warmup_steps": warmup_steps, **reuse}
 
 
-_HOLD, _LINEAR, _KEYS = _usual("reuse", "hold"), _usual("reuse", "linear"), _usual("reuse", "linear", keys=True)
+_NONE = {"corrector": "none"}
+_HOLD, _LINEAR = _usual("reuse", "hold") | _NONE, _usual("reuse", "linear") | _NONE
+_KEYS = _usual("reuse", "linear", keys=True) | _NONE
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    OURS: {
+    OURS: {"schedule": "placed", **_LINEAR, **_usual("corrector", "corrected")},
+    f"{OURS}, skips=False": {
         "schedule": "budget",
         "budget.warmup": 0.18,
         "budget.least_warmup": 4,
@@ -182,7 +194,7 @@ class Costs:
 
 def fractions(schedule: Schedule, steps: int) -> list[float]:
     """The schedule's fraction of each step of a generation, at evenly falling noise levels."""
-    return [schedule.fraction(Step(i, 0.0, 1 - i / steps, steps - i)) for i in range(steps)]
+    return [schedule.fraction(step) for step in rehearsed(schedule, steps)]
 
 
 @dataclass(frozen=True)
@@ -206,8 +218,8 @@ class Space:
         schedule = self._within(choice.make, settings)
         if schedule is None:
             return None
-        policy = self._part(trial, "policy") if choice.selects else SequentialPolicy()
-        return Plan(policy, schedule, self._part(trial, "reuse"))
+        policy = self._part(trial, "policy") if choice.selects else DensePolicy()
+        return Plan(policy, schedule, self._part(trial, "reuse"), self._part(trial, "corrector"))
 
     def presets(self) -> dict[str, dict[str, Any]]:
         """Parameters of the presets that the budget allows."""
