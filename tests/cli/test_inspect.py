@@ -11,6 +11,7 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
+from tokenprune import CATPolicy, Plan, save_plan
 from tokenprune.bench.subjects import transformers
 from tokenprune.bench.subjects.transformers import load
 from tokenprune.cli.app import APP
@@ -22,8 +23,14 @@ def run(*arguments: str) -> Result:
     return CliRunner(env={"COLUMNS": "120"}).invoke(APP, ["inspect", *arguments])
 
 
-def test_a_discovered_model() -> None:
-    result = run("models:example", "--tokens", "4096", "--dtype", "float32", "--alpha", "0.3")
+def cat_plan(folder: Path) -> str:
+    """A file with a plan that keeps keys and values."""
+    save_plan(Plan(CATPolicy(0.3)), folder / "plan.json")
+    return str(folder / "plan.json")
+
+
+def test_a_discovered_model(tmp_path: Path) -> None:
+    result = run("models:example", "--tokens", "4096", "--dtype", "float32", "--plan", cat_plan(tmp_path))
     assert result.exit_code == 0, result.stderr
     for line in (
         "DiT, discovered",
@@ -79,9 +86,9 @@ def test_embedded_models_are_called_as_their_pipelines_do(name: str) -> None:
     assert called.size == "64 x 64 pixels"
 
 
-def test_sizes_of_an_embedded_model() -> None:
+def test_sizes_of_an_embedded_model(tmp_path: Path) -> None:
     shared = ("shapes-sd3", "--size", "128", "--dtype", "float32", "--steps", "10")
-    result = run(*shared, "--alpha", "0.3")
+    result = run(*shared, "--plan", cat_plan(tmp_path))
     planned = run(*shared, "--budget", "0.5")
     assert (result.exit_code, planned.exit_code) == (0, 0), result.stderr + planned.stderr
     for line in ("PlacedSchedule(budget=0.5", "Corrector(", "50.0% of the plain model's", "none are kept"):
@@ -91,7 +98,7 @@ def test_sizes_of_an_embedded_model() -> None:
         "32 x 32 = 1024 tokens",
         "49 tokens",
         "both halves in one call",
-        "WarmupSchedule(alpha=0.3",
+        "CATPolicy(alpha=0.3",
         "10, ",
         f"{keys:.1f} MiB for each image of 1024 tokens, float32, {2 * keys:.1f} MiB with both guidance halves",
         "with this plan's forecasts",
