@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MethodType
@@ -219,8 +220,11 @@ class SamplerCorrection:
         meaning, remaining, times = predicts(scheduler), position.remaining, self._table(scheduler)
         if meaning is None or remaining is None or not 0 < remaining <= len(times) or self._corrector.response == 0:
             return 0.0
-        _, noise = signal_and_noise(scheduler, times[len(times) - remaining])
-        return self._corrector.response * noise**2 if meaning == "velocity" else 1 / noise
+        signal, noise = signal_and_noise(scheduler, times[len(times) - remaining])
+        if meaning == "velocity":
+            return self._corrector.response * noise**2
+        size = math.hypot(signal, noise)  # latents are of this size where others have 1
+        return math.sqrt(noise / size) / size
 
     def _table(self, scheduler: Any) -> tuple[float, ...]:
         if not self._times and isinstance(table := getattr(scheduler, "timesteps", None), Tensor):

@@ -208,7 +208,12 @@ def paper(budget: float, steps: int) -> list[Configuration]:
 
 def speed(budget: float, steps: int) -> list[Configuration]:
     """CAT Pruning with its own settings and the recommended plan, each as it is and with compiled blocks."""
-    plans = {"plain": None, "CAT": Plan(CATPolicy(PAPER.alpha), PAPER), f"tokenprune.plan, {budget}": best_plan(budget)}
+    plans = {
+        "plain": None,
+        "CAT": Plan(CATPolicy(PAPER.alpha), PAPER),
+        f"tokenprune.plan, {budget}": best_plan(budget),
+        f"{NO_SKIPS}, {budget}": token_plan(budget),
+    }
     eager = [Configuration(name, plan) for name, plan in plans.items() if plan is not None]
     fewer = plain(max(1, round(budget * steps)))
     return [fewer, *eager, *(Configuration(f"{name}, compiled", plan, compiled=True) for name, plan in plans.items())]
