@@ -127,7 +127,7 @@ ANSWERS: dict[str, Callable[[Any, float], float]] = {
         share_of_noise(scheduler, time) ** 0.5 * (1 - share_of_noise(scheduler, time) ** 2) ** 0.5
     ),
 }
-"""s of a prediction that is off by s times the error of its latents; those of Euler are 1 / sqrt(1 - sigma^2) as large."""
+"""s of a prediction that is off by s times its latents' error; Euler's latents are 1 / sqrt(1 - sigma^2) as large."""
 
 
 @pytest.mark.parametrize("name", ANSWERS)

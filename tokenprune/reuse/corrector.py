@@ -24,8 +24,8 @@ class Corrector(Settings):
 
     - noise: s = sqrt(sigma), sigma being the noise's share of the latents. Measured on shapes-pixart: 1.0 to 1.5
       where sigma is near 1, 0.7 at 0.45, 0.5 at 0.25.
-    - velocity of a rectified flow: s = response * sigma^2. Measured on shapes-sd3: with guidance 4, 7 and 12 about 5, 10
-      and 25 sigma^2, falling to 0 with the noise.
+    - velocity of a rectified flow: s = response * sigma^2. Measured on shapes-sd3: with guidance 4, 7 and 12 about 5,
+      10 and 25 sigma^2, falling to 0 with the noise.
     - else: s = 0.
 
     It needs the sampler, so it works where `apply` is given the pipeline. It leaves alone samplers that draw noise, and
