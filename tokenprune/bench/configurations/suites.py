@@ -173,6 +173,7 @@ LOW_BUDGET = 0.35
 def peers(budget: float, steps: int) -> list[Configuration]:
     """What a user would pick instead: other packages as they are, and what they have none of, re-implemented."""
     ours = {f"tokenprune.plan, {share}": best_plan(share) for share in (budget, LOW_BUDGET)}
+    ours |= {f"{NO_SKIPS}, {share}": token_plan(share) for share in (budget, LOW_BUDGET)}
     return [
         *(Configuration(name, plan, source="ours") for name, plan in ours.items()),
         *(configuration for configuration in plane(budget, steps) if configuration.name in {*PEERS, *_named("peers")}),
