@@ -350,3 +350,19 @@ def test_experts_without_adapters(pipe: WanPipeline, monkeypatch: pytest.MonkeyP
         draw(pipe)
         assert counts(handle) == [36, 36, 36, FEW, 36, FEW, FEW, FEW]
         assert handle.report().generations == 2
+
+
+@pytest.mark.parametrize("budget", [0.5, 0.8])
+def test_the_recommended_plan_over_both(pipe: WanPipeline, budget: float) -> None:
+    """Full steps are counted over the whole generation; each expert's first step is full, and latents are corrected."""
+    plain = draw(pipe)
+    with tokenprune.apply(pipe, tokenprune.plan(pipe, budget)) as handle:
+        made, again = draw(pipe), draw(pipe)
+        report = handle.report()
+    full = [step.step for step in report.steps if step.full]
+    assert {0, 4} <= set(full)
+    assert len(full) <= int(budget * STEPS) + 1  # the second expert's first step may come on top
+    assert any(step.correction is not None for step in report.steps)
+    assert torch.equal(made, again)
+    assert not torch.equal(made, plain)
+    assert torch.equal(draw(pipe), plain)

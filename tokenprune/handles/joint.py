@@ -54,6 +54,7 @@ def _joint_step(reports: list[StepReport]) -> StepReport:
         full=all(report.full for report in reports),
         seconds=sum(report.seconds for report in reports),
         selection_seconds=sum(report.selection_seconds for report in reports),
+        correction=next((report.correction for report in reports if report.correction is not None), None),
     )
 
 
