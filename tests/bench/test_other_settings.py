@@ -1,0 +1,37 @@
+"""The study of other settings, on a single step count and few captions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tokenprune.bench.studies import other_settings
+from tokenprune.bench.studies.other_settings import KINDS, SETTINGS, compare, float_psnr, markdown, rivals
+
+
+def test_float_pictures_are_compared_without_rounding() -> None:
+    reference = np.full((2, 4, 4, 3), 0.5, dtype=np.float32)
+    near = reference + np.array([1e-3, 1e-2], dtype=np.float32).reshape(2, 1, 1, 1)
+    assert float_psnr(near, reference) == pytest.approx([60, 40], abs=1e-3)
+
+
+@pytest.mark.parametrize("full", other_settings.FULL_STEPS)
+def test_everything_has_as_many_full_steps(full: int) -> None:
+    found = rivals(full)
+    assert set(found) == set(KINDS)
+    for configuration in found["step cache"]:
+        assert configuration.plan is not None
+        assert configuration.plan.schedule is not None
+        counts = [configuration.plan.schedule.prunes(other_settings.STEPS)]
+        assert counts == [True]
+    assert [each.steps for each in found["fewer steps"]] == [full]
+
+
+def test_a_setting_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(other_settings, "STEPS", 6)
+    monkeypatch.setattr(other_settings, "FULL_STEPS", (4,))
+    monkeypatch.setattr(other_settings, "WARMUPS", (2,))
+    name = "shapes-pixart, guidance 3, DDIM"
+    found = compare(SETTINGS[name], ["a red circle", "a blue square"])
+    assert all(len(found[4][kind]["psnr_of_each"]) == 2 for kind in KINDS)
+    assert markdown({name: found}).splitlines()[2].startswith(f"| {name} | 4 | ")

@@ -1,0 +1,141 @@
+"""The recommended plan under settings that it was not made for: `python -m tokenprune.bench.studies.other_settings`.
+
+Both embedded models with other guidance, noise schedules and samplers, at a half, 0.36 and a quarter of the steps: the
+plan, the best of several step caches with a linear forecast, and the plain model with as many steps. Pictures are
+compared as they come from the decoder, in floating point, as rounding to 8 bits hides differences above 55 dB. They are
+those of captions for tuning, unless told otherwise: the table is about settings, not about captions.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+
+from tokenprune.bench.commands import check_known, run
+from tokenprune.bench.configurations.configuration import Configuration, plain
+from tokenprune.bench.configurations.schedules import refreshes, warm_refreshes
+from tokenprune.bench.measuring.fidelity import ci95_of, mean_of
+from tokenprune.bench.measuring.measure import Task, generate
+from tokenprune.bench.measuring.run import machine, versions
+from tokenprune.embedded import scenes
+from tokenprune.embedded.load import EMBEDDED, quiet
+from tokenprune.plans.plan import Plan
+from tokenprune.plans.presets import best_plan
+from tokenprune.policies import DensePolicy
+from tokenprune.reports.outputs import check_output
+from tokenprune.reuse.taylor import Taylor
+
+STEPS = 28
+FULL_STEPS = (14, 10, 7)
+WARMUPS = (2, 4, 8)
+KINDS = ("plan", "step cache", "fewer steps")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A model with another guidance scale and sampler."""
+
+    model: str
+    guidance_scale: float
+    sampler: Callable[[Any], Any] | None = None
+
+
+def _shifted(former: Any) -> Any:
+    return FlowMatchEulerDiscreteScheduler(shift=3.0)
+
+
+def _ddim(former: Any) -> Any:
+    return DDIMScheduler.from_config({**former.config, "clip_sample": False, "steps_offset": 1})
+
+
+SETTINGS: dict[str, Setting] = {
+    "shapes-sd3, guidance 7, shift 1.5, Euler": Setting("shapes-sd3", 7.0),
+    "shapes-sd3, guidance 4, shift 3, Euler": Setting("shapes-sd3", 4.0, _shifted),
+    "shapes-sd3, guidance 12, shift 3, Euler": Setting("shapes-sd3", 12.0, _shifted),
+    "shapes-pixart, guidance 3, DDIM": Setting("shapes-pixart", 3.0, _ddim),
+    "shapes-pixart, guidance 3, DPM++ 2M": Setting("shapes-pixart", 3.0),
+}
+
+
+def rivals(full: int) -> dict[str, list[Configuration]]:
+    """What is compared, by kind; of step caches the best one counts."""
+    share = full / STEPS
+    caches = [refreshes(share, STEPS), *(warm_refreshes(share, STEPS, warmup) for warmup in WARMUPS)]
+    plans = [Plan(DensePolicy(), schedule, Taylor(1)) for schedule in caches if schedule is not None]
+    return {
+        "plan": [Configuration("tokenprune.plan", best_plan(share))],
+        "step cache": [Configuration(f"step cache {number}", plan) for number, plan in enumerate(plans)],
+        "fewer steps": [plain(full)],
+    }
+
+
+def float_psnr(pictures: Any, reference: Any) -> list[float]:
+    """PSNR of each picture in dB, of values from 0 to 1."""
+    errors = np.square(np.asarray(pictures, np.float64) - reference).mean(axis=(1, 2, 3))
+    return [float(value) for value in -10 * np.log10(np.maximum(errors, 1e-12))]
+
+
+def compare(setting: Setting, prompts: Sequence[str]) -> dict[int, dict[str, dict[str, Any]]]:
+    """PSNR by full steps and kind."""
+    embedded = EMBEDDED[setting.model]
+    pipe = embedded.load()
+    pipe.set_progress_bar_config(disable=True)
+    if setting.sampler is not None:
+        pipe.scheduler = setting.sampler(pipe.scheduler)
+    task = Task(tuple(prompts), STEPS, setting.guidance_scale, len(prompts), embedded.arguments)
+    places = range(len(prompts))
+    reference = generate(pipe, STEPS, task, places)
+    found: dict[int, dict[str, dict[str, Any]]] = {}
+    for full in FULL_STEPS:
+        found[full] = {}
+        for kind, configurations in rivals(full).items():
+            drawn = []
+            for configuration in configurations:
+                with configuration.on(pipe):
+                    pictures = generate(pipe, configuration.steps or STEPS, task, places)
+                values = float_psnr(pictures, reference)
+                drawn.append({"psnr_mean": mean_of(values), "psnr_ci95": ci95_of(values), "psnr_of_each": values})
+            found[full][kind] = max(drawn, key=lambda row: row["psnr_mean"])
+    return found
+
+
+def markdown(found: Mapping[str, Mapping[int, Mapping[str, Mapping[str, Any]]]]) -> str:
+    """A table of all settings."""
+    lines = ["| | full steps | the plan | best step cache | fewer steps |", "|---|---|---|---|---|"]
+    for name, of_setting in found.items():
+        for number, (full, kinds) in enumerate(of_setting.items()):
+            cells = (f"{kinds[kind]['psnr_mean']:.1f} ± {kinds[kind]['psnr_ci95']:.1f}" for kind in KINDS)
+            lines.append(f"| {'' if number else name} | {full} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main(
+    prompts: Annotated[int, typer.Option(min=2, help="Captions of the split.")] = 8,
+    split: Annotated[str, typer.Option(help="tuning or held-out.")] = "tuning",
+    out: Annotated[Path | None, typer.Option(help="JSON file with the PSNR of each picture.")] = None,
+) -> None:
+    """Print the table."""
+    check_known("split", [split], ("tuning", "held-out"))
+    if out is not None:
+        check_output("out", out)
+    quiet()
+    texts = [caption for caption, _ in scenes.captions(split, prompts)]  # type: ignore[arg-type]
+    found = {name: compare(setting, texts) for name, setting in SETTINGS.items()}
+    told = {"prompts": prompts, "split": split, "steps": STEPS, "date": date.today().isoformat()}
+    told |= {"machine": machine(), "versions": versions()}
+    if out is not None:
+        out.write_text(json.dumps({**told, "settings": found}, indent=1) + "\n")
+    print(markdown(found))
+    print(json.dumps(told))
+
+
+if __name__ == "__main__":
+    run(main, "tokenprune.bench.studies.other_settings")
