@@ -1,9 +1,9 @@
-"""The recommended plan under settings that it was not made for: `python -m tokenprune.bench.studies.other_settings`.
+"""The recommended plan under other settings: `python -m tokenprune.bench.studies.other_settings`.
 
 Both embedded models with other guidance, noise schedules and samplers, at a half, 0.36 and a quarter of the steps: the
 plan, the best of several step caches with a linear forecast, and the plain model with as many steps. Pictures are
-compared as they come from the decoder, in floating point, as rounding to 8 bits hides differences above 55 dB. They are
-those of captions for tuning, unless told otherwise: the table is about settings, not about captions.
+compared as they come from the decoder, in floating point, as rounding to 8 bits hides differences above 55 dB. The
+constants of schedule and corrector were chosen by looking at these settings on the first captions for tuning.
 """
 
 from __future__ import annotations
