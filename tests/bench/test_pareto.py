@@ -168,7 +168,7 @@ def test_committed_results_without_timing_give_one_panel(tmp_path: Path) -> None
     (axis,) = figure(results).axes
     drawn = sum(len(container.lines[0].get_xdata()) for container in axis.containers)
     assert drawn == len(results.rows) - 1 == 46
-    assert "tokenprune.plan" in texts(axis)
+    assert "tokenprune.plan, skips=False" in texts(axis)
     assert len(texts(axis)) < 15
     plot(results, tmp_path / "p.png")
     height, width, _ = imread(tmp_path / "p.png").shape
