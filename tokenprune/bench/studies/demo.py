@@ -195,17 +195,19 @@ def save_page(out: Path, prompt: str, outcomes: Mapping[str, Outcome]) -> None:
 
 
 def save_panel(out: Path, prompt: str, outcomes: Mapping[str, Outcome]) -> None:
-    """Write the pictures side by side as a PNG, with where the plan's is off and how often it computed each token.
+    """Write the pictures side by side as a PNG, with where the plan's is off and how often CAT computed each token.
+
+    The plan computes all tokens equally often: its steps are full or skipped.
 
     Raises:
-        ValueError: the plan's outcome has no token counts.
+        ValueError: CAT's outcome has no token counts.
     """
     from matplotlib.figure import Figure
 
     dense, plan = outcomes[DENSE], outcomes[PLAN]
-    report = plan.report
+    report = outcomes[CAT].report
     if report is None or report.token_counts is None:
-        raise ValueError("plan: expected an outcome with a report of its tokens, got none")
+        raise ValueError("CAT: expected an outcome with a report of its tokens, got none")
     figure = Figure(figsize=(17, 3.9), dpi=80, layout="constrained")
     figure.suptitle(prompt)
     axes = figure.subplots(1, 5)
@@ -220,7 +222,7 @@ def save_panel(out: Path, prompt: str, outcomes: Mapping[str, Outcome]) -> None:
     figure.colorbar(shown, ax=axes[3], fraction=0.046)
     counts = report.token_counts[0].view(report.grid).cpu().numpy()
     shown = axes[4].imshow(counts, cmap="viridis", vmin=0, vmax=len(report.steps))
-    axes[4].set_title(f"plan: times computed, of {len(report.steps)} steps")
+    axes[4].set_title(f"CAT: times computed, of {len(report.steps)} steps")
     figure.colorbar(shown, ax=axes[4], fraction=0.046)
     for axis in axes:
         axis.set_axis_off()
