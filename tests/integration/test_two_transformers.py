@@ -337,6 +337,22 @@ def test_a_transformer_for_each_guidance_branch() -> None:
                 latents = latents - 0.1 * (pair[1] + 3 * (pair[0] - pair[1]))
 
 
+@pytest.mark.parametrize("budget", [0.5, 0.7])
+def test_the_recommended_plan_for_a_transformer_of_each_guidance_branch(budget: float) -> None:
+    """A step of both is one step: they are full and skipped together, and the budget counts it once."""
+    models = WAN.make(), other(WAN.make())
+    pipe = SimpleNamespace(transformer=models[0], unconditional_transformer=models[1])
+    text, latents = noise(1, T, TEXT), noise(1, 4, 3, 6, 8)
+    with tokenprune.apply(pipe, tokenprune.plan(pipe, budget)) as handle, torch.no_grad():
+        for time in torch.linspace(1000, 100, 10):
+            pair = [model(latents, time.expand(1), text, return_dict=False)[0] for model in models]
+            latents = latents - 0.1 * (pair[1] + 3 * (pair[0] - pair[1]))
+        one, two = handle.report().transformers.values()
+    full = [[step.step for step in each.steps if step.full] for each in (one, two)]
+    assert full[0] == full[1]
+    assert len(full[0]) == int(budget * 10)
+
+
 def test_experts_without_adapters(pipe: WanPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each is discovered at its first call, the second one in the middle of a generation.
 

@@ -127,14 +127,16 @@ class Generation:
         tokens = num_tokens(self.view.grid)
         if self.records:
             self.inherited = {}
-        errors = self._errors() if schedule.asks_errors else ()
+        # another transformer of the same step may have noted it already
+        before = [full for full in self.full_steps if full.index < position.step]
+        errors = _errors(before) if schedule.asks_errors else ()
         step = Step(
             position.step,
             position.time,
             position.level,
             position.remaining,
             position.sizes,
-            tuple(full.index for full in self.full_steps),
+            tuple(full.index for full in before),
             errors,
         )
         count = tokens_at(schedule, step, tokens, self.view.least_tokens)
@@ -179,7 +181,7 @@ class Generation:
         if self.history is None:
             self.history = TokenHistory(self.view.images, self.records[-1].num_tokens, output.device)
         error = None if forecast is None else self.view.forecast_error(output - forecast, self.guidance)
-        if not pruned:
+        if not pruned and (not self.full_steps or self.full_steps[-1].index < self.records[-1].step):
             self.full_steps.append(self._full_step(output, error))
         selection = self.selection if pruned else None
         self.history.note(self.records[-1].step, selection, error)
@@ -197,17 +199,6 @@ class Generation:
             return FullStep(index, gap, None)
         size = self.view.forecast_error(output, self.guidance)
         return FullStep(index, gap, torch.stack([error.square().mean().sqrt(), size.square().mean().sqrt()]))
-
-    def _errors(self) -> tuple[ForecastError, ...]:
-        """By how much forecasts of full steps were off; waits for the device once after each."""
-        found = []
-        for step in self.full_steps:
-            if isinstance(step.error, Tensor):
-                error, size = step.error.tolist()
-                step.error = ForecastError(step.index, step.gap, error, size)
-            if step.error is not None:
-                found.append(step.error)
-        return tuple(found)
 
     def end_call(self) -> None:
         """Trace what the call that went through left as the step's prediction."""
@@ -253,3 +244,15 @@ class Generation:
     def _noise(self, branches: Sequence[BranchCache], name: str) -> Tensor:
         """What policies see of the branches' predictions, or of their references."""
         return self.view.noise([getattr(branch, name) for branch in branches], self.guidance)
+
+
+def _errors(full_steps: Sequence[FullStep]) -> tuple[ForecastError, ...]:
+    """By how much forecasts of full steps were off; waits for the device once after each."""
+    found = []
+    for step in full_steps:
+        if isinstance(step.error, Tensor):
+            error, size = step.error.tolist()
+            step.error = ForecastError(step.index, step.gap, error, size)
+        if step.error is not None:
+            found.append(step.error)
+    return tuple(found)
