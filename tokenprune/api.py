@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -121,7 +120,7 @@ def apply(
     _check_cache_dtype(cache_dtype, keeping)
 
     sampler, window, notices = Sampler(target) if named.is_pipeline else None, ThreadLabel(), Notices()
-    correction = SamplerCorrection(target, corrector) if corrector is not None and named.is_pipeline else None
+    correction = SamplerCorrection(sampler, corrector) if corrector is not None and sampler is not None else None
     timeline = Timeline(
         lambda rises: StepTracker(rises, guidance != "none", sampler),
         window,
@@ -130,8 +129,9 @@ def apply(
     )
     parts: dict[str, Part] = {}
     for name, model in named.models.items():
-        settings = PruningSettings(policy, numbers, keeping, guidance, scales[name], trace, cache_dtype)
-        settings = replace(settings, keeps_keys=numbers.computes_parts or not numbers.skips)
+        settings = PruningSettings(
+            policy, numbers, keeping, guidance, scales[name], trace, cache_dtype, keeps_keys=numbers.keeps_keys
+        )
         make = partial(MaskedModule, model, settings=settings, timeline=timeline)
         parts[name] = Part(_source(model, make, adapter, discover), named.called[name])
     handle = Handle(parts, timeline, window, notices)
@@ -249,10 +249,13 @@ def plan(
 
 def _cost(budget: float | str, macs: float | None, speedup: float | None) -> float:
     """The share of the plain model's cost that one of these says."""
-    if macs is None and speedup is None:
-        return share_of(budget)
-    if budget != "balanced" or (macs is not None and speedup is not None):
+    given = [cost for cost in (macs, speedup) if cost is not None]
+    if len(given) > 1 or (given and budget != "balanced"):
         raise ValueError(f"plan: expected one of budget, macs and speedup, got {budget!r}, {macs!r} and {speedup!r}")
-    if speedup is not None and not speedup >= 1:
+    if macs is not None:
+        return macs
+    if speedup is None:
+        return share_of(budget)
+    if not speedup >= 1:
         raise ValueError(f"speedup: expected a number of at least 1, got {speedup!r}")
-    return macs if macs is not None else 1 / speedup if speedup else 1.0
+    return 1 / speedup

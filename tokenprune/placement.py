@@ -87,8 +87,9 @@ class PlacedSchedule(Schedule):
         if learns and step.index == 1:
             return 1.0
         steepness = self.steepness(step.errors) if learns and step.errors else 0.0
-        known = step.sizes is not None and len(step.sizes) == total
-        sizes = step.sizes if known and step.sizes is not None else (1.0,) * total
+        sizes = step.sizes or ()
+        if len(sizes) != total:
+            sizes = (1.0,) * total
         return float(step.index >= _next_full(sizes, step.full[-1], allowed - made, steepness))
 
     def steepness(self, errors: tuple[ForecastError, ...]) -> float:

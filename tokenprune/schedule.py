@@ -73,6 +73,11 @@ class Schedule(Settings, ABC):
         return True
 
     @property
+    def keeps_keys(self) -> bool:
+        """Whether full steps keep keys and values; no step needs them where all are full or skipped."""
+        return self.computes_parts or not self.skips
+
+    @property
     def asks_errors(self) -> bool:
         """Whether it goes by `Step.errors`: the step after a full one then waits for the device."""
         return False

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from tokenprune import Corrector
 from tokenprune.engine.correction import Drawn, SamplerCorrection, _interpolated
+from tokenprune.engine.sampler import Sampler
 from tokenprune.engine.step_tracker import CallPosition
 from tokenprune.ops.guidance import BranchKey
 from tokenprune.ops.selection import Selection
@@ -84,7 +85,7 @@ def generate(
 ) -> list[Tensor]:
     """The latents before each full step, and the last; other steps hold the prediction of the full one before."""
     pipe = Pipe(scheduler)
-    correction = SamplerCorrection(pipe, Corrector(response))
+    correction = SamplerCorrection(Sampler(pipe), Corrector(response))
     scheduler.set_timesteps(steps)
     times = [float(time) for time in scheduler.timesteps]
     full = range(len(times)) if full is None else [index % len(times) for index in full]
@@ -186,7 +187,7 @@ def test_tokens_that_pruned_steps_computed_keep_their_values() -> None:
     first, second, third = (bent(noise(0), time) for time in times)
     share = (times[1] - times[0]) / (times[2] - times[0])
     expected = drawn_with([first, torch.where(top, second, first + share * (third - first)), third])
-    correction = SamplerCorrection(Pipe(scheduler), Corrector(0.0))
+    correction = SamplerCorrection(Sampler(Pipe(scheduler)), Corrector(0.0))
     correction.put_on()
     latents = noise(0)
     for index, time in enumerate(scheduler.timesteps):
@@ -250,7 +251,7 @@ def test_latents_that_are_changed_in_place_are_left_alone() -> None:
 def test_a_sampler_that_is_called_twice_in_a_step_is_left_alone() -> None:
     scheduler = FlowMatchEulerDiscreteScheduler()
     scheduler.set_timesteps(4)
-    correction = SamplerCorrection(Pipe(scheduler), Corrector(0.0))
+    correction = SamplerCorrection(Sampler(Pipe(scheduler)), Corrector(0.0))
     correction.put_on()
     latents, times = noise(0), [float(time) for time in scheduler.timesteps]
     for index, count in enumerate((12, 0, 12)):
@@ -266,7 +267,7 @@ def test_a_sampler_that_is_called_twice_in_a_step_is_left_alone() -> None:
 
 def test_a_scheduler_keeps_its_signature_and_its_copies_are_plain() -> None:
     scheduler = DDIMScheduler(clip_sample=False)
-    correction = SamplerCorrection(Pipe(scheduler), Corrector())
+    correction = SamplerCorrection(Sampler(Pipe(scheduler)), Corrector())
     correction.put_on()
     assert "eta" in inspect.signature(scheduler.step).parameters
     other = copy.deepcopy(scheduler)
@@ -280,7 +281,7 @@ def test_a_scheduler_keeps_its_signature_and_its_copies_are_plain() -> None:
 def test_a_scheduler_that_is_put_in_later_is_followed() -> None:
     first, second = FlowMatchEulerDiscreteScheduler(), FlowMatchEulerDiscreteScheduler()
     pipe = Pipe(first)
-    correction = SamplerCorrection(pipe, Corrector(0.0))
+    correction = SamplerCorrection(Sampler(pipe), Corrector(0.0))
     correction.put_on()
     pipe.scheduler = second
     second.set_timesteps(3)
@@ -294,7 +295,7 @@ def test_a_scheduler_that_is_put_in_later_is_followed() -> None:
 def test_a_step_of_somebody_else_stays() -> None:
     scheduler = FlowMatchEulerDiscreteScheduler()
     scheduler.step = theirs = scheduler.step
-    correction = SamplerCorrection(Pipe(scheduler), Corrector())
+    correction = SamplerCorrection(Sampler(Pipe(scheduler)), Corrector())
     correction.put_on()
     assert scheduler.step is not theirs
     correction.take_off()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,8 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.hooks import RemovableHandle
 
 
-class Form(NamedTuple):
+@dataclass(frozen=True)
+class Form:
     """A tensor without its values."""
 
     shape: torch.Size
@@ -73,16 +75,6 @@ def _giving(forms: list[Any]) -> Any:
     last = forms[-1] if forms else None
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        return _filled(next(calls, last))
+        return tree_map_only(Form, Form.zeros, next(calls, last))
 
     return forward
-
-
-def _filled(form: Any) -> Any:
-    if isinstance(form, Form):
-        return form.zeros()
-    if isinstance(form, (tuple, list)):
-        return type(form)(_filled(each) for each in form)
-    if isinstance(form, dict):
-        return {name: _filled(each) for name, each in form.items()}
-    return form

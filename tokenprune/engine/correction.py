@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokenprune.engine.sampler import predicts, signal_and_noise
+from tokenprune.engine.sampler import Sampler, predicts, signal_and_noise
 from tokenprune.engine.step_tracker import CallPosition
 from tokenprune.ops.grid import TokenGrid, spread
 from tokenprune.ops.selection import Selection
@@ -102,19 +102,19 @@ class SamplerCorrection:
     """Corrects the latents of one pipeline; `put_on`, `take_off`.
 
     Args:
-        pipeline: has its sampler as `scheduler`; users put in others.
+        sampler: the pipeline's.
         corrector: how.
     """
 
-    def __init__(self, pipeline: Any, corrector: Corrector) -> None:
-        self._pipeline, self._corrector = pipeline, corrector
+    def __init__(self, sampler: Sampler, corrector: Corrector) -> None:
+        self._sampler, self._corrector = sampler, corrector
         self._step: SamplerStep | None = None
         self.forget()
 
     def put_on(self) -> None:
         """Give the pipeline's scheduler a `step` of ours, unless it has it."""
-        scheduler = getattr(self._pipeline, "scheduler", None)
-        if scheduler is None or not hasattr(scheduler, "step"):
+        scheduler = self._sampler.scheduler
+        if not hasattr(scheduler, "step"):
             return
         if (
             self._step is None
@@ -137,7 +137,6 @@ class SamplerCorrection:
         self._announced: Announced | None = None
         self._calls = 0
         self._draws_noise = False
-        self._times: tuple[float, ...] = ()
 
     def begin_step(
         self, position: CallPosition, record: StepRecord, selection: Selection | None, grid: TokenGrid
@@ -202,12 +201,12 @@ class SamplerCorrection:
                 latents = _latents(own(*bound.args, **bound.kwargs))
             return latents.float()
 
-        drawn = draw_again(output.float())
-        way = drawn - sample.float()
+        again = draw_again(output.float())
+        way = again - sample.float()
         answers = self._answer(step.scheduler, announced.position)
         offset = None
         if answers > 0 and output.shape == sample.shape:
-            change = draw_again(output.float() + way) - drawn
+            change = draw_again(output.float() + way) - again
             way = way / (1 - answers * _dot(change, way) / _dot(way, way).clamp_min(1e-20)).clamp_min(0.5)
             offset = answers * way
             draw_again(output.float() + offset)  # what a multistep sampler remembers, too
@@ -217,7 +216,7 @@ class SamplerCorrection:
 
     def _answer(self, scheduler: Any, position: CallPosition) -> float:
         """s: how much a prediction at this step answers to an error of its latents."""
-        meaning, remaining, times = predicts(scheduler), position.remaining, self._table(scheduler)
+        meaning, remaining, times = predicts(scheduler), position.remaining, self._sampler.times
         if meaning is None or remaining is None or not 0 < remaining <= len(times) or self._corrector.response == 0:
             return 0.0
         signal, noise = signal_and_noise(scheduler, times[len(times) - remaining])
@@ -225,11 +224,6 @@ class SamplerCorrection:
             return self._corrector.response * noise**2
         size = math.hypot(signal, noise)  # latents are of this size where others have 1
         return math.sqrt(noise / size) / size
-
-    def _table(self, scheduler: Any) -> tuple[float, ...]:
-        if not self._times and isinstance(table := getattr(scheduler, "timesteps", None), Tensor):
-            self._times = tuple(float(value) for value in table.tolist())
-        return self._times
 
     def _drawn(self, announced: Announced, bound: inspect.BoundArguments, output: Tensor) -> Drawn:
         known: Tensor | bool = announced.full
@@ -335,26 +329,25 @@ def _interpolated(steps: list[Drawn], last: Tensor, time: float) -> list[Tensor]
         last: the prediction of the step after them, computed everywhere.
         time: of that step.
     """
-    after = [(last, torch.full_like(last[:, :1], time, dtype=torch.float32))]
+    start, end = (torch.full_like(last[:, :1], when, dtype=torch.float32) for when in (steps[0].time, time))
+    after = [(last, end)]
     for drawn in reversed(steps[2:]):
-        value, when = after[-1]
-        known = drawn.known
-        if known is True:
-            after.append((drawn.output.float(), torch.full_like(when, drawn.time)))
-        elif known is False:
-            after.append(after[-1])
-        else:
-            after.append((torch.where(known, drawn.output.float(), value), torch.where(known, drawn.time, when)))
+        after.append(_with_computed(drawn, *after[-1]))
     after.reverse()  # for each step after the first: the next value that was computed later
-    value, when = steps[0].output.float(), torch.full_like(last[:, :1], steps[0].time, dtype=torch.float32)
+    value, when = steps[0].output.float(), start
     found = [value]
     for drawn, (following, then) in zip(steps[1:], after, strict=True):
-        if drawn.known is True:
-            value, when = drawn.output.float(), torch.full_like(when, drawn.time)
-        elif drawn.known is not False:
-            value = torch.where(drawn.known, drawn.output.float(), value)
-            when = torch.where(drawn.known, drawn.time, when)
+        value, when = _with_computed(drawn, value, when)
         width = then - when
         share = torch.where(width == 0, 0.0, (drawn.time - when) / torch.where(width == 0, 1.0, width))
         found.append(value + share * (following - value))
     return found
+
+
+def _with_computed(drawn: Drawn, value: Tensor, when: Tensor) -> tuple[Tensor, Tensor]:
+    """Values and their times, with what the step computed in the place of what was known before."""
+    if drawn.known is False:
+        return value, when
+    if drawn.known is True:
+        return drawn.output.float(), torch.full_like(when, drawn.time)
+    return torch.where(drawn.known, drawn.output.float(), value), torch.where(drawn.known, drawn.time, when)

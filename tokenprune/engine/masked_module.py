@@ -161,8 +161,6 @@ class MaskedModule:
         """
         self._installation.put_on()
         self._forwards = ForwardWatch(self.model)
-        if self.timeline.correction is not None:
-            self.timeline.correction.put_on()
 
     def remove(self) -> None:
         """Take all hooks off and free the caches; the model is as it was."""
@@ -267,9 +265,9 @@ class MaskedModule:
         self._call = CallUnderWay(position, branch, selection, skips=known and generation.skipping)
         siblings = [b for b in generation.branches.values() if b is not branch and b.step == position.step]
         view, weighed = generation.view, generation.guidance if generation.weighs and position.first_of_step else None
-        schedule = self.settings.schedule
         keeps = self.settings.keeps_keys
-        seen = schedule.skips and branch.output_map is None  # whether the layout of the output is found by this call
+        # the call by which the layout of the output is found
+        seen = self.settings.schedule.skips and branch.output_map is None
         self.sites.prepare(given, branch, selection, view.tokens, position.time, view.images, siblings, weighed, keeps)
         self.sites.prepare_text(given, branch, pruned=selection is not None)
         if weighed is not None or seen or (not known and branch.makes_buffers):

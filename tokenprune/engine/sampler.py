@@ -50,15 +50,29 @@ class Sampler:
         self._values: tuple[float, ...] = ()
 
     @property
+    def scheduler(self) -> Any:
+        """It itself; None where the pipeline has none."""
+        return getattr(self._pipeline, "scheduler", None)
+
+    @property
     def timesteps(self) -> Tensor | None:
         """Its table of timesteps, another tensor for each generation; None where there is none."""
-        table = getattr(getattr(self._pipeline, "scheduler", None), "timesteps", None)
+        table = getattr(self.scheduler, "timesteps", None)
         return table if isinstance(table, Tensor) else None
+
+    @property
+    def times(self) -> tuple[float, ...]:
+        """The entries of the table, none where there is no table; waits for the device once for each table."""
+        table = self.timesteps
+        if self._read is not table:
+            self._read = table
+            self._values = () if table is None else tuple(float(value) for value in table.tolist())
+        return self._values
 
     @property
     def remaining(self) -> int | None:
         """How many entries of the table are left, the coming step included; None where it does not count them."""
-        scheduler, table = getattr(self._pipeline, "scheduler", None), self.timesteps
+        scheduler, table = self.scheduler, self.timesteps
         places = (getattr(scheduler, name, None) for name in ("step_index", "begin_index"))
         place = next((place for place in places if isinstance(place, int)), None)
         if table is None or place is None or not 0 <= place < len(table):
@@ -67,13 +81,9 @@ class Sampler:
 
     @property
     def coming(self) -> tuple[float, ...] | None:
-        """The entries of the table that are left, the coming step's first; waits for the device once for each table."""
-        left, table = self.remaining, self.timesteps
-        if left is None or table is None:
-            return None
-        if self._read is not table:
-            self._read, self._values = table, tuple(float(value) for value in table.tolist())
-        return self._values[len(self._values) - left :]
+        """The entries of the table that are left, the coming step's first."""
+        left = self.remaining
+        return None if left is None else self.times[len(self.times) - left :]
 
     def sizes(self, count: int) -> tuple[float, ...] | None:
         """How far a prediction of size 1 moves the latents at each of the last steps of the table.
@@ -81,12 +91,11 @@ class Sampler:
         With latents a x + s e that is |s' - s| for a velocity and |s' - s a' / a| for noise (Euler's method and DDIM,
         which multistep samplers refine). None where the scheduler does not say what it takes predictions for.
         """
-        scheduler, table = getattr(self._pipeline, "scheduler", None), self.timesteps
+        scheduler, times = self.scheduler, self.times
         meaning = predicts(scheduler)
-        if meaning is None or table is None or not 0 < count <= len(table):
+        if meaning is None or not 0 < count <= len(times):
             return None
-        times = [float(value) for value in table.tolist()[len(table) - count :]]
-        shares = [*(signal_and_noise(scheduler, time) for time in times), (1.0, 0.0)]
+        shares = [*(signal_and_noise(scheduler, time) for time in times[len(times) - count :]), (1.0, 0.0)]
         if meaning == "velocity":
             return tuple(abs(later[1] - noise) for (_, noise), later in pairwise(shares))
         return tuple(abs(s_later - s * a_later / a) for (a, s), (a_later, s_later) in pairwise(shares))

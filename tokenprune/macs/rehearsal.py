@@ -129,7 +129,8 @@ def rehearse(
     """
     grid = module_map.grid(call.arguments)
     tokens = num_tokens(grid)
-    counts = counts_of(plan.schedule or plan.policy.schedule(), tokens, steps, module_map.least_tokens)
+    schedule = plan.schedule or plan.policy.schedule()
+    counts = counts_of(schedule, tokens, steps, module_map.least_tokens)
     pruned = sorted({*counts} - {0, tokens})
     arguments = dict(call.arguments)
     if module_map.reads_values and any(parameter.is_meta for parameter in model.parameters()):
@@ -149,13 +150,12 @@ def rehearse(
         with torch.no_grad(), MetaWins():
             twin(**arguments)
 
-    schedule = plan.schedule or plan.policy.schedule()
     settings = PruningSettings(
         SequentialPolicy(),
         CountSchedule(order),
         plan.reuse,
         guidance=halves,
-        keeps_keys=schedule.computes_parts or not schedule.skips,
+        keeps_keys=schedule.keeps_keys,
     )
     timeline = Timeline(lambda _: _Rehearsed(call.times, len(order)))
     masked = MaskedModule(twin, module_map, settings, timeline)
