@@ -50,7 +50,8 @@ def page(folder: Path) -> str:
     for results in results_of(folder).values():
         settings = results.settings
         budget = f" at {settings['budget']}" if "budget" in settings else ""
-        parts.append(f"## {settings['model']}: {settings['suite']}{budget}\n\n{table(results)}")
+        title = f"{settings['model']}: {settings['suite']}{budget}, {settings['steps']} steps"
+        parts.append(f"## {title}\n\n{table(results)}")
     return "\n".join(parts)
 
 
