@@ -55,9 +55,10 @@ def main(
                 num_inference_steps=steps,
                 guidance_scale=source.guidance_scale,
                 generator=torch.Generator().manual_seed(0),
+                output_type="np",
                 **source.arguments,
             ).images[0]
-            return np.asarray(drawn), handle.trace, handle.report()
+            return drawn, handle.trace, handle.report()
 
     plans = {
         "plain model": DensePolicy(),
