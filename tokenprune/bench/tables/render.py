@@ -22,9 +22,8 @@ PAGE = "results.md"
 
 HEADING = """# Results
 
-Every result file of `docs/results`, as `tokenprune bench` wrote it; made by `python -m tokenprune.bench.tables.render
-docs`. What the figures mean stands in [benchmarking.md](benchmarking.md), what follows from them in
-[analysis.md](analysis.md).
+This page shows every result file of `docs/results`, as `tokenprune bench` wrote it. `python -m tokenprune.bench.tables.render docs`
+makes it anew. [Benchmarking](benchmarking.md) explains the columns, and [analysis](analysis.md) says what follows from them.
 """
 
 
