@@ -37,7 +37,7 @@ def test_make_docs_runs_the_builder() -> None:
 
 def test_every_page_is_in_the_navigation_once() -> None:
     notebooks = [f"examples/{path.stem}.md" for path in (DOCS / "examples").glob("*.ipynb")]
-    pages = [path.name for path in DOCS.glob("*.md")] + notebooks + ["contributing.md"]
+    pages = [str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md")] + notebooks + ["contributing.md"]
     assert sorted(navigation(CONFIG["nav"])) == sorted(pages)
 
 
