@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -37,7 +38,15 @@ def test_the_table_by_goal_has_the_means_of_both_models() -> None:
 def test_the_distance_to_step_caches() -> None:
     plan, cache = row_of(SHORT, "`tokenprune.plan`"), row_of(SHORT, "best step cache")
     first, second = (f"{ours - theirs:.1f}" for ours, theirs in zip(plan, cache, strict=True))
-    assert f"it is {first} and {second} dB above the best step cache" in PAGE
+    assert f"28 steps: {first} and {second} dB above the best step cache" in PAGE
+
+
+@pytest.mark.parametrize("steps", [20, 14, 8, 4])
+def test_the_table_by_steps(steps: int) -> None:
+    results = json.loads((DOCS / "results" / f"shapes-sd3-presets-{steps}-steps.json").read_text())
+    psnr = {row["name"]: f"{row['psnr_mean']:.1f} dB" for row in results["rows"]}
+    plan, fewer = psnr["tokenprune.plan, balanced"], psnr[f"plain, {steps // 2} steps"]
+    assert f"{steps} steps: {plan}, and {fewer} with {steps // 2} plain steps" in PAGE
 
 
 @pytest.mark.parametrize(

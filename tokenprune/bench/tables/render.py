@@ -22,8 +22,9 @@ PAGE = "results.md"
 
 HEADING = """# Results
 
-This page shows every result file of `docs/results`, as `tokenprune bench` wrote it. `python -m tokenprune.bench.tables.render docs`
-makes it anew. [Benchmarking](benchmarking.md) explains the columns, and [analysis](analysis.md) says what follows from them.
+This page shows every result file of `docs/results`, as `tokenprune bench` wrote it.
+`python -m tokenprune.bench.tables.render docs` makes it anew. [Benchmarking](benchmarking.md) explains the columns, and
+[analysis](analysis.md) says what follows from them.
 """
 
 
