@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from models import CHANNELS, WIDTH, Attention, Block, DiT, FinalLayer, Mlp, labelled, noise
+from models import CHANNELS, WIDTH, Attention, Block, FinalLayer, Mlp, labelled, noise
 from torch import Tensor, nn
 
 LONGEST = 6
@@ -209,6 +209,20 @@ class WindowedAttention(Attention):
         return found.transpose(2, 3).reshape(x.shape)
 
 
+class MaskedWindows(Attention):
+    """The same windows as a mask over all tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        window = torch.arange(24).view(4, 6) // 6 // 2 * 3 + torch.arange(6) // 2
+        self.register_buffer("mask", window.flatten()[:, None] == window.flatten())
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = self.qkv(x).unflatten(-1, (3, 2, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        found = F.scaled_dot_product_attention(self.q_norm(query), self.k_norm(key), value, attn_mask=self.mask)
+        return self.proj(found.transpose(1, 2).flatten(2))
+
+
 # Videos: attention within each frame, then along time at each place ---------------------------------------------------
 
 
@@ -256,47 +270,3 @@ def packed(time: float = 500.0, seed: int = 0) -> dict[str, Any]:
 def film(time: float = 500.0, seed: int = 0) -> dict[str, Any]:
     """Arguments of the video model: 3 frames."""
     return {"x": noise(2, CHANNELS, 3, 8, 12, seed=seed), "t": labelled(time)["t"]}
-
-
-# Models that behave otherwise at low noise ----------------------------------------------------------------------------
-
-
-class Centring(DiT):
-    """Below a timestep its second block sees tokens without their mean."""
-
-    late = False
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.blocks[1].register_forward_pre_hook(self.centred)
-
-    def centred(self, _: nn.Module, args: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        x, c = args
-        return (x - x.mean(1, keepdim=True) if self.late else x), c
-
-    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        self.late = bool((t < 300).any())
-        return super().forward(x, t, y)
-
-
-class LateBlock(Centring):
-    """Below a timestep there is one more block."""
-
-    def __init__(self) -> None:
-        DiT.__init__(self)
-        self.last = Block()
-        self.final_layer.register_forward_pre_hook(self.refined)
-
-    def refined(self, _: nn.Module, args: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        x, c = args
-        return (self.last(x, c) if self.late else x), c
-
-
-class OfKnownTimes(DiT):
-    """Distilled: knows the timesteps of its four steps alone."""
-
-    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        for time in t.tolist():
-            if time not in (1000.0, 750.0, 500.0, 250.0):
-                raise KeyError(f"no embedding for timestep {time:g}")
-        return super().forward(x, t, y)

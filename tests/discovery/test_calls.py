@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from models import DiT, MMDiT, Recurrent, labelled, prompted, randomised, unlabelled
-from published import Centring, LateBlock, OfKnownTimes, PackedPixArt, UViT, classed, packed
+from models import Block, DiT, MMDiT, Recurrent, labelled, prompted, randomised, unlabelled
+from published import PackedPixArt, UViT, classed, packed
 from tiny import ALL
 from torch import Tensor, nn
 
@@ -19,6 +19,47 @@ from tokenprune.engine.oracle import far_time
 
 TINY = {tiny.name: tiny for tiny in ALL}
 POLICY = NoisePolicy(0.3, 2)
+
+
+class Centring(DiT):
+    """Below a timestep its second block sees tokens without their mean."""
+
+    late = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks[1].register_forward_pre_hook(self.centred)
+
+    def centred(self, _: nn.Module, args: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        x, c = args
+        return (x - x.mean(1, keepdim=True) if self.late else x), c
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        self.late = bool((t < 300).any())
+        return super().forward(x, t, y)
+
+
+class LateBlock(Centring):
+    """Below a timestep there is one more block."""
+
+    def __init__(self) -> None:
+        DiT.__init__(self)
+        self.last = Block()
+        self.final_layer.register_forward_pre_hook(self.refined)
+
+    def refined(self, _: nn.Module, args: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        x, c = args
+        return (self.last(x, c) if self.late else x), c
+
+
+class OfKnownTimes(DiT):
+    """Distilled: knows the timesteps of its four steps alone."""
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        for time in t.tolist():
+            if time not in (1000.0, 750.0, 500.0, 250.0):
+                raise KeyError(f"no embedding for timestep {time:g}")
+        return super().forward(x, t, y)
 
 
 def counted(model: nn.Module, inputs: dict[str, Any]) -> tuple[list[float], str]:

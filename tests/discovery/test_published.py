@@ -11,6 +11,7 @@ from models import DiT, MMDiT, SiT, labelled, noise, prompted, randomised
 from oracle import Places, Scripted, oracle_outputs
 from published import (
     CompressedAttention,
+    MaskedWindows,
     PackedPixArt,
     ReferenceMMDiT,
     SpaceTimeDiT,
@@ -39,6 +40,7 @@ SERVED: dict[str, tuple[Callable[[], nn.Module], Call, Places]] = {
     "U-ViT with a convolution": (UViTConv, classed, Places("decoder_pred", keys=26, first=2, first_out=2)),
     "MMDiT": (MMDiT, prompted, Places("head", keys=29, first=5, alike=True)),
     "reference MMDiT": (ReferenceMMDiT, pooled, Places("final_layer", keys=29, first=5)),
+    "DiT with masked windows": (lambda: DiT(MaskedWindows), labelled, Places("final_layer")),
     "packed PixArt": (PackedPixArt, packed, Places("final_layer")),
 }
 TIMES = (0.9, 0.7, 0.5, 0.35, 0.2, 0.05)
