@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import Block, DiT, MMDiT, Recurrent, labelled, prompted, randomised, unlabelled
+from models import Block, Centring, DiT, MMDiT, Recurrent, labelled, prompted, randomised, unlabelled
 from published import PackedPixArt, UViT, classed, packed
 from tiny import ALL
 from torch import Tensor, nn
@@ -19,24 +19,6 @@ from tokenprune.engine.oracle import far_time
 
 TINY = {tiny.name: tiny for tiny in ALL}
 POLICY = NoisePolicy(0.3, 2)
-
-
-class Centring(DiT):
-    """Below a timestep its second block sees tokens without their mean."""
-
-    late = False
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.blocks[1].register_forward_pre_hook(self.centred)
-
-    def centred(self, _: nn.Module, args: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        x, c = args
-        return (x - x.mean(1, keepdim=True) if self.late else x), c
-
-    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        self.late = bool((t < 300).any())
-        return super().forward(x, t, y)
 
 
 class LateBlock(Centring):

@@ -56,6 +56,7 @@ def test_the_page_checks_its_adapter() -> None:
     scope: dict[str, Any] = {"make_small_model": PlainTransformer, "inputs": inputs}
     exec(adapter.partition("handle =")[0], scope)
     exec(check, scope)
+    assert re.findall(r"```text\n(.*?)\n```", PAGE.read_text(), re.S) == [str(scope["result"])]
     exec(
         adapter.partition("handle =")[0].replace(
             '.attn") for i in range(len(model.blocks))', '.attn") for i in range(1)'

@@ -18,7 +18,7 @@ from tokenprune.discovery.texts import find_constants, find_noise_channels
 from tokenprune.discovery.tokengrid import GridSearch
 from tokenprune.discovery.watch import Event, Watched, copied, leaves, noised, watch
 from tokenprune.engine.copies import shapes_of
-from tokenprune.engine.on_meta import reads_values
+from tokenprune.engine.on_meta import fault_on_meta
 from tokenprune.engine.oracle import far_time, tensors_of
 from tokenprune.errors import UnknownModelError, one_line
 from tokenprune.modulemap import BlockSite, ExitSite, ModuleMap
@@ -144,7 +144,7 @@ class _Search:
             text, constants = find_constants(self.model, self.inputs, draft, plain.events, pairs)
             draft = replace(draft, text=text, constants=constants)
         found = self._checked(draft, [*doubts, verify.without_constants], examples)
-        if reads_values(self.model, found, shapes_of(((), self.inputs)), found.least_tokens):
+        if fault_on_meta(self.model, found, shapes_of(((), self.inputs)), found.least_tokens) is not None:
             found = replace(found, reads_values=True)
         return Discovery(found, tuple(self.notes))
 

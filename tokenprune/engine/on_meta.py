@@ -20,6 +20,7 @@ from tokenprune.engine.masked_module import MaskedModule
 from tokenprune.engine.settings import PruningSettings
 from tokenprune.engine.step_tracker import OneGeneration
 from tokenprune.engine.timeline import Timeline
+from tokenprune.errors import one_line
 from tokenprune.modulemap import ModuleMap
 from tokenprune.policies.sequential import SequentialPolicy
 from tokenprune.reuse.base import Hold
@@ -136,14 +137,17 @@ def apart(function: Callable[[], Result]) -> Result:
         return thread.submit(function).result()
 
 
-def reads_values(model: nn.Module, module_map: ModuleMap, arguments: Given, count: int) -> bool:
-    """Whether calls of the model need the values of its tensors on the host: then they fail on the meta device.
+def fault_on_meta(model: nn.Module, module_map: ModuleMap, arguments: Given, count: int) -> str | None:
+    """Why the operations of calls cannot be counted on the meta device: code that needs values of its tensors.
 
     Args:
         model: the model.
         module_map: its map.
         arguments: of a call, tensors on the meta device.
         count: how many tokens a pruned call computes.
+
+    Returns:
+        What the model raises there; None where nothing stands in the way.
     """
 
     def call() -> None:
@@ -154,6 +158,6 @@ def reads_values(model: nn.Module, module_map: ModuleMap, arguments: Given, coun
 
     try:
         apart(call)
-    except Exception:  # whatever the model's own code raises without values
-        return True
-    return False
+    except Exception as error:  # whatever the model's own code raises without values
+        return f"{type(error).__name__}: {one_line(error)}"
+    return None
