@@ -150,6 +150,7 @@ class Nameless(DiT):
 
 class Failing(DiT):
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        torch.rand(1)
         raise ValueError("out of\nmemory, say")
 
 
@@ -210,9 +211,10 @@ class OfManyTimes(DiT):
 def test_no_error_is_left_raw(make: type[nn.Module], call: Callable[..., Any], said: str) -> None:
     model, given = randomised(make), call()
     args, kwargs = (given, {}) if isinstance(given, list) else ((), given)
-    handle = tokenprune.apply(model, POLICY)
+    handle, state = tokenprune.apply(model, POLICY), torch.get_rng_state()
     with torch.no_grad(), pytest.raises(UnknownModelError, match=said) as caught:
         model(*args, **kwargs)
+    assert torch.equal(torch.get_rng_state(), state)
     message = str(caught.value)
     assert message.startswith(f"{make.__name__}: no adapter describes this model, and it could not be discovered. ")
     assert message.endswith(

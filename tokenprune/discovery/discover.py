@@ -55,17 +55,18 @@ def discover(model: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, An
     """
     found: list[str] = []
     devices = [tensor.device for tensor in model.parameters() if tensor.device.type == "cuda"]
-    try:
-        with (
-            torch.no_grad(),
-            torch.random.fork_rng(sorted({device.index or 0 for device in devices})),
-            _eagerly(model),
-        ):
-            return _Search(model, _named(model, args, dict(kwargs or {})), found).run()
-    except Undiscovered as error:
-        raise _unknown(model, f"Missing: {error}", found) from error
-    except Exception as error:  # whatever the model's own code raises
-        raise _unknown(model, _reason(model, args, dict(kwargs or {}), error), found) from error
+    given = dict(kwargs or {})
+    with (
+        torch.no_grad(),
+        torch.random.fork_rng(sorted({device.index or 0 for device in devices})),
+        _eagerly(model),
+    ):
+        try:
+            return _Search(model, _named(model, args, given), found).run()
+        except Undiscovered as error:
+            raise _unknown(model, f"Missing: {error}", found) from error
+        except Exception as error:  # whatever the model's own code raises
+            raise _unknown(model, _reason(model, args, given, error), found) from error
 
 
 def _unknown(model: nn.Module, reason: str, found: list[str]) -> UnknownModelError:
@@ -81,8 +82,7 @@ def _reason(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], error
     """Why a watched call raised: the model does by itself, or only when it is watched or given other inputs."""
     said = f"{type(error).__name__}: {one_line(error)}"
     try:
-        with torch.no_grad():
-            model(*copied({"": list(args)})[""], **copied(kwargs))
+        model(*copied({"": list(args)})[""], **copied(kwargs))
     except Exception as own:
         own_words = f"{type(own).__name__}: {one_line(own)}"
         return f"The model itself raises, without any of this, with these arguments: {own_words}. Correct the call"
