@@ -107,7 +107,7 @@ def test_packed_prompts_are_read_on_the_host() -> None:
     [
         (SpaceTimeDiT, film, r"attention sees 3, 24 image keys in different modules \(stages .*, windows or frames"),
         (lambda: DiT(WindowedAttention), labelled, r"blocks\.0\.attn attends to a batch of 12 for 2 images \(windows"),
-        (lambda: DiT(CompressedAttention), labelled, r"blocks\.0\.attn attends with 24 queries to 6 image keys"),
+        (lambda: DiT(CompressedAttention), labelled, r"blocks\.0\.attn attends with 24 queries to 6 keys that change"),
         (lambda: PackedPixArt(CompressedAttention), packed, r"a key for each image token: blocks\.0\.attn"),
     ],
     ids=["space and time", "windows", "compressed keys", "compressed keys of PixArt"],

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, get_args
 
 import pytest
-from models import Centring, DiT, labelled, randomised
+from models import Centring, DiT, MMDiT, labelled, prompted, randomised
 from published import PackedPixArt, packed
 from tiny import ALL
 from torch import Tensor, nn
@@ -63,12 +63,10 @@ def test_every_property_is_told() -> None:
 
 
 def test_what_cannot_be_checked_is_said() -> None:
-    """One image, shared selections, values that are read: each has its reason."""
+    """One image, values that are read: each has its reason."""
     one = {name: value[:1] for name, value in labelled().items()}
     (batch,) = (f for f in check_adapter(lambda: randomised(DiT), one, adapter=dit_map).findings if f.name == "batch")
     assert (batch.outcome, batch.detail) == ("not checked", "the arguments are for one image")
-    flux = TINY["flux"]
-    assert outcomes(check_adapter(flux.make, flux.inputs(), image_of=flux.image_of))["batch"] == "not checked"
     found = discover(randomised(PackedPixArt), (), packed()).map
     result = check_adapter(lambda: randomised(PackedPixArt), packed(), adapter=lambda _: found, image_of=of_packed)
     assert outcomes(result)["operations"] == "not checked"
@@ -76,6 +74,18 @@ def test_what_cannot_be_checked_is_said() -> None:
 
 def of_packed(given: Any, image: int) -> Any:
     return {name: value[image : image + 1] for name, value in given.items()}
+
+
+def test_images_that_share_a_selection_are_checked_alone_too() -> None:
+    found = discover(randomised(MMDiT), (), prompted()).map
+    assert found.shared
+    assert outcomes(check_adapter(lambda: randomised(MMDiT), prompted(), adapter=lambda _: found))["batch"] == "passed"
+
+    class Mixing(MMDiT):
+        def forward(self, sigma: Tensor, image: Tensor, context: Tensor) -> dict[str, Tensor]:
+            return super().forward(sigma, image, context + context.mean(0, keepdim=True))
+
+    assert failed(lambda: randomised(Mixing), prompted(), lambda _: found).broken == "batch"
 
 
 @pytest.mark.parametrize("path", ["final_layer.linear.0", "final_layer.norm", "blocks.2"])

@@ -99,7 +99,7 @@ def find_attentions(moved: list[Pair], images: int) -> tuple[tuple[AttentionSite
             calls[_own_module(pair[0], modules)].append((pair[0], changed[-2]))
             _refuse_compressed(pair, changed[-2])
             if key.shape[-2] == 0:
-                raise Undiscovered("attention calls with keys")
+                raise Undiscovered(f"keys in all attention calls: {pair[0].path or 'the model itself'} attends to none")
     with_images = {path: found for path, found in calls.items() if any(rows for _, rows in found)}
     if not with_images:
         total = sum(len(found) for found in calls.values())
@@ -129,8 +129,8 @@ def _refuse_compressed(pair: Pair, rows: tuple[int, ...]) -> None:
     if len(moving[-2]) > len(rows):
         raise Undiscovered(
             f"a key for each image token: {pair[0].path or 'the model itself'} attends with {query.shape[-2]} queries "
-            f"to {len(rows)} image keys (keys and values made of several tokens each, by a convolution or pooling, "
-            f"cannot be computed from some of the tokens)"
+            f"to {len(rows)} keys that change with the image (keys made of several tokens each, by a convolution or "
+            f"pooling, or of another sequence that sees the image, cannot be computed from some of the tokens)"
         )
 
 
