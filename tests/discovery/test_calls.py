@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import tokenprune
 from tokenprune import NoisePolicy, UnknownModelError
 from tokenprune.discovery import discover
-from tokenprune.engine.oracle import far_time
+from tokenprune.engine.oracle import far_times
 
 TINY = {tiny.name: tiny for tiny in ALL}
 POLICY = NoisePolicy(0.3, 2)
@@ -83,32 +83,42 @@ def test_no_more_calls_than_needed(
 @pytest.mark.parametrize(
     ("time", "far"),
     [
-        (torch.tensor([1000.0, 500.0]), torch.tensor([20.0, 10.0])),
-        (torch.tensor([999]), torch.tensor([19])),
-        (torch.tensor([1.0]), torch.tensor([0.02])),
-        (torch.tensor([0.0, 0.1]), torch.tensor([0.98, 0.98])),
-        (torch.tensor(0), torch.tensor(980)),
-        (999, 19),
-        (0, 980),
-        (0.0, 0.98),
-        (800.0, 16.0),
+        (torch.tensor([1000.0, 500.0]), [torch.tensor([20.0, 10.0])]),
+        (torch.tensor([999]), [torch.tensor([19])]),
+        (torch.tensor([1.0]), [torch.tensor([0.02])]),
+        (torch.tensor([0.3]), [torch.tensor([0.006]), torch.tensor([0.98])]),
+        (torch.tensor([0.0, 0.0]), [torch.tensor([0.98, 0.98])]),
+        (torch.tensor(0), [torch.tensor(980)]),
+        (999, [19]),
+        (250, [5, 980]),
+        (0.0, [0.98]),
+        (800.0, [16.0]),
     ],
 )
-def test_the_other_noise_level(time: Any, far: Any) -> None:
-    found = far_time(time)
-    assert type(found) is type(far)
+def test_the_other_noise_levels(time: Any, far: list[Any]) -> None:
+    found = far_times(time)
+    assert [type(each) for each in found] == [type(each) for each in far]
     torch.testing.assert_close(found, far)
 
 
-def test_maps_are_checked_at_two_noise_levels() -> None:
+def test_maps_are_checked_at_other_noise_levels() -> None:
     times, _ = counted(randomised(DiT), labelled())
     assert set(times) == {500.0, 10.0}
+    times, _ = counted(randomised(DiT), labelled(250.0))
+    assert set(times) == {250.0, 5.0, 980.0}
+    assert len(times) <= 13
+
+
+def test_what_happens_at_high_noise_is_seen_from_low() -> None:
+    """The first call may be of an image-to-image run, which begins at low noise."""
+    _, said = counted(randomised(LateBlock), labelled(250.0))
+    assert "a call with another timestep (at t = 980) ran final_layer (call) in place of last (call)" in said
 
 
 @pytest.mark.parametrize(
     ("make", "missing", "most"),
     [
-        (Centring, r"at t = 10, .* off by \S+ of its largest \(though not at t = 500: below some timestep", 13),
+        (Centring, r"at t = 10, .* off by \S+ of its largest \(though not at t = 500: does it do something else", 13),
         (
             LateBlock,
             r"after blocks\.2 a call with another timestep \(at t = 10\) ran last \(call\) in place of final",
@@ -135,7 +145,7 @@ def test_a_model_that_knows_its_timesteps_alone_is_checked_at_those() -> None:
             model(**labelled(time))
         report = handle.report()
     assert [step.tokens for step in report.steps] == [24, 24, 7]
-    assert any("checked at one noise level alone: at t = 20 the model raises KeyError" in note for note in report.notes)
+    assert any("not checked at t = 20: there the model raises KeyError" in note for note in report.notes)
 
 
 class Silent(DiT):

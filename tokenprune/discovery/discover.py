@@ -19,7 +19,7 @@ from tokenprune.discovery.tokengrid import GridSearch
 from tokenprune.discovery.watch import Event, Watched, copied, leaves, noised, watch
 from tokenprune.engine.copies import shapes_of
 from tokenprune.engine.on_meta import fault_on_meta
-from tokenprune.engine.oracle import far_time, tensors_of
+from tokenprune.engine.oracle import far_times, tensors_of
 from tokenprune.errors import UnknownModelError, one_line
 from tokenprune.modulemap import BlockSite, ExitSite, ModuleMap
 from tokenprune.targets import TIMES
@@ -136,13 +136,16 @@ class _Search:
         if channels is not None:
             draft = replace(draft, noise_channels=channels[0], output_channels=channels[1])
         examples = [verify.Example(self.inputs, plain.output, _at(time, self.inputs[time]))]
-        elsewhere = {**self.inputs, latents: noised(self.inputs[latents]), time: far_time(self.inputs[time])}
-        later = self._later(elsewhere, _at(time, elsewhere[time]))
-        if later is not None:
-            examples.append(verify.Example(elsewhere, later.output, _at(time, elsewhere[time])))
-            pairs = parts.pairs_of(plain.events, later.events, f"another timestep ({examples[1].when})")
-            text, constants = find_constants(self.model, self.inputs, draft, plain.events, pairs)
-            draft = replace(draft, text=text, constants=constants)
+        for far in far_times(self.inputs[time]):
+            elsewhere, when = {**self.inputs, latents: noised(self.inputs[latents]), time: far}, _at(time, far)
+            later = self._later(elsewhere, when)
+            if later is None:
+                continue
+            pairs = parts.pairs_of(plain.events, later.events, f"another timestep ({when})")
+            if len(examples) == 1:
+                text, constants = find_constants(self.model, self.inputs, draft, plain.events, pairs)
+                draft = replace(draft, text=text, constants=constants)
+            examples.append(verify.Example(elsewhere, later.output, when))
         found = self._checked(draft, [*doubts, verify.without_constants], examples)
         if fault_on_meta(self.model, found, shapes_of(((), self.inputs)), found.least_tokens) is not None:
             found = replace(found, reads_values=True)
@@ -203,16 +206,14 @@ class _Search:
         try:
             return watch(self.model, inputs)
         except Exception as error:  # whatever the model's own code raises
-            self.notes.append(
-                f"checked at one noise level alone: {when} the model raises {type(error).__name__}: {one_line(error)}"
-            )
+            self.notes.append(f"not checked {when}: there the model raises {type(error).__name__}: {one_line(error)}")
             return None
 
     def _checked(self, draft: ModuleMap, doubts: list[verify.Change], examples: list[verify.Example]) -> ModuleMap:
         faults = []
         for variant in verify.variants(draft, doubts):
             try:
-                return verify.checked(self.model, variant, examples[0], examples[-1])
+                return verify.checked(self.model, variant, examples)
             except verify.Fault as fault:
                 faults.append(fault)
                 if fault.elsewhere:  # other readings of what was seen would not help

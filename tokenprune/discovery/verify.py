@@ -67,34 +67,34 @@ class Fault(Exception):  # noqa: N818
         self.tokens, self.elsewhere = tokens, elsewhere
 
 
-def checked(model: nn.Module, module_map: ModuleMap, near: Example, far: Example) -> ModuleMap:
+def checked(model: nn.Module, module_map: ModuleMap, examples: Sequence[Example]) -> ModuleMap:
     """The map, with the fewest tokens that the model can compute.
 
     In one generation, pruned steps of the same input as the last full one must give the plain model's output up to
-    rounding, at a noise level and at another one; and, so that this means anything, must not if the keys and values
+    rounding, at each noise level; and, so that this means anything, must not if the keys and values
     they take from their caches are others.
 
     Args:
         model: the model.
         module_map: its map.
-        near: a call.
-        far: one at another noise level, or the same.
+        examples: calls at different noise levels.
 
     Raises:
         Fault: it does not stand the check.
     """
     try:
-        _check(model, module_map, near, far)
+        _check(model, module_map, examples)
     except Fault as fault:
         if fault.tokens != 1:
             raise
         few = replace(module_map, least_tokens=FEW)
-        _check(model, few, near, far)
+        _check(model, few, examples)
         return few
     return module_map
 
 
-def _check(model: nn.Module, module_map: ModuleMap, near: Example, far: Example) -> None:
+def _check(model: nn.Module, module_map: ModuleMap, examples: Sequence[Example]) -> None:
+    near, last = examples[0], examples[-1]
     tolerance = math.sqrt(torch.finfo(tensors_of(near.plain)[0].dtype).eps)
     try:
         module_map.check(model)
@@ -104,14 +104,17 @@ def _check(model: nn.Module, module_map: ModuleMap, near: Example, far: Example)
     if tokens <= module_map.least_tokens:
         raise Fault(f"a picture of {tokens} token has none to prune; call the model with a larger one")
     some = min(max(module_map.least_tokens, round(FRACTION * tokens)), tokens - 1)
-    again = [] if far is near else [(far, tokens)]
-    steps = [(near, tokens), (near, some), *again, (far, module_map.least_tokens), (far, some)]
+    few = module_map.least_tokens
+    steps = [(near, tokens), (near, some)] if len(examples) > 1 else [(near, tokens), (near, some), (near, few)]
+    for far in examples[1:]:
+        steps += [(far, tokens), (far, few)]
+    steps.append((last, some))
     calls, counts = [copied(example.inputs) for example, _ in steps], [count for _, count in steps]
     paths, spoiled = [site.path for site in module_map.attentions], len(steps) - 1
     with closing(play(model, module_map, calls, counts, SEED, range(images), paths, spoiled)) as outputs:
         for number, (example, count) in enumerate(steps):
             before = (
-                "" if example is near else f" (though not {near.when}: below some timestep it does something else?)"
+                "" if example is near else f" (though not {near.when}: does it do something else at other timesteps?)"
             )
             where = f"{example.when}, with {count} of {tokens} tokens"
             try:

@@ -66,21 +66,24 @@ def play(
         masked.remove()
 
 
-def far_time(value: Any) -> Any:
-    """A timestep far from the given one, at the other end of its scale: nearly without noise for one of much noise.
+def far_times(value: Any) -> list[Any]:
+    """Timesteps far from the given one: at the lower end of its scale, and at the upper end unless it is near that.
 
-    Timesteps count to about 1000 or to 1. One below a half (of whole numbers, below 10), as the first of those that
-    rise while the noise falls, is taken to be at the lower end.
+    Timesteps count to about 1000 or to 1; whole numbers, and those above 1, are taken for the former. Which end has no
+    noise does not matter.
 
     Args:
         value: a number or tensor.
     """
     highest = float(value.detach().max()) if isinstance(value, Tensor) else value
     whole = not value.is_floating_point() if isinstance(value, Tensor) else isinstance(value, int)
-    if highest < (10 if whole else 0.5):
-        far = 980 if whole else 0.98
-        return torch.full_like(value, far) if isinstance(value, Tensor) else far
-    return value // 50 if whole else value / 50
+    scale = 1000 if whole or highest > 1 else 1
+    low = value // 50 if whole else value / 50
+    high = 98 * scale // 100 if whole else 0.98 * scale
+    found = [low] if highest > 0 else []
+    if highest < 0.5 * scale:
+        found.append(torch.full_like(value, high) if isinstance(value, Tensor) else high)
+    return found
 
 
 def tensors_of(output: Any) -> list[Tensor]:

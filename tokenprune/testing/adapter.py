@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_map
 
 from tokenprune.engine.copies import shapes_of
 from tokenprune.engine.on_meta import fault_on_meta
-from tokenprune.engine.oracle import Inputs, difference, far_time, play
+from tokenprune.engine.oracle import Inputs, difference, far_times, play
 from tokenprune.errors import TokenPruneError, one_line
 from tokenprune.ops.grid import num_tokens
 from tokenprune.registry import Adapter, find_adapter
@@ -28,7 +28,7 @@ UNSEEN = (
     "guidance: which half of a batch is the unconditional one",
     "noise_channels: which channels of the last projection are the prediction",
     "what the model does with its tokens behind the exit in code that is no module",
-    "other noise levels than two, other sizes, numbers of text tokens and optional arguments than those given",
+    "other noise levels than these, other sizes, numbers of text tokens and optional arguments",
 )
 """What the kit cannot tell of an adapter."""
 
@@ -73,7 +73,7 @@ def check_adapter(
     - "exit": no layer behind the exit works on its tokens one by one: it is the last projection;
     - "stale": with the cached keys and values of any attention module changed, the output does change, so every
       module reads its cache;
-    - "noise level": "full" and "pruned" hold at another noise level, with other latents;
+    - "noise level": "full" and "pruned" hold at one or two other noise levels, with other latents;
     - "constants": they give the same there, as the text is the same;
     - "batch": each image of a batch gets the same output alone;
     - "operations": calls run on torch's meta device, where they are counted, unless the map has `reads_values`;
@@ -160,7 +160,9 @@ class _Check:
         self.same_pruned("pruned", self.inputs, [self.tokens, self.count, self.count, self.tokens, least], self.plain)
         return f"steps of {self.count} tokens and of {least}, the plain model's up to rounding"
 
-    def same_pruned(self, wanted: AdapterProperty, inputs: Inputs, counts: Sequence[int], plain: Any) -> None:
+    def same_pruned(
+        self, wanted: AdapterProperty, inputs: Inputs, counts: Sequence[int], plain: Any, when: str = ""
+    ) -> None:
         """Raise unless steps that compute so many tokens of one input give the plain model's output for it."""
         outputs = self.play(wanted, [inputs] * len(counts), counts)
         for output, count in zip(outputs, counts, strict=True):
@@ -168,8 +170,8 @@ class _Check:
             if not apart <= self.tolerance:
                 raise self.error(
                     wanted,
-                    f"with {count} of {self.tokens} tokens of the same input the output differs by {apart:.2g} of its "
-                    f"largest value from that of all tokens; some place where tokens meet is missing or wrong",
+                    f"{when}with {count} of {self.tokens} tokens of the same input the output differs by {apart:.2g} "
+                    f"of its largest value from that of all tokens; some place where tokens meet is missing or wrong",
                 )
 
     def check_exit(self) -> str:
@@ -193,22 +195,20 @@ class _Check:
         return f"each of {len(self.map.attentions)} attention modules reads its cache"
 
     def check_noise_level(self) -> str:
-        far = self.far()
-        time = far[self.map.time]
-        value = float(time.max()) if isinstance(time, Tensor) else time
-        try:
-            plain = self.model(**far)
-        except Exception as error:  # the model's own code, which may know some timesteps alone
-            raise NotChecked(f"at {self.map.time} = {value:g} the model raises {_said(error)}") from error
-        self.same_pruned("noise level", far, [self.tokens, self.count], plain)
-        return f"full and pruned steps at {self.map.time} = {value:g}, with other latents"
+        for when, far in self.far():
+            try:
+                plain = self.model(**far)
+            except Exception as error:  # the model's own code, which may know some timesteps alone
+                raise NotChecked(f"at {when} the model raises {_said(error)}") from error
+            self.same_pruned("noise level", far, [self.tokens, self.count], plain, f"at {when}, ")
+        return f"full and pruned steps at {' and '.join(when for when, _ in self.far())}, with other latents"
 
     def check_constants(self) -> str:
         if not self.map.constants:
             raise NotChecked("the map names none")
         kept = outputs_of(self.model, self.inputs, self.map.constants)
         try:
-            others = outputs_of(self.model, self.far(), self.map.constants)
+            others = outputs_of(self.model, self.far()[0][1], self.map.constants)
         except Exception as error:
             raise NotChecked(f"at another noise level the model raises {_said(error)}") from error
         for path in self.map.constants:
@@ -263,11 +263,14 @@ class _Check:
 
         return {**self.inputs, self.map.latents: tree_map(noised, self.inputs[self.map.latents])}
 
-    def far(self) -> Inputs:
-        """The inputs with other latents, at another noise level."""
-        if self.map.time not in self.inputs:
-            raise NotChecked(f"the arguments say nothing of {self.map.time!r}")
-        return {**self.noised(0), self.map.time: far_time(self.inputs[self.map.time])}
+    def far(self) -> list[tuple[str, Inputs]]:
+        """The inputs with other latents, at other noise levels, and at which."""
+        name = self.map.time
+        if name not in self.inputs:
+            raise NotChecked(f"the arguments say nothing of {name!r}")
+        times = far_times(self.inputs[name])
+        values = (float(time.max()) if isinstance(time, Tensor) else time for time in times)
+        return [(f"{name} = {v:g}", {**self.noised(0), name: t}) for v, t in zip(values, times, strict=True)]
 
     def play(
         self,
