@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from tokenprune.engine.attention_calls import CallShape, Held, SeenCall, Walk
 from tokenprune.engine.attention_masks import between_tokens, fit_mask
-from tokenprune.engine.attention_state import AttentionPlan, AttentionState, KeptKeys, Weigh
+from tokenprune.engine.attention_state import AttentionPlan, AttentionState, ImageTokens, KeptKeys, Weigh
 from tokenprune.errors import AttentionError
 from tokenprune.ops.static_memory import store
 from tokenprune.reuse.key_value import BufferKey
@@ -119,7 +119,7 @@ class FullAttention(AttentionService):
         seen, coming, site = self.plan.seen, self.plan.coming, self.state.site
         if self._changed or len(self._calls) != len(seen.calls):
             if self._calls and not self._firsts:
-                text = "" if site.layout == "image" else " and the text keys"
+                text = " and the text keys" if "text" in site.layout else ""
                 raise AttentionError(
                     f"{self.path}: expected {coming.tokens} image keys{text}, got "
                     f"{', '.join(str(call.shape.keys) for call in self._calls)} keys; the module map calls its layout "
@@ -145,7 +145,7 @@ class FullAttention(AttentionService):
     ) -> SeenCall:
         """What a call is, which was `known` at the last full one."""
         shape, coming = CallShape.of(query, key), self.plan.coming
-        if shape.keys < coming.tokens:
+        if shape.keys < coming.tokens + (coming.before if self.state.site.layout == "text-image" else 0):
             return SeenCall(shape, None)
         if known is not None and not self._changed and torch.compiler.is_compiling():
             return known
@@ -234,7 +234,9 @@ class PrunedAttention(AttentionService):
 
     def __init__(self, state: AttentionState, plan: AttentionPlan) -> None:
         super().__init__(state, plan)
-        self._walk = Walk(plan.seen.runs, plan.coming.tokens - plan.selected)
+        streams = ImageTokens(state.site.layout).streams
+        self._dropped = streams * (plan.coming.tokens - plan.selected)
+        self._walk = Walk(plan.seen.runs, self._dropped)
         self._given: dict[int, Held] = {}
         self._whole: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -279,8 +281,7 @@ class PrunedAttention(AttentionService):
 
     def _changed(self, got: str) -> AttentionError:
         plan = self.plan
-        dropped = plan.coming.tokens - plan.selected
-        calls = [f"[{r.shape.rows}, {r.shape.heads}, {r.shape.keys - dropped}, D]" for r in plan.seen.runs]
+        calls = [f"[{r.shape.rows}, {r.shape.heads}, {r.shape.keys - self._dropped}, D]" for r in plan.seen.runs]
         made = f"those of {', '.join(calls)} as at the last full step" if calls else "none, as there were none before"
         return AttentionError(
             f"{self.path}: expected fresh keys for the selected and text tokens, {made}, got {got}; the text changed "

@@ -46,8 +46,9 @@ class CallArguments:
 
     @property
     def time(self) -> Any:
-        """The timestep."""
-        return self._needed(self._map.time)
+        """The timestep of the image tokens."""
+        given = self._needed(self._map.time)
+        return given if self._map.noise_level is None else self._map.noise_level(self.arguments)
 
     @property
     def latents(self) -> Tensor:

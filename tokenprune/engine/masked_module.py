@@ -268,7 +268,18 @@ class MaskedModule:
         keeps = self.settings.keeps_keys
         # the call by which the layout of the output is found
         seen = self.settings.schedule.skips and branch.output_map is None
-        self.sites.prepare(given, branch, selection, view.tokens, position.time, view.images, siblings, weighed, keeps)
+        self.sites.prepare(
+            given,
+            branch,
+            selection,
+            view.tokens,
+            position.time,
+            images=view.images,
+            references=view.references,
+            siblings=siblings,
+            weighed=weighed,
+            keeps=keeps,
+        )
         self.sites.prepare_text(given, branch, pruned=selection is not None)
         if weighed is not None or seen or (not known and branch.makes_buffers):
             # Compiled blocks must never see the buffers being made: that would be another graph for each layer. Nor
@@ -468,5 +479,6 @@ class MaskedModule:
                 with self._block_outputs.stand_in():
                     return self.model.forward(*args, **kwargs)
 
-            self._output_maps[key] = OutputMap(tokens, output, rearrange)
+            mixed = self.map.exit_site.layout != "image"
+            self._output_maps[key] = OutputMap(tokens, output, rearrange, mixed)
         call.branch.output_map = self._output_maps[key]
