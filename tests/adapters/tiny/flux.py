@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from tiny.case import GUIDED, ONCE, TEXT, TWICE, B, T, Tiny, ids, mask, noise, square, times
+from tiny.case import GUIDED, ONCE, TEXT, TWICE, B, T, Tiny, ids, mask, noise, rows_of, square, times
 
 
 def flux_inputs(columns: int = 3, batched: bool = False, references: bool = False, **more: Any) -> dict[str, Any]:
@@ -67,6 +67,34 @@ CASES = [
         "reference tokens are computed at full steps only; not the cached-reference mode of klein-KV",
     ),
     Tiny(
+        "flux3",
+        "Flux3Transformer2DModel",
+        {**flux_config, "cond_in_channels": 4, "axes_dims_rope": (2, 2, 2, 2), "timestep_channels": 16},
+        lambda: flux_inputs(columns=4),
+        "Flux3ModularPipeline",
+        TWICE,
+    ),
+    Tiny(
+        "flux3-edit",
+        "Flux3Transformer2DModel",
+        {
+            **flux_config,
+            "cond_in_channels": 4,
+            "axes_dims_rope": (2, 2, 2, 2),
+            "timestep_channels": 16,
+            "flow_map": True,
+        },
+        lambda: flux_inputs(
+            columns=4,
+            image_cond_hidden_states=noise(B, 6, 4),
+            image_cond_ids=ids(2, 3, group=1, columns=4),
+            target_timestep=times / 2000,
+        ),
+        "Flux3DistilledModularPipeline, with pictures to edit",
+        ONCE,
+        "reference tokens are computed at every step",
+    ),
+    Tiny(
         "chroma",
         "ChromaTransformer2DModel",
         {**flux_config, "approximator_num_channels": 8, "approximator_hidden_dim": 16, "approximator_layers": 1},
@@ -81,6 +109,22 @@ CASES = [
         lambda: flux_inputs(),
         "BriaPipeline",
         GUIDED,
+    ),
+    Tiny(
+        "bria-fibo",
+        "BriaFiboTransformer2DModel",
+        {**flux_config, "text_encoder_dim": TEXT},
+        lambda: flux_inputs(
+            references=True,
+            text_encoder_layers=[noise(B, T, TEXT, seed=seed) for seed in range(4)],
+            joint_attention_kwargs={
+                "attention_mask": torch.cat([mask(), torch.ones(B, 30, dtype=torch.bool)], dim=1)[:, None, None]
+            },
+        ),
+        "BriaFiboPipeline, BriaFiboEditPipeline",
+        GUIDED,
+        "reference tokens are computed at full steps only",
+        image_of=rows_of("hidden_states"),
     ),
     Tiny(
         "longcat",
