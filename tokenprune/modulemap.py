@@ -125,6 +125,8 @@ class ModuleMap:
         grid: token grid of a call, from the model's arguments by name; read once a generation.
         hidden: name of the blocks' image-token argument.
         latents: name of the model's argument that holds the noisy latents, a tensor or a list with one for each image.
+        image_latents: those of the image alone [B, ...], from the model's arguments, where `latents` has other rows,
+            which differ from one guidance branch to the other; None: `latents` as they are.
         time: name of the model's timestep argument.
         noise_level: the timestep of the image tokens, from the model's arguments, where `time` holds those of other
             tokens, too; None: the largest value of `time`.
@@ -159,6 +161,7 @@ class ModuleMap:
     grid: Callable[[Arguments], TokenGrid]
     hidden: str = "hidden_states"
     latents: str = "hidden_states"
+    image_latents: Callable[[Arguments], Tensor] | None = None
     time: str = "timestep"
     noise_level: Callable[[Arguments], Any] | None = None
     time_rises: bool = False

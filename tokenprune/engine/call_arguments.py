@@ -48,7 +48,10 @@ class CallArguments:
     def time(self) -> Any:
         """The timestep of the image tokens."""
         given = self._needed(self._map.time)
-        return given if self._map.noise_level is None else self._map.noise_level(self.arguments)
+        if self._map.noise_level is None:
+            return given
+        level = self._map.noise_level(self.arguments)
+        return level.clone() if isinstance(level, Tensor) else level  # a value, not a place in the sampler's table
 
     @property
     def latents(self) -> Tensor:
@@ -58,6 +61,8 @@ class CallArguments:
             UnsupportedCallError: they are missing, or images of several sizes.
         """
         latents = self._needed(self._map.latents)
+        if self._map.image_latents is not None:
+            return self._map.image_latents(self.arguments)
         if isinstance(latents, Tensor):
             return latents
         if not all(isinstance(image, Tensor) and image.shape == latents[0].shape for image in latents):
