@@ -125,11 +125,7 @@ class ModuleMap:
         grid: token grid of a call, from the model's arguments by name; read once a generation.
         hidden: name of the blocks' image-token argument.
         latents: name of the model's argument that holds the noisy latents, a tensor or a list with one for each image.
-        image_latents: those of the image alone [B, ...], from the model's arguments, where `latents` has other rows,
-            which differ from one guidance branch to the other; None: `latents` as they are.
         time: name of the model's timestep argument.
-        noise_level: the timestep of the image tokens, from the model's arguments, where `time` holds those of other
-            tokens, too; None: the largest value of `time`.
         time_rises: whether the timestep grows as the noise falls.
         text: name of the model's text argument; while it is the same tensor, `constants` are reused.
         constants: paths of modules whose output depends on the text alone (cross-attention keys and values).
@@ -153,6 +149,10 @@ class ModuleMap:
             something else (a single one, whose dimension it squeezes away).
         reads_values: whether the model looks at values of its tensors on the host (masks, lengths, routing), so that
             its operations cannot be counted on torch's meta device; a report then runs the model itself to count.
+        image_latents: those of the image alone [B, ...], from the model's arguments, where `latents` has other rows,
+            which differ from one guidance branch to the other; None: `latents` as they are.
+        noise_level: the timestep of the image tokens, from the model's arguments, where `time` holds those of other
+            tokens, too; None: the largest value of `time`.
     """
 
     blocks: tuple[str | BlockSite, ...]
@@ -161,9 +161,7 @@ class ModuleMap:
     grid: Callable[[Arguments], TokenGrid]
     hidden: str = "hidden_states"
     latents: str = "hidden_states"
-    image_latents: Callable[[Arguments], Tensor] | None = None
     time: str = "timestep"
-    noise_level: Callable[[Arguments], Any] | None = None
     time_rises: bool = False
     text: str | None = "encoder_hidden_states"
     constants: tuple[str, ...] = ()
@@ -177,6 +175,8 @@ class ModuleMap:
     guidance: Guidance = "uncond-first"
     least_tokens: int = 1
     reads_values: bool = False
+    image_latents: Callable[[Arguments], Tensor | list[Tensor]] | None = None
+    noise_level: Callable[[Arguments], Any] | None = None
 
     @property
     def block_sites(self) -> tuple[BlockSite, ...]:

@@ -22,7 +22,7 @@ def fibo2(model: BriaFibo2Transformer2DModel) -> ModuleMap:
     rotary, noisy = (TokenArgument(name, "text-image") for name in ("freqs_cis", "noise_mask"))
 
     def before(arguments: Arguments) -> Tensor:
-        text, mask = arguments["encoder_hidden_states"], arguments["encoder_attention_mask"]
+        text, mask = arguments["encoder_hidden_states"], arguments.get("encoder_attention_mask")
         counts = compute_gist_count(
             [text.shape[2]] * len(text) if mask is None else mask.sum(dim=1).tolist(),
             min_gist=config.min_num_gist_tokens,

@@ -46,7 +46,8 @@ def pooled_tokens(arguments: Arguments, pictures: Mapping[str, int], patch: tupl
 
     What is left at the edges is padded to a patch; videos that are not given give none.
     """
-    given = ((arguments[name].shape[-3:], factor) for name, factor in pictures.items() if arguments[name] is not None)
+    videos = ((arguments.get(name), factor) for name, factor in pictures.items())
+    given = ((video.shape[-3:], factor) for video, factor in videos if video is not None)
     return sum(
         math.prod(math.ceil(extent / (factor * size)) for extent, size in zip(extents, patch, strict=True))
         for extents, factor in given

@@ -7,12 +7,13 @@ reference images (Kontext, FLUX.2) follow those of the image and are computed at
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 
 import torch
-from diffusers import Flux3Transformer2DModel
+from diffusers import Flux2Transformer2DModel, Flux3Transformer2DModel
 from torch import Tensor, nn
 
-from tokenprune import Arguments, AttentionSite, BlockSite, ModuleMap, TokenArgument
+from tokenprune import Arguments, AttentionSite, BlockSite, ModuleMap, TokenArgument, TokenGrid, num_tokens
 from tokenprune_adapters.common import after, grid_of_ids, paths
 
 CONTROLS = ("controlnet_block_samples", "controlnet_single_block_samples")
@@ -36,6 +37,36 @@ def module_map(model: nn.Module) -> ModuleMap:
     )
 
 
+def flux2(model: Flux2Transformer2DModel) -> ModuleMap:
+    """As FLUX.1. FLUX.2 klein-KV is given reference images before the image in its first call alone (mode "extract").
+
+    Later calls (mode "cached") take their keys and values out of a cache of the model's, between the text's and the
+    image's.
+    """
+    found = module_map(model)
+
+    def given(arguments: Arguments) -> int:
+        """Reference tokens before the image in this call."""
+        return arguments["num_ref_tokens"] if arguments.get("kv_cache_mode") == "extract" else 0
+
+    def image(arguments: Arguments) -> Tensor:
+        latents: Tensor = arguments["hidden_states"][:, given(arguments) :]
+        return latents
+
+    def grid(arguments: Arguments) -> TokenGrid:
+        return found.grid({**arguments, "hidden_states": image(arguments)})
+
+    def references(arguments: Arguments) -> tuple[int, int]:
+        return 0, image(arguments).shape[1] - num_tokens(grid(arguments))
+
+    def before(arguments: Arguments) -> Tensor | None:
+        cache, (batch, text) = arguments.get("kv_cache"), arguments["encoder_hidden_states"].shape[:2]
+        cached = given(arguments) if cache is None else cache.num_ref_tokens
+        return torch.full((batch,), text + cached) if arguments.get("kv_cache_mode") is not None else None
+
+    return replace(found, grid=grid, references=references, image_latents=image, text_lengths=before)
+
+
 def flux3(model: Flux3Transformer2DModel) -> ModuleMap:
     """Self-attention over the image, then joint attention over [text, image, reference images].
 
@@ -44,7 +75,7 @@ def flux3(model: Flux3Transformer2DModel) -> ModuleMap:
     own, joint = paths(model, "mode_blocks.image"), paths(model, "single_transformer_blocks")
 
     def before(arguments: Arguments) -> Tensor | None:
-        if arguments["image_cond_hidden_states"] is None:
+        if arguments.get("image_cond_hidden_states") is None:
             return None
         batch, text = arguments["encoder_hidden_states"].shape[:2]
         return torch.full((batch,), text)

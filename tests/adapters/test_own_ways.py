@@ -21,13 +21,15 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     HeliosScheduler,
 )
+from diffusers.models.transformers.transformer_glm_image import GlmImageKVCache
 from diffusers.models.transformers.transformer_qwenimage21 import QwenImage21KVCache
 from drawing import ENCODERS, MASK, STEPS, TEXTS, WARMUP, Draw, calls, drawing
-from tiny import ALL, TEXT, T, noise
+from PIL import Image
+from tiny import ALL, TEXT, T, ids, noise
 from torch import nn
 
 import tokenprune
-from tokenprune import DensePolicy, NoisePolicy
+from tokenprune import DensePolicy, NoisePolicy, UnsupportedCallError
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
@@ -63,6 +65,14 @@ class Processor:
 
     def apply_chat_template(self, *_: Any, **__: Any) -> list[list[int]]:
         return [[1, 2, 3]]
+
+
+class Vae:
+    """Stands for FLUX.2's, whose statistics the pipeline takes for those of latents."""
+
+    dtype = torch.float32
+    config = SimpleNamespace(batch_norm_eps=0.0, block_out_channels=(1,) * 4)
+    bn = SimpleNamespace(running_mean=torch.zeros(4), running_var=torch.ones(4))
 
 
 def qwen(**options: Any) -> tuple[Any, Draw]:
@@ -139,6 +149,20 @@ def kandinsky() -> tuple[Any, Draw]:
     return drawing(pipe, **PROMPTS, **pooled, **SMALL, sample_audio=False)
 
 
+def klein(references: bool = True) -> tuple[Any, Draw]:
+    pipe = diffusers.Flux2KleinKVPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        transformer=transformer("flux2", guidance_embeds=False),
+        vae=Vae(),
+        **ONE,
+    )
+    given = {}
+    if references:
+        pipe.prepare_image_latents = lambda *_, **__: (noise(1, 30, 4), ids(5, 6, group=10, columns=4)[None])
+        given = {"image": Image.new("RGB", (64, 64))}
+    return drawing(pipe, prompt_embeds=PROMPTS["prompt_embeds"], height=64, width=96, **given)
+
+
 def helios(**options: Any) -> tuple[Any, Draw]:
     scheduler = HeliosScheduler(stages=1)
     pipe = diffusers.HeliosPipeline(scheduler=scheduler, transformer=transformer("helios"), vae=wan_vae(), **ONE)
@@ -156,6 +180,8 @@ WAYS: dict[str, tuple[Callable[[], tuple[Any, Draw]], int, int, int]] = {
     "a guider": (motif, TWICE, 36, 1),
     "a picture to go on from": (chronoedit, TWICE, 24, 1),
     "video without its sound": (kandinsky, TWICE, 36, 1),
+    "reference images in the first call alone": (klein, ONCE, 24, 1),
+    "no reference images": (lambda: klein(references=False), ONCE, 24, 1),
     "one piece": (helios, TWICE, 36, 1),
     "two pieces": (lambda: helios(num_frames=17), TWICE, 36, 2),
 }
@@ -181,6 +207,31 @@ def test_a_pipeline_skips(make: Callable[[], tuple[Any, Draw]]) -> None:
     assert not torch.equal(first, plain)
     assert steps.count(0) == STEPS // 2
     assert torch.equal(draw(), plain)
+
+
+def test_no_step_is_skipped_where_a_call_gives_more_than_a_prediction() -> None:
+    """FLUX.2 klein-KV's first one gives the cache of the reference images, too."""
+    pipe, draw = klein()
+    with (
+        tokenprune.apply(pipe, tokenprune.plan(pipe, 0.5)),
+        pytest.raises(UnsupportedCallError, match=r"got 2 values; .* tokenprune.plan\(..., skips=False\)"),
+    ):
+        draw()
+
+
+def test_pictures_to_edit_that_are_refused() -> None:
+    """By GLM-Image and Z-Image, at the first call, with what to do."""
+    glm, z_image = (TINY[name] for name in ("glm-image", "z-image"))
+    caches = GlmImageKVCache(num_layers=2)
+    caches.set_mode("write")
+    for tiny, more, message in (
+        (glm, {"kv_caches": caches}, r"kv_caches: expected none in use, got mode 'write'.*remove\(\) the handle"),
+        (z_image, {"x": [[latents] for latents in z_image.inputs()["x"]]}, r"got lists of several \(the omni mode\)"),
+    ):
+        model = tiny.make()
+        refused = pytest.raises(UnsupportedCallError, match=message)
+        with tokenprune.apply(model, NoisePolicy(0.3, WARMUP)), torch.no_grad(), refused:
+            model(**{**tiny.inputs(), **more})
 
 
 def test_a_cache_of_the_models_changes_nothing() -> None:

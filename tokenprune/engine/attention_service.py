@@ -127,7 +127,8 @@ class FullAttention(AttentionService):
                 )
             self._refuse_unknown_rows()
             outputs = [leaf.shape for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
-            self._refuse_unknown_queries({size for shape in outputs for size in shape})
+            together = {sum(sizes) for sizes in zip(*outputs, strict=False)}  # text and image apart
+            self._refuse_unknown_queries({size for shape in outputs for size in shape} | together)
             for number in range(len(self._firsts), len(self.plan.keys)):
                 coming.branch.buffers.pop(BufferKey(self.path, number), None)
             seen.note(self._calls, coming.tokens, processor)
@@ -206,8 +207,9 @@ class FullAttention(AttentionService):
         """Raise if calls ask for tokens that would not be known when only some are computed.
 
         Args:
-            sizes: of all dimensions of the module's output, which has a row for each query.
+            sizes: of all dimensions of the module's output, which has a row for each query, or of its parts together.
         """
+        others = sum(call.shape.queries for call in self._calls if call.number is None)  # these see none of the image
         for number, first in enumerate(self._firsts):
             calls = [call for call in self._calls if call.number == number]
             queries = [call.shape.queries for call in calls]
@@ -215,7 +217,7 @@ class FullAttention(AttentionService):
             if set(queries) <= whole:
                 continue
             came = f"got {', '.join(map(str, queries))} queries for {first.shape.keys} keys"
-            if sum(queries) not in whole:
+            if not {sum(queries), sum(queries) + others} & whole:
                 raise AttentionError(
                     f"{self.path}: expected the queries of all tokens for each set of keys, {came}; which tokens ask "
                     f"is not known, so that the computed ones among them cannot be found. Use a processor that "

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from tokenprune.engine.rows import Rows, gather
 from tokenprune.errors import UnsupportedCallError
 from tokenprune.modulemap import ModuleMap
+
+Form = tuple[Hashable, ...]
+"""What calls are told apart by that compute different things for the same tokens."""
+
 
 Given = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of a model's forward."""
@@ -62,7 +67,7 @@ class CallArguments:
         """
         latents = self._needed(self._map.latents)
         if self._map.image_latents is not None:
-            return self._map.image_latents(self.arguments)
+            latents = self._map.image_latents(self.arguments)
         if isinstance(latents, Tensor):
             return latents
         if not all(isinstance(image, Tensor) and image.shape == latents[0].shape for image in latents):
@@ -84,6 +89,15 @@ class CallArguments:
         return {
             name: value for name, value in self.arguments.items() if name not in (self._map.latents, self._map.time)
         }
+
+    @property
+    def form(self) -> Form:
+        """What the call's operations go by: shapes of tensors, words and whole numbers, kinds of all else."""
+        return tuple(
+            _form_of(leaf, values=name != self._map.time)
+            for name, value in self.arguments.items()
+            for leaf in tree_leaves(value)
+        )
 
     @property
     def image_starts(self) -> Tensor | None:
@@ -112,3 +126,11 @@ class CallArguments:
         if value is None:
             raise UnsupportedCallError(f"{self._name}: expected the argument {name!r}, got none")
         return value
+
+
+def _form_of(leaf: Any, values: bool) -> Hashable:
+    if isinstance(leaf, Tensor):
+        return leaf.shape
+    if values and isinstance(leaf, (str, bool, int)):
+        return leaf
+    return type(leaf).__name__

@@ -289,7 +289,9 @@ class MaskedModule:
             self._block_outputs.watch(map(self.model.get_submodule, self.sites.blocks))
         whole = generation.records[-1].num_tokens
         tokens = 0 if self._call.skips else selection.count if selection else whole
-        generation.records[-1].calls.append(CallRecord(position.branch, tokens, Stopwatch(latents.device)))
+        record = CallRecord(position.branch, tokens, Stopwatch(latents.device), given.form)
+        generation.records[-1].calls.append(record)
+        self._keep_example(record, given)
         return given.gathered(self.sites.exit.rows)
 
     def _announce(self, position: CallPosition) -> None:
@@ -442,10 +444,13 @@ class MaskedModule:
             branches[position.branch] = self._new_branch(position.branch, reference)
         branch = branches[position.branch]
         branch.step = position.step
-        if position.branch not in self.generation.examples:
-            example = given.given if self.map.reads_values else shapes_of(given.given)
-            self.generation.examples[position.branch] = example
         return branch
+
+    def _keep_example(self, record: CallRecord, given: CallArguments) -> None:
+        """Keep what a call was given, the first one of its form, for reports to count its operations."""
+        examples = self.generation.examples
+        if (record.branch, record.form) not in examples:
+            examples[record.branch, record.form] = shapes_of(given.given, self.map.reads_values)
 
     def _for_batch(self, selection: Selection | None, batch: int) -> Selection | None:
         if selection is None:

@@ -62,9 +62,10 @@ CASES = [
         "Flux2Transformer2DModel",
         {**flux_config, "axes_dims_rope": (2, 2, 2, 2), "timestep_guidance_channels": 16},
         lambda: flux_inputs(columns=4, batched=True, references=True, guidance=torch.full((B,), 4.0)),
-        "Flux2Pipeline, Flux2KleinPipeline",
+        "Flux2Pipeline, Flux2KleinPipeline, Flux2KleinKVPipeline",
         "dev: distilled, one call; klein: a call for each branch",
-        "reference tokens are computed at full steps only; not the cached-reference mode of klein-KV",
+        "reference tokens are computed at full steps only, by klein-KV in its first call alone; its steps are not "
+        "skipped",
     ),
     Tiny(
         "flux3",
