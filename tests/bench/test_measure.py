@@ -16,6 +16,7 @@ from tokenprune.bench.configurations.configuration import Configuration, plain
 from tokenprune.bench.measuring.fidelity import (
     ci95_of,
     comparable,
+    in_bytes,
     in_words,
     mean_of,
     psnr,
@@ -218,35 +219,37 @@ def test_pictures_do_not_depend_on_the_batch_of_a_task(pipe: Any, task: Task) ->
     # the seed is the picture's place in the task, so the second picture of one task is the first of none
     assert not np.array_equal(whole[1], single[0])
     moved = Task([task.prompts[0], *task.prompts[1:2]], task.steps, task.guidance_scale, 1, task.arguments)
-    difference = draw(pipe, configuration, moved).pictures.astype(int) - whole[:2]
-    assert np.abs(difference).max() <= 2
+    difference = draw(pipe, configuration, moved).pictures - whole[:2]
+    assert np.abs(difference).max() <= 0.01
 
 
 def test_fidelity_by_hand() -> None:
-    reference = np.zeros((2, 16, 16, 3), dtype=np.uint8)
-    off = np.full_like(reference, 10)
-    assert psnr_of_each(off, reference) == pytest.approx([20 * np.log10(25.5)] * 2)
-    assert psnr(reference[0], off[0]) == psnr(off[0], reference[0])  # bytes do not wrap around
+    reference = np.zeros((2, 16, 16, 3), dtype=np.float32)
+    off = np.full_like(reference, 0.1)
+    assert psnr_of_each(off, reference) == pytest.approx([20.0] * 2)
+    dark, light = in_bytes(reference[0]), in_bytes(off[0])
+    assert np.unique(light) == [26]
+    assert psnr(dark, light, 255) == psnr(light, dark, 255) == pytest.approx(20 * np.log10(255 / 26))  # no wrap-around
     assert all(0 <= value < 1 for value in ssim_of_each(off, reference))
     assert ssim_of_each(off, off) == pytest.approx([1, 1])
 
 
 def test_identical_pictures_have_no_psnr() -> None:
-    made, reference = np.zeros((2, 2, 8, 8, 3), dtype=np.uint8)
-    made[1] = 10
+    made, reference = np.zeros((2, 2, 8, 8, 3), dtype=np.float32)
+    made[1] = 0.001  # which bytes do not show
     found = psnr_of_each(made, reference)
-    assert found == [None, pytest.approx(20 * np.log10(25.5))]
+    assert found == [None, pytest.approx(60, abs=1e-4)]
     assert psnr_summary(found) == (found[1], None)
     assert psnr_summary([None, None]) == psnr_summary([]) == (None, None)
 
 
-def test_identical_pictures_are_nearer_than_any_others() -> None:
-    """The least that two pictures of 192 values can differ by is one level in one of them."""
-    made, reference = np.zeros((2, 1, 8, 8, 3), dtype=np.uint8)
-    made[0, 3, 4, 1] = 1
+def test_identical_pictures_count_as_those_that_nobody_can_tell_apart() -> None:
+    """The least that two pictures of 192 bytes can differ by is one level in one of them."""
+    made, reference = np.zeros((2, 1, 8, 8, 3), dtype=np.float32)
+    made[0, 3, 4, 1] = 1 / 255
     least = psnr(made[0], reference[0])
     assert least == pytest.approx(10 * np.log10(255**2 * 192))
-    assert comparable([None, 30.0], made) == [pytest.approx(least), 30.0]
+    assert comparable([None, 30.0, 150.0], made) == [pytest.approx(least), 30.0, pytest.approx(least)]
 
 
 def test_the_interval_by_hand() -> None:

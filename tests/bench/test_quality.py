@@ -15,7 +15,7 @@ from transformers import AutoProcessor, CLIPConfig, CLIPModel, CLIPProcessor, CL
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from tokenprune.bench.configurations.configuration import plain
-from tokenprune.bench.measuring.fidelity import ci95_of, mean_of
+from tokenprune.bench.measuring.fidelity import ci95_of, in_bytes, mean_of
 from tokenprune.bench.measuring.measure import Task
 from tokenprune.bench.measuring.quality import METRICS, UNASKED, ci95_field, find_quality, mean_field
 from tokenprune.bench.measuring.result_file import Measured, Results
@@ -49,14 +49,14 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def pictures() -> Any:
-    return np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+    return np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3)).astype(np.float32) / 255
 
 
 def cosines_and_logits(folder: Path, pictures: Any, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
     """By the model's own call: [P, texts] each."""
     model, processor = CLIPModel.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
     with torch.no_grad():
-        found = model(**processor(text=texts, images=list(pictures), return_tensors="pt", padding=True))
+        found = model(**processor(text=texts, images=list(in_bytes(pictures)), return_tensors="pt", padding=True))
     return found.image_embeds @ found.text_embeds.T, found.logits_per_image
 
 
@@ -113,7 +113,7 @@ def test_lpips_compares_with_the_plain_models_picture(pictures: Any) -> None:
     found = find_quality(["lpips"])
     assert found.settings == {"metrics": {"lpips": "alex"}, "metrics_left_out": {}}
     assert found.figures(pictures, pictures, PROMPTS) == {"lpips_mean": 0, "lpips_ci95": 0}
-    near = np.clip(pictures.astype(int) + 2, 0, 255).astype(np.uint8)
+    near = np.clip(pictures + 2 / 255, 0, 1)
     distances = [found.figures(them, pictures, PROMPTS)["lpips_mean"] for them in (near, pictures[[1, 0]])]
     assert 0 < distances[0] < distances[1]
 

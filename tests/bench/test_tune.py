@@ -161,7 +161,7 @@ def repeated(path: Path) -> int:
 def test_poor_plans_are_stopped_early_but_presets_are_not(
     run: Callable[..., Found], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    values = iter(range(1000, 0, -1))
+    values = (80 - 0.01 * place for place in range(1000))
     monkeypatch.setattr(tuning, "psnr_of_each", lambda *_: [float(next(values))])
     monkeypatch.setattr(tuning, "FEWEST", 1)
     found = run(trials=4)
@@ -248,7 +248,7 @@ def test_the_verdict_is_that_of_the_held_out_prompts(
     tuned: list[Any], cat: list[Any], ours: list[Any], rival: str, gain: float, said: str
 ) -> None:
     tried = [Tried(name, PLAN, [40.0], 0.5, 0.5) for name in NAMES]
-    found = Found(0.5, tried[0], tried[1:], 1, 0, {}, np.zeros((1, 1, 1, 1), np.uint8))
+    found = Found(0.5, tried[0], tried[1:], 1, 0, {}, np.zeros((1, 1, 1, 1), np.float32))
     rows = [
         HeldOutRow(name, 0.5, 0.5, [40.0], psnr)
         for name, psnr in zip((TUNED, *NAMES[1:]), (tuned, cat, ours), strict=True)
@@ -262,7 +262,7 @@ def test_the_verdict_is_that_of_the_held_out_prompts(
 def test_a_preset_that_is_the_best_is_called_one() -> None:
     tried = Tried(OURS, PLAN, [40.0], 0.5, 0.5)
     verdict = judge(
-        Found(0.5, tried, [replace(tried)], 0, 0, {}, np.zeros((1, 1, 1, 1), np.uint8)),
+        Found(0.5, tried, [replace(tried)], 0, 0, {}, np.zeros((1, 1, 1, 1), np.float32)),
         [HeldOutRow(TUNED, 0.5, 0.5, [40.0], [39.0])],
     )
     assert verdict.rival is None

@@ -92,6 +92,7 @@ def test_the_settings_say_what_the_rows_depend_on(tmp_path: Path) -> None:
         "prompts": 1,
         "batch": 2,
         "repeats": 0,
+        "compared": "float",
     }
     assert first["prompts_digest"] != other["prompts_digest"]
     assert other["arguments"] == {"max_sequence_length": 2}

@@ -119,7 +119,7 @@ class Runs:
 
     def psnr(self, drawn: Samples) -> float | None:
         """PSNR to the plain model's picture of the same prompt in dB; None where it is identical."""
-        return psnr(drawn.picture, self.dense_of(drawn.prompt).picture)
+        return psnr(drawn.picture, self.dense_of(drawn.prompt).picture, peak=255)
 
     def _picture(self, steps: int, prompt: str) -> Picture:
         result = self._pipe(

@@ -11,29 +11,34 @@ from numpy.typing import NDArray
 from scipy.special import stdtrit
 
 Picture = NDArray[np.uint8]
-"""[height, width, 3]."""
+"""[height, width, 3], in bytes."""
 
 
-Pictures = NDArray[np.uint8]
-"""P pictures [P, height, width, 3]."""
+Pictures = NDArray[np.float32]
+"""P pictures [P, height, width, 3] as they come from the decoder, 0 to 1: bytes hide what is nearer than 55 dB."""
 
 
 IDENTICAL = "identical"
 """What tables say in the place of the PSNR of identical pictures, which is infinite and `null` in JSON."""
 
 
-def psnr(picture: Picture, reference: Picture) -> float | None:
-    """Peak signal-to-noise ratio of a picture to another of its size in dB, of a peak of 255; None if identical."""
+def in_bytes(pictures: Pictures) -> NDArray[np.uint8]:
+    """The pictures as a screen shows them."""
+    return (pictures * 255 + 0.5).clip(0, 255).astype(np.uint8)
+
+
+def psnr(picture: NDArray[Any], reference: NDArray[Any], peak: float = 1.0) -> float | None:
+    """Peak signal-to-noise ratio of a picture to another of its size in dB; None if identical."""
     error = float(np.square(picture.astype(np.float64) - reference).mean())
-    return 10 * float(np.log10(255**2 / error)) if error else None
+    return 10 * float(np.log10(peak**2 / error)) if error else None
 
 
-def ssim(picture: Picture, reference: Picture) -> float:
+def ssim(picture: NDArray[np.float32], reference: NDArray[np.float32]) -> float:
     """Structural similarity of a picture to another of its size, -1 to 1."""
     from torchmetrics.functional.image import structural_similarity_index_measure
 
-    pair = (torch.from_numpy(each).permute(2, 0, 1).unsqueeze(0).float() for each in (picture, reference))
-    return float(structural_similarity_index_measure(*pair, data_range=255.0))
+    pair = (torch.from_numpy(each).permute(2, 0, 1).unsqueeze(0) for each in (picture, reference))
+    return float(structural_similarity_index_measure(*pair, data_range=1.0))
 
 
 def psnr_of_each(pictures: Pictures, reference: Pictures) -> list[float | None]:
@@ -46,17 +51,17 @@ def ssim_of_each(pictures: Pictures, reference: Pictures) -> list[float]:
     return [ssim(*pair) for pair in zip(pictures, reference, strict=True)]
 
 
-def comparable(values: Sequence[float | None], pictures: NDArray[Any]) -> list[float]:
-    """PSNR of each picture as numbers to rank by: identical ones count as if one value were off by one level.
+def comparable(values: Sequence[float | None], pictures: Pictures) -> list[float]:
+    """PSNR of each picture as numbers to rank by, which a picture that nobody can tell apart does not decide alone.
 
-    No pictures that differ at all come closer.
+    Identical pictures, and all that are nearer than that, count as if one value of a picture in bytes were off by one.
 
     Args:
         values: PSNR in dB, None where identical.
         pictures: any of that size [P, height, width, 3].
     """
     highest = 10 * float(np.log10(255.0**2 * np.prod(pictures.shape[1:])))
-    return [highest if value is None else value for value in values]
+    return [highest if value is None else min(value, highest) for value in values]
 
 
 def mean_of(values: Sequence[float]) -> float:

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from tokenprune.bench.configurations.configuration import Configuration
 from tokenprune.bench.measuring.fidelity import Pictures
@@ -40,7 +39,7 @@ class Samples:
     """Pictures, and what they cost as shares of the plain model's at the same number of steps.
 
     Attributes:
-        pictures: [P, height, width, 3].
+        pictures: [P, height, width, 3], 0 to 1.
         tokens_ratio: image tokens computed; None where that cannot be told.
         mac_ratio: multiply-accumulates of linear layers and attention.
         linear_mac_ratio: those of the linear layers alone.
@@ -87,11 +86,10 @@ def draw(pipe: Any, configuration: Configuration, task: Task, at: Sequence[range
 
 def draw_all(pipe: Any, steps: int, task: Task, at: Sequence[range] | None = None) -> Pictures:
     """Pictures of all prompts of the task, or of the given batches, with the pipeline as it is."""
-    pictures = [generate(pipe, steps, task, places) for places in (batches(task) if at is None else at)]
-    return (np.concatenate(pictures) * 255 + 0.5).clip(0, 255).astype(np.uint8)
+    return np.concatenate([generate(pipe, steps, task, places) for places in (batches(task) if at is None else at)])
 
 
-def generate(pipe: Any, steps: int, task: Task, places: Sequence[int]) -> NDArray[np.float32]:
+def generate(pipe: Any, steps: int, task: Task, places: Sequence[int]) -> Pictures:
     """One call of the pipeline for the prompts at some places of the task: pictures [P, height, width, 3], 0 to 1."""
     guidance = {} if task.guidance_scale is None else {"guidance_scale": task.guidance_scale}
     result = pipe(
@@ -102,7 +100,8 @@ def generate(pipe: Any, steps: int, task: Task, places: Sequence[int]) -> NDArra
         **guidance,
         **task.arguments,
     )
-    return result.images
+    pictures: Pictures = result.images
+    return pictures
 
 
 def count(pipe: Any, steps: int, task: Task) -> Macs:

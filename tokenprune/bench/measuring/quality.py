@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokenprune.bench.measuring.fidelity import Pictures, ci95_of, mean_of
+from tokenprune.bench.measuring.fidelity import Pictures, ci95_of, in_bytes, mean_of
 from tokenprune.errors import ConfigurationError, one_line
 
 One = Callable[[Tensor, Tensor, str], Tensor]
@@ -117,7 +117,8 @@ class Quality:
             reference: the plain model's, of the same seeds.
             prompts: one for each picture.
         """
-        shown, plain = (torch.from_numpy(them).permute(0, 3, 1, 2).to(self.device) for them in (pictures, reference))
+        seen = (torch.from_numpy(in_bytes(them)) for them in (pictures, reference))
+        shown, plain = (them.permute(0, 3, 1, 2).to(self.device) for them in seen)
         found: dict[str, float | None] = {}
         for name, one in self.loaded.items():
             with torch.no_grad():

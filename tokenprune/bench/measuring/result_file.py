@@ -26,6 +26,10 @@ FORMAT = 2
 """Of the files that are written. Files of the first one, which do not say theirs, are read as well: see `_renewed`."""
 
 
+COMPARED = "float"
+"""What PSNR and SSIM are of: pictures as they come from the decoder. Files that do not say so compared bytes."""
+
+
 VOLATILE = ("date", "machine")
 """Settings that may differ between the parts of a run that times nothing; the date may in any."""
 

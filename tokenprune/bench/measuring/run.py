@@ -10,17 +10,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from tokenprune.bench.configurations.configuration import Configuration
-from tokenprune.bench.measuring.fidelity import Pictures, mean_of, psnr_of_each, psnr_summary, ssim_of_each
+from tokenprune.bench.measuring.fidelity import Pictures, in_bytes, mean_of, psnr_of_each, psnr_summary, ssim_of_each
 from tokenprune.bench.measuring.measure import Samples, Task
 from tokenprune.bench.measuring.processes import ProcessError, draw_together, is_main, on_main
-from tokenprune.bench.measuring.result_file import VOLATILE, Results, resume
+from tokenprune.bench.measuring.result_file import COMPARED, VOLATILE, Results, resume
 from tokenprune.bench.measuring.timing import time_pairs
 
-Score = Callable[[Pictures], dict[str, Any]]
-"""Quality of pictures without a reference: figures by name."""
+Score = Callable[[NDArray[np.uint8]], dict[str, Any]]
+"""Quality of pictures in bytes [P, height, width, 3] without a reference: figures by name."""
 
 
 Metrics = Callable[[Pictures, Pictures, Sequence[str]], dict[str, float | None]]
@@ -119,7 +121,7 @@ def run(
             row["error"] = error_line(error)
             stale = True
         else:
-            row |= {} if score is None else on_main(partial(score, drawn.pictures))
+            row |= {} if score is None else on_main(partial(score, in_bytes(drawn.pictures)))
             if quality is not None:
                 row |= on_main(partial(quality, drawn.pictures, dense.pictures, task.prompts))
         results.put(row)
@@ -137,6 +139,7 @@ def describe(task: Task, repeats: int, timing_batch: int) -> dict[str, Any]:
         "prompts": len(task.prompts),
         "batch": task.batch,
         "repeats": repeats,
+        "compared": COMPARED,
         **timing,
         "versions": versions(),
         "machine": machine(),

@@ -152,7 +152,7 @@ def compare(
             steps=chosen[name].steps or request.steps,
             seconds=statistics.median(seconds for _, seconds, _ in drawn),
             picture=drawn[-1][0],
-            psnr=psnr(drawn[-1][0], dense),
+            psnr=psnr(drawn[-1][0], dense, peak=255),
             scene_score=scene_score(drawn[-1][0], request.prompt),
             report=drawn[-1][2],
             run=runs.get(name),

@@ -1,8 +1,7 @@
 """The recommended plan under other settings: `python -m tokenprune.bench.studies.other_settings`.
 
 Both embedded models with other guidance, noise schedules and samplers, at a half, 0.36 and a quarter of the steps: the
-plan, the best of several step caches with a linear forecast, and the plain model with as many steps. Pictures are
-compared as they come from the decoder, in floating point, as rounding to 8 bits hides differences above 55 dB. The
+plan, the best of several step caches with a linear forecast, and the plain model with as many steps. The
 constants of schedule and corrector were chosen by looking at these settings on the first captions for tuning.
 """
 
@@ -15,14 +14,13 @@ from datetime import date
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
 from tokenprune.bench.commands import check_known, run
 from tokenprune.bench.configurations.configuration import Configuration, plain
 from tokenprune.bench.configurations.schedules import refreshes, warm_refreshes
-from tokenprune.bench.measuring.fidelity import ci95_of, mean_of
+from tokenprune.bench.measuring.fidelity import ci95_of, comparable, mean_of, psnr_of_each
 from tokenprune.bench.measuring.measure import Task, generate
 from tokenprune.bench.measuring.run import machine, versions
 from tokenprune.embedded import scenes
@@ -77,12 +75,6 @@ def rivals(full: int) -> dict[str, list[Configuration]]:
     }
 
 
-def float_psnr(pictures: Any, reference: Any) -> list[float]:
-    """PSNR of each picture in dB, of values from 0 to 1."""
-    errors = np.square(np.asarray(pictures, np.float64) - reference).mean(axis=(1, 2, 3))
-    return [float(value) for value in -10 * np.log10(np.maximum(errors, 1e-12))]
-
-
 def compare(setting: Setting, prompts: Sequence[str]) -> dict[int, dict[str, dict[str, Any]]]:
     """PSNR by full steps and kind."""
     embedded = EMBEDDED[setting.model]
@@ -101,7 +93,7 @@ def compare(setting: Setting, prompts: Sequence[str]) -> dict[int, dict[str, dic
             for configuration in configurations:
                 with configuration.on(pipe):
                     pictures = generate(pipe, configuration.steps or STEPS, task, places)
-                values = float_psnr(pictures, reference)
+                values = comparable(psnr_of_each(pictures, reference), reference)
                 drawn.append({"psnr_mean": mean_of(values), "psnr_ci95": ci95_of(values), "psnr_of_each": values})
             found[full][kind] = max(drawn, key=lambda row: row["psnr_mean"])
     return found

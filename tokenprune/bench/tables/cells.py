@@ -8,7 +8,7 @@ from typing import Any
 
 from tokenprune.bench.measuring.fidelity import in_words
 from tokenprune.bench.measuring.quality import METRICS, ci95_field, mean_field
-from tokenprune.bench.measuring.result_file import Results
+from tokenprune.bench.measuring.result_file import COMPARED, Results
 
 Row = dict[str, Any]
 
@@ -82,11 +82,12 @@ def source_line(results: Results) -> str:
     settings = results.settings
     versions = ", ".join(f"{name} {number}" for name, number in settings["versions"].items())
     guidance = "" if settings["guidance_scale"] is None else f", guidance {settings['guidance_scale']}"
+    in_bytes = "" if settings.get("compared") == COMPARED else ", both rounded to 8 bits"
     return (
         f"`{settings['command']}`: {settings['model']}, {_prompts(settings)}, {settings['steps']} steps{guidance}; "
-        f"mean and 95 % interval over the pictures, against the plain model's of the same seed; tokens and MACs "
-        f"(linear layers and attention) as shares of its own. {_timing(settings)}{settings['machine']}, {versions}, "
-        f"{settings['date']}."
+        f"mean and 95 % interval over the pictures, against the plain model's of the same seed{in_bytes}; tokens and "
+        f"MACs (linear layers and attention) as shares of its own. {_timing(settings)}{settings['machine']}, "
+        f"{versions}, {settings['date']}."
     )
 
 
