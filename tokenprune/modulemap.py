@@ -95,7 +95,7 @@ class ExitSite:
         path: name of the module in the model, as in `model.get_submodule`.
         layout: which tokens its output has.
         dim: the dimension of the output that counts tokens; an output [B, t, h, w, C] is taken for [B, N, C].
-        batch: the dimension of the output that counts images.
+        batch: the dimension of the output that counts images; None: there is none, as with one image a call.
         expand: a module whose output gets all its rows back (those not computed are 0), for models that reckon with N
             tokens between it and the exit: then the exit works on all rows, and those not computed are replaced.
         expand_layout: which tokens the output of `expand` has.
@@ -106,7 +106,7 @@ class ExitSite:
     path: str
     layout: Layout = "image"
     dim: int = 1
-    batch: int = 0
+    batch: int | None = 0
     expand: str | None = None
     expand_layout: Layout = "image"
     expand_item: int = 0
@@ -246,10 +246,10 @@ class ModuleMap:
             raise ModuleMapError(
                 f"{type(model).__name__}: least_tokens: expected a whole number of at least 1, got {self.least_tokens}"
             )
-        if not self.exit_site.references and (self.exit_site.layout != "image" or self.exit_site.expand is not None):
+        if not self.exit_site.references and self.exit_site.layout != "image":
             raise ModuleMapError(
                 f"{type(model).__name__}: an exit without rows for reference tokens (references=False) needs the "
-                f"layout 'image' and no `expand`, got {self.exit_site}"
+                f"layout 'image', got {self.exit_site}"
             )
         named = [(self.latents, "latents"), (self.time, "time")]
         named += [(given.name, "token_inputs") for given in self.inputs]

@@ -43,10 +43,6 @@ TILES = Refusal(
     "tokens of a tile"
 )
 FACES = Refusal("its face adapter takes the tokens apart into frames of equal length")
-PACKED = Refusal(
-    "it packs text, pictures, sound and actions of one call into a sequence without a dimension for images, and picks "
-    "its predictions out of that by their places in the whole sequence"
-)
 PICTURES = Refusal(
     "it goes back to a picture right behind its blocks, and convolutions mix its tokens",
     "apply to a pipeline with a transformer that works on tokens throughout",
@@ -58,7 +54,6 @@ FILLING = Refusal(
 )
 REFUSALS = {
     "AnyFlowFARTransformer3DModel": FLEX,
-    "Cosmos3OmniTransformer": PACKED,
     "DreamLiteTransformer2DModel": PICTURES,
     "Kandinsky6SRTransformer3DModel": TILES,
     "NucleusMoEImageTransformer2DModel": ROUTED,

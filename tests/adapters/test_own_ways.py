@@ -234,6 +234,21 @@ def test_pictures_to_edit_that_are_refused() -> None:
             model(**{**tiny.inputs(), **more})
 
 
+@pytest.mark.parametrize(
+    ("more", "got"),
+    [
+        ({"sound_tokens": []}, r"got 1 with frames \[\[0, 1, 2\]\] to draw and sound_tokens, which share one sequence"),
+        ({"vision_noisy_frame_indexes": [torch.tensor([0, 2])]}, r"got 1 with frames \[\[0, 2\]\] to draw"),
+    ],
+)
+def test_what_shares_the_sequence_of_a_video_is_refused(more: dict[str, Any], got: str) -> None:
+    tiny = TINY["cosmos3"]
+    model = tiny.make()
+    refused = pytest.raises(UnsupportedCallError, match=f"^Cosmos3OmniTransformer: expected one video.*{got}")
+    with tokenprune.apply(model, NoisePolicy(0.3, WARMUP)), torch.no_grad(), refused:
+        model(**{**tiny.inputs(), **more})
+
+
 def test_a_cache_of_the_models_changes_nothing() -> None:
     """More tokens of text and pictures to edit than the image has; with the cache, blocks get the image alone."""
     model, inputs = transformer("qwenimage-2.1-edit"), TINY["qwenimage-2.1-edit"].inputs()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import pytest
@@ -30,7 +29,7 @@ pytestmark = [
 
 def draw(model: Any, inputs: dict[str, Any], rises: bool) -> list[list[Tensor]]:
     """Outputs of steps at falling noise, with the timestep argument that the model has."""
-    name = next(name for name in ("timestep", "timesteps", "t") if name in inspect.signature(model.forward).parameters)
+    name = find_adapter(model)(model).time
     given, found = inputs[name], []
     for step in range(len(FULL)):
         share = (step + 1) / len(FULL) if rises else 1 - step / len(FULL)

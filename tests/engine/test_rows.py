@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from tokenprune import AttentionError, AttentionSite, ExitSite, Hold, Selection, TokenArgument
 from tokenprune.engine.attention_hooks import serve
 from tokenprune.engine.attention_state import AttentionState, Coming, prepare
 from tokenprune.engine.branch_cache import BranchCache
-from tokenprune.engine.exit_hooks import Exit
+from tokenprune.engine.exit_hooks import EXPANDED, Exit, ExpandState, after_expanded
 from tokenprune.engine.rows import Rows, gather, gather_first
 
 B, N, T, H, D = 2, 6, 3, 2, 4
@@ -237,6 +237,27 @@ def test_the_exit_over_all_rows_again(starts: Tensor | None) -> None:
         assert torch.equal(sequence[first : first + N], images[image])
         others = [place for place in range(N + T) if not first <= place < first + N]
         assert torch.equal(sequence[others], whole[image, others])
+
+
+def test_the_exit_without_a_dimension_for_images() -> None:
+    """One image a call; its first two tokens were given, and have no rows in the output."""
+    exit_ = Exit(ExitSite("exit", dim=0, batch=None, expand="last", references=False))
+    exit_.tokens, exit_.cut = N + 2, (2, 0)
+    output = draw(N, 3)
+    images = exit_.read(output)
+    assert torch.equal(images, F.pad(output, (0, 0, 2, 0))[None])
+    assert torch.equal(exit_.write(output, images), output)
+    chosen = Selection(CHOSEN[:1] + 2, N + 2)
+    exit_.rows = Rows(chosen, ("image",))
+    assert torch.equal(exit_.read(output), output[CHOSEN[:1]])
+    assert torch.equal(exit_.write(output, images + 1), output + 1)
+    module = nn.Identity()
+    state = ExpandState(exit_.site)
+    state.rows = exit_.rows
+    setattr(module, EXPANDED, state)
+    expanded = after_expanded(module, None, output[:3])
+    assert torch.equal(expanded[CHOSEN[0] + 2], output[:3])
+    assert expanded.count_nonzero() == output[:3].count_nonzero()
 
 
 def test_the_exit_may_give_the_image_alone() -> None:

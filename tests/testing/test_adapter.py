@@ -286,6 +286,9 @@ def laid_out(layout: Any) -> Callable[[ModuleMap], ModuleMap]:
         ("minimax-h3", lambda found: replace(found, exit=replace(found.exit_site, expand=None))),
         ("kandinsky6", lambda found: replace(found, attentions=found.attentions[::2])),
         ("anyflow", without_arguments("rotary_emb")),
+        ("cosmos3", without_arguments("rotary_emb")),
+        ("cosmos3-i2v", lambda found: replace(found, exit=replace(found.exit_site, references=True))),
+        ("cosmos3-i2v", lambda found: replace(found, exit=replace(found.exit_site, expand=None))),
     ],
 )
 def test_an_adapter_without_one_of_its_parts(name: str, change: Callable[[ModuleMap], ModuleMap]) -> None:

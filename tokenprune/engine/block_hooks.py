@@ -27,10 +27,11 @@ class BlockState:
 
     def __init__(self, site: BlockSite, block: nn.Module) -> None:
         names = list(inspect.signature(block.forward).parameters)
-        ways: dict[str, tuple[TokenArgument, ...]] = {}
+        ways: dict[tuple[str, int | None], tuple[TokenArgument, ...]] = {}
         for argument in site.tokens:
-            ways[argument.name] = (*ways.get(argument.name, ()), argument)
-        self.arguments = tuple((name, names.index(name), each) for name, each in ways.items())
+            part = (argument.name, argument.item)
+            ways[part] = (*ways.get(part, ()), argument)
+        self.arguments = tuple((name, names.index(name), each) for (name, _), each in ways.items())
         counting = ((site.leading, False), (site.counting, True))
         self.counts = tuple((name, names.index(name), picture) for name, picture in counting if name is not None)
         self.rows: Rows | None = None

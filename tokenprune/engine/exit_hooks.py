@@ -39,7 +39,7 @@ class Exit:
     def read(self, output: Tensor) -> Tensor:
         """The computed image tokens [B, N or n, F C] in the exit's output; 0 for those cut off before it."""
         found = self._sequences(output)
-        if self.rows is None and any(self.cut):
+        if any(self.cut) and (self.rows is None or self.site.expand is not None):
             found = F.pad(found, (0, 0, *self.cut))
         if self.rows is not None and self.site.expand is not None:
             found = self.rows.sequence(self.site.layout, found.shape[1]).gather(found)
@@ -65,11 +65,15 @@ class Exit:
             images = self._places(self.tokens, found).scatter(images, found)
         if output.ndim > 3:
             return images.unflatten(1, output.shape[1:-1])
+        if self.site.batch is None:
+            return images.squeeze(0).movedim(0, self.site.dim)
         return images.movedim((0, 1), (self.site.batch, self.site.dim))
 
     def _sequences(self, output: Tensor) -> Tensor:
         if output.ndim > 3:
             return output.flatten(1, -2)
+        if self.site.batch is None:
+            return output.movedim(self.site.dim, 0).unsqueeze(0)
         return output.movedim((self.site.batch, self.site.dim), (0, 1))
 
     def _places(self, count: int, sequences: Tensor) -> Selection:
@@ -101,8 +105,10 @@ def after_expanded(module: nn.Module, args: Any, output: Any) -> Any:
     if state.rows is None:
         return None
     hidden = output[state.site.expand_item] if isinstance(output, tuple) else output
-    selection = state.rows.on(hidden.device, state.site.expand_layout)
-    whole = selection.scatter(hidden, hidden.new_zeros(len(hidden), selection.num_tokens, *hidden.shape[2:]))
+    selection, alone = state.rows.on(hidden.device, state.site.expand_layout), state.site.batch is None
+    given = hidden.unsqueeze(0) if alone else hidden
+    whole = selection.scatter(given, given.new_zeros(len(given), selection.num_tokens, *given.shape[2:]))
+    whole = whole.squeeze(0) if alone else whole
     if not isinstance(output, tuple):
         return whole
     item = state.site.expand_item

@@ -484,6 +484,7 @@ class MaskedModule:
                 with self._block_outputs.stand_in():
                     return self.model.forward(*args, **kwargs)
 
-            mixed = self.map.exit_site.layout != "image"
+            site = self.map.exit_site
+            mixed = site.layout != "image" or not site.references
             self._output_maps[key] = OutputMap(tokens, output, rearrange, mixed)
         call.branch.output_map = self._output_maps[key]

@@ -22,14 +22,14 @@ class OutputMap:
         tokens: the exit's tokens of a full call [B, N, C].
         output: what the model made of them.
         rearrange: runs the model with other tokens at its exit.
-        mixed: whether the exit has rows of text, too, which may get into the output; those are then 0.
+        mixed: whether the output may have rows of text or of given frames, too; those are then 0.
 
     Raises:
         UnsupportedCallError: the output is not one tensor, or not a rearrangement.
     """
 
     def __init__(self, tokens: Tensor, output: Any, rearrange: Callable[[Tensor], Any], mixed: bool = False) -> None:
-        known, self._structure, self._apart = _whole(output, len(tokens))
+        known, self._leaves, self._structure, self._apart = _whole(output, len(tokens))
         self._shape, self._device = known.shape, known.device
         base = int(2 / torch.finfo(tokens.dtype).eps)
         numbers = torch.arange(tokens[0].numel(), device=tokens.device)
@@ -62,17 +62,20 @@ class OutputMap:
         if self._of_text is not None:
             output = output.masked_fill(self._of_text, 0)
         output = output.view(len(tokens), *self._shape[1:]).to(self._device)
-        return tree_unflatten(list(output) if self._apart else [output], self._structure)
+        found = iter(output if self._apart else [output])
+        return tree_unflatten([next(found) if leaf else None for leaf in self._leaves], self._structure)
 
 
-def _whole(output: Any, batch: int) -> tuple[Tensor, TreeSpec, bool]:
-    """A model's output [B, ...], its structure, and whether it came as one tensor for each image."""
-    leaves, structure = tree_flatten(output)
+def _whole(output: Any, batch: int) -> tuple[Tensor, list[bool], TreeSpec, bool]:
+    """A model's output [B, ...], which of its values are given, its structure, and whether it came image by image."""
+    every, structure = tree_flatten(output)
+    given = [leaf is not None for leaf in every]
+    leaves = [leaf for leaf in every if leaf is not None]
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     if len(tensors) == len(leaves) == 1 and len(tensors[0]) == batch:
-        return tensors[0], structure, False
+        return tensors[0], given, structure, False
     if len(tensors) == len(leaves) == batch and len({leaf.shape for leaf in tensors}) == 1:
-        return torch.stack(tensors), structure, True
+        return torch.stack(tensors), given, structure, True
     raise UnsupportedCallError(
         f"a schedule with fraction 0 needs a model whose output is one tensor, or one for each of its {batch} images, "
         f"got {len(leaves)} values; use a fraction above 0, or tokenprune.plan(..., skips=False)"

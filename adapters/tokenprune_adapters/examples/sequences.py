@@ -95,11 +95,33 @@ def _minimax(model: Any, at: Latents) -> dict[str, Any]:
     }
 
 
+def _cosmos3(model: Any, at: Latents) -> dict[str, Any]:
+    """One video, whatever the batch: the model has no dimension for more."""
+    config, length = model.config, at.text + at.tokens
+    places = torch.cartesian_prod(*(torch.arange(extent) for extent in (at.times, at.rows, at.columns)))
+    return {
+        "input_ids": torch.zeros(at.text, dtype=torch.long),
+        "text_indexes": torch.arange(at.text),
+        "position_ids": torch.cat([torch.arange(at.text).expand(3, -1), places.T], dim=1),
+        "und_len": at.text,
+        "sequence_length": length,
+        "vision_tokens": [zeros(1, config.latent_channel, at.frames, at.height, at.width)],
+        "vision_token_shapes": [(at.times, at.rows, at.columns)],
+        "vision_sequence_indexes": torch.arange(at.text, length),
+        "vision_mse_loss_indexes": torch.arange(at.text, length),
+        "vision_timesteps": torch.full((at.tokens,), 500.0),
+        "vision_noisy_frame_indexes": [torch.arange(at.times)],
+    }
+
+
 SEQUENCES: dict[str, Example] = {
     "Ideogram4Transformer2DModel": Example(_ideogram, "separate", text=2048, size=(2048, 2048), patch=2),
     "QwenImage21Transformer2DModel": Example(_qwen21, "separate", size=MEGAPIXEL, scale=16),
     "BriaFibo2Transformer2DModel": Example(_fibo2, "separate", text=1024, size=MEGAPIXEL),
     "JoyImageEditTransformer3DModel": Example(_joyimage, "separate", text=1024, size=MEGAPIXEL),
     "JoyImageEditPlusTransformer3DModel": Example(_joyimage_plus, text=1024, size=MEGAPIXEL),
+    "Cosmos3OmniTransformer": Example(
+        _cosmos3, "separate", size=(720, 1280), scale=16, patch="latent_patch_size", frames=189, frame_scale=4
+    ),
     "MiniMaxH3Transformer3DModel": Example(_minimax, "none", size=(768, 1344), scale=16, frames=124, frame_scale=4),
 }

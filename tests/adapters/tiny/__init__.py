@@ -73,6 +73,7 @@ VIDEOS = [
     *minimax.CASES,
     *allegro.CASES,
     *cosmos.CASES,
+    *cosmos.OMNI,
     *cogvideox.EASYANIMATE,
     *wan.SKYREELS,
     *latte.CASES,
