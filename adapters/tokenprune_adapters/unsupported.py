@@ -53,7 +53,7 @@ FILLING = Refusal(
     "apply to a pipeline with a diffusion transformer",
 )
 REFUSALS = {
-    "AnyFlowFARTransformer3DModel": FLEX,
+    "AnyFlowFARTransformer3DModel": Refusal(FLEX.why, "draw the whole video at once, with AnyFlowPipeline"),
     "DreamLiteTransformer2DModel": PICTURES,
     "Kandinsky6SRTransformer3DModel": TILES,
     "NucleusMoEImageTransformer2DModel": ROUTED,

@@ -46,6 +46,8 @@ These transformers of diffusers make neither images nor video. No adapter is reg
 PARTLY = {
     "`Kandinsky5Transformer3DModel`, other than `regular` attention": "it attends in tiles of 64 tokens through flex "
     "attention, chosen from all tokens anew at each step",
+    "`QwenImage21Transformer2DModel` with `QwenImage21FlexAttnProcessor`": "it attends through flex attention with "
+    "masks made for blocks of the whole sequence; its default processor works",
     "`Transformer2DModel` without `patch_size`": "it goes back to a picture before its last projection",
 }
 

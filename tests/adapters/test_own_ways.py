@@ -253,7 +253,7 @@ def test_a_cache_of_the_models_changes_nothing() -> None:
     """More tokens of text and pictures to edit than the image has; with the cache, blocks get the image alone."""
     model, inputs = transformer("qwenimage-2.1-edit"), TINY["qwenimage-2.1-edit"].inputs()
     *_, drawn = inputs["img_shapes"][0]
-    tokens, made = drawn[1] * drawn[2], {}
+    tokens, made, costs = drawn[1] * drawn[2], {}, {}
     assert inputs["hidden_states"].shape[1] - tokens > tokens
     for cached in (False, True):
         cache, outputs = QwenImage21KVCache(2), []
@@ -266,10 +266,12 @@ def test_a_cache_of_the_models_changes_nothing() -> None:
                 time = inputs["timestep"] * (1 - 0.2 * step)
                 given = {**inputs, "hidden_states": latents, "timestep": time, **keeping}
                 outputs.append(model(**given, return_dict=False)[0][:, -tokens:])
-            assert [step.tokens for step in handle.report().steps] == [tokens] + [7] * 3
-        made[cached] = outputs
+            report = handle.report()
+        assert [step.tokens for step in report.steps] == [tokens] + [7] * 3
+        made[cached], costs[cached] = outputs, (report.macs.total, report.dense_macs.total)
     for one, other in zip(made[False], made[True], strict=True):
         torch.testing.assert_close(one, other)
+    assert all(least < most for least, most in zip(costs[True], costs[False], strict=True))
 
 
 def test_a_picture_and_frames_before() -> None:

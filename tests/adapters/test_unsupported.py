@@ -8,6 +8,10 @@ import diffusers
 import diffusers.models.transformers as transformers
 import pytest
 import torch
+from diffusers.models.transformers.transformer_qwenimage21 import (
+    QwenImage21AttnProcessor,
+    QwenImage21FlexAttnProcessor,
+)
 from tiny import ALL, TEXT, square
 
 import tokenprune
@@ -72,6 +76,17 @@ def test_models_are_refused(name: str, config: dict[str, Any], why: str) -> None
     with pytest.raises(UnsupportedModelError, match=why):
         tokenprune.apply(model, CATPolicy(0.3))
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_processor_is_refused() -> None:
+    """And its model is served with another one."""
+    (tiny,) = (tiny for tiny in ALL if tiny.name == "qwenimage-2.1")
+    model = tiny.make()
+    model.set_attn_processor(QwenImage21FlexAttnProcessor())
+    with pytest.raises(UnsupportedModelError, match=r"masks made for blocks .* set_attn_processor\(QwenImage21AttnPr"):
+        tokenprune.apply(model, CATPolicy(0.3))
+    model.set_attn_processor(QwenImage21AttnProcessor())
+    tokenprune.apply(model, CATPolicy(0.3)).remove()
 
 
 def test_every_known_model_is_tested_or_refused() -> None:

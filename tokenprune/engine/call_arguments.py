@@ -92,10 +92,10 @@ class CallArguments:
 
     @property
     def form(self) -> Form:
-        """What the call's operations go by: shapes of tensors, words and whole numbers, kinds of all else."""
+        """What the call's operations go by: shapes of tensors, words and switches, kinds of all else."""
         return tuple(
-            _form_of(leaf, values=name != self._map.time)
-            for name, value in self.arguments.items()
+            leaf.shape if isinstance(leaf, Tensor) else leaf if isinstance(leaf, (str, bool)) else type(leaf).__name__
+            for value in self.arguments.values()
             for leaf in tree_leaves(value)
         )
 
@@ -126,11 +126,3 @@ class CallArguments:
         if value is None:
             raise UnsupportedCallError(f"{self._name}: expected the argument {name!r}, got none")
         return value
-
-
-def _form_of(leaf: Any, values: bool) -> Hashable:
-    if isinstance(leaf, Tensor):
-        return leaf.shape
-    if values and isinstance(leaf, (str, bool, int)):
-        return leaf
-    return type(leaf).__name__
