@@ -83,7 +83,7 @@ def test_a_processor_is_refused() -> None:
     (tiny,) = (tiny for tiny in ALL if tiny.name == "qwenimage-2.1")
     model = tiny.make()
     model.set_attn_processor(QwenImage21FlexAttnProcessor())
-    with pytest.raises(UnsupportedModelError, match=r"masks made for blocks .*model.set_attn_processor\(QwenImage21AttnPr"):
+    with pytest.raises(UnsupportedModelError, match=r"masks made for blocks .*model.set_attn_processor"):
         tokenprune.apply(model, CATPolicy(0.3))
     model.set_attn_processor(QwenImage21AttnProcessor())
     tokenprune.apply(model, CATPolicy(0.3)).remove()
