@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -38,6 +39,7 @@ settings.register_profile(
 )
 settings.load_profile("tokenprune")
 
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 KINDS = ("sd3", "sd3-plain", "pixart")
 WARMUP = 3
 POLICIES = {
@@ -290,3 +292,16 @@ def make_steps(make_latents: Callable[..., Tensor], make_condition: Callable[...
 @pytest.fixture(scope="session", params=["sd3", "pixart"])
 def family(request: pytest.FixtureRequest) -> str:
     return request.param
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A headless browser, for a module of tests: while it runs, nothing else can run an event loop."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="no browser to test in: playwright is not installed")
+    program = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if program is None:
+        pytest.skip(f"no browser to test in: none of {', '.join(BROWSERS)} is installed (apt-get install chromium)")
+    with playwright.sync_playwright() as running:
+        started = running.chromium.launch(executable_path=program, args=["--no-sandbox"])  # root has no sandbox
+        yield started
+        started.close()

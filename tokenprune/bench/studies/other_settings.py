@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,7 +21,7 @@ from tokenprune.bench.configurations.configuration import Configuration, plain
 from tokenprune.bench.configurations.schedules import refreshes, warm_refreshes
 from tokenprune.bench.measuring.fidelity import ci95_of, comparable, mean_of, psnr_of_each
 from tokenprune.bench.measuring.measure import Task, generate
-from tokenprune.bench.measuring.run import machine, versions
+from tokenprune.bench.measuring.run import stamp
 from tokenprune.embedded import scenes
 from tokenprune.embedded.load import EMBEDDED, quiet
 from tokenprune.plans.plan import Plan
@@ -121,8 +120,7 @@ def main(
     quiet()
     texts = [caption for caption, _ in scenes.captions(split, prompts)]  # type: ignore[arg-type]
     found = {name: compare(setting, texts) for name, setting in SETTINGS.items()}
-    told = {"prompts": prompts, "split": split, "steps": STEPS, "date": date.today().isoformat()}
-    told |= {"machine": machine(), "versions": versions()}
+    told = {"prompts": prompts, "split": split, "steps": STEPS, **stamp()}
     if out is not None:
         out.write_text(json.dumps({**told, "settings": found}, indent=1) + "\n")
     print(markdown(found))
