@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from tiny.case import GUIDED, ONCE, TEXT, TWICE, B, T, Tiny, ids, mask, noise, rows_of, square, times
+from tiny.case import GUIDED, ONCE, TEXT, TWICE, B, T, Tiny, ids, mask, noise, square, times
 
 
 def flux_inputs(columns: int = 3, batched: bool = False, references: bool = False, **more: Any) -> dict[str, Any]:
@@ -125,7 +125,6 @@ CASES = [
         "BriaFiboPipeline, BriaFiboEditPipeline",
         GUIDED,
         "reference tokens are computed at full steps only",
-        image_of=rows_of("hidden_states"),
     ),
     Tiny(
         "longcat",
