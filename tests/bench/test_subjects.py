@@ -90,7 +90,10 @@ def test_arguments_are_read_as_yaml() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda path: str(path / "missing"), "expected shapes-sd3, shapes-pixart, random:.*is no directory"),
+        (
+            lambda path: str(path / "missing"),
+            "expected shapes-sd3, shapes-pixart, shapes-flux, random:.*is no directory",
+        ),
         (lambda path: str(path), "has no model_index.json"),
         (lambda path: folder_of(path, None), "its class is None"),
         (lambda path: folder_of(path, "SecretPipeline", "transformer"), "its class is 'SecretPipeline'"),

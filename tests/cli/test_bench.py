@@ -132,7 +132,10 @@ def test_a_directory_is_measured_with_configurations_and_prompts_of_ones_own(
         (("--suite", "everything"), "suite: expected one of"),
         (("--suite", "plans", "--config", "x.toml"), "suite: expected none beside --config, got 'plans'"),
         (("--config", "missing.toml"), "missing.toml: expected a readable toml file"),
-        (("--model", "./shapes-sd4"), "model: expected shapes-sd3, shapes-pixart, random:..., or the directory or"),
+        (
+            ("--model", "./shapes-sd4"),
+            "model: expected shapes-sd3, shapes-pixart, shapes-flux, random:..., or the directory or",
+        ),
         (("--dtype", "int8"), "dtype: expected one of"),
         (("--device", "tpu"), "device: expected one of"),
         (("--argument", "height"), "argument: expected name=value"),

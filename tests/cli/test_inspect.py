@@ -69,7 +69,7 @@ def test_a_directory_with_an_adapter(tmp_path: Path) -> None:
     assert "6 layers that see 'encoder_hidden_states' alone" in result.stdout
 
 
-@pytest.mark.parametrize("name", ["shapes-sd3", "shapes-pixart"])
+@pytest.mark.parametrize("name", ["shapes-sd3", "shapes-pixart", "shapes-flux"])
 def test_embedded_models_are_called_as_their_pipelines_do(name: str) -> None:
     pipe = EMBEDDED[name].load()
     pipe.set_progress_bar_config(disable=True)

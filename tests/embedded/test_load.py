@@ -10,7 +10,7 @@ import torch
 
 import tokenprune
 from tokenprune.embedded import scenes
-from tokenprune.embedded.load import EMBEDDED, load_shapes_pixart, load_shapes_sd3
+from tokenprune.embedded.load import EMBEDDED, load_shapes_flux, load_shapes_pixart, load_shapes_sd3
 from tokenprune.embedded.score import summary
 
 LARGEST = 12 * 2**20  # bytes
@@ -33,6 +33,7 @@ def test_a_pipeline_loads_from_its_folder_and_is_small(name: str) -> None:
 def test_the_shortcuts_give_the_right_one() -> None:
     assert type(load_shapes_sd3()).__name__ == "StableDiffusion3Pipeline"
     assert type(load_shapes_pixart()).__name__ == "PixArtSigmaPipeline"
+    assert type(load_shapes_flux()).__name__ == "FluxPipeline"
 
 
 def test_it_draws_most_of_what_a_caption_names_dense_and_by_the_plan(name: str) -> None:

@@ -19,7 +19,7 @@ PROMPT = "a large striped red circle on the left and a small blue star at the to
 
 
 MODEL = (
-    "Directory of a diffusers pipeline or transformer, shapes-sd3 or shapes-pixart, random:sd3-medium or "
+    "Directory of a diffusers pipeline or transformer, shapes-sd3, -pixart or -flux, random:sd3-medium or "
     "random:pixart-sigma (at their published sizes), a class of diffusers such as "
     "FluxTransformer2DModel (with its default config), owner/name on the hub, or module.path:factory, a function that "
     "gives a model or (model, arguments of a call by name)."
@@ -39,7 +39,8 @@ Budget: TypeAlias = Annotated[
     str | None, typer.Option(help="Share of the plain model's token computations, or quality, balanced or fast.")
 ]
 Pipeline: TypeAlias = Annotated[
-    str, typer.Option(help="shapes-sd3, shapes-pixart, or a directory or hub name of a diffusers pipeline.")
+    str,
+    typer.Option(help="shapes-sd3, shapes-pixart, shapes-flux, or a directory or hub name of a diffusers pipeline."),
 ]
 Dtype: TypeAlias = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
 Device: TypeAlias = Annotated[str | None, typer.Option(help="cpu or cuda; else cuda where there is one.")]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from diffusers import PixArtSigmaPipeline, StableDiffusion3Pipeline
+    from diffusers import FluxPipeline, PixArtSigmaPipeline, StableDiffusion3Pipeline
 
 EMPTY_TEXT_TOKENS = 1
 """What to pass as `max_sequence_length`: shapes-sd3 has no T5 encoder, and one empty token says so as well as 256."""
@@ -25,7 +25,7 @@ class Embedded:
         kind: name of its class in diffusers, which takes seconds to import and is left until it is needed.
         missing: components that it has none of.
         arguments: what to pass when calling it.
-        guidance_scale: the classifier-free guidance that the project measures with.
+        guidance_scale: the guidance that the project measures with, classifier-free or learnt into the model.
         steps: the number of steps that the project measures with.
     """
 
@@ -66,6 +66,13 @@ EMBEDDED = {
             arguments={"max_sequence_length": 48, "use_resolution_binning": False},
             guidance_scale=3.0,
         ),
+        Embedded(
+            "shapes-flux",
+            "FluxPipeline",
+            # the pipeline's own default is the size that FLUX was trained at, in this model's latents
+            arguments={"max_sequence_length": 48, "height": 64, "width": 64},
+            guidance_scale=4.0,
+        ),
     )
 }
 
@@ -79,6 +86,12 @@ def load_shapes_sd3() -> StableDiffusion3Pipeline:
 def load_shapes_pixart() -> PixArtSigmaPipeline:
     """The small PixArt-Sigma pipeline trained by this project, in float32 on the CPU."""
     pipe: PixArtSigmaPipeline = EMBEDDED["shapes-pixart"].load()
+    return pipe
+
+
+def load_shapes_flux() -> FluxPipeline:
+    """The small FLUX pipeline trained by this project, with guidance learnt into it, in float32 on the CPU."""
+    pipe: FluxPipeline = EMBEDDED["shapes-flux"].load()
     return pipe
 
 

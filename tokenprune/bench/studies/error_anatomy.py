@@ -131,7 +131,7 @@ def plans(steps: int) -> dict[str, Plan]:
 
 
 def main(
-    model: Annotated[str, typer.Option(help="shapes-sd3 or shapes-pixart.")] = "shapes-sd3",
+    model: Annotated[str, typer.Option(help=f"{' or '.join(EMBEDDED)}.")] = "shapes-sd3",
     prompts: Annotated[int, typer.Option(min=2, help="Captions of the tuning split.")] = 16,
     out: Annotated[Path, typer.Option(help="JSON file.")] = Path("docs/results/anatomy.json"),
 ) -> None:

@@ -18,7 +18,7 @@ COLUMNS, ROWS = 4, 2
 
 
 def main(
-    model: Annotated[str, typer.Option(help="shapes-sd3 or shapes-pixart.")] = "shapes-sd3",
+    model: Annotated[str, typer.Option(help=f"{' or '.join(EMBEDDED)}.")] = "shapes-sd3",
     out: Annotated[Path | None, typer.Option(help="PNG file to write; else the model card's.")] = None,
 ) -> None:
     """Draw the first held-out captions with the plain model."""

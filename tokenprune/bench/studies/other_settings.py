@@ -61,6 +61,8 @@ SETTINGS: dict[str, Setting] = {
     "shapes-sd3, guidance 12, shift 3, Euler": Setting("shapes-sd3", 12.0, _shifted),
     "shapes-pixart, guidance 3, DDIM": Setting("shapes-pixart", 3.0, _ddim),
     "shapes-pixart, guidance 3, DPM++ 2M": Setting("shapes-pixart", 3.0),
+    "shapes-flux, guidance 4 learnt, shift 1.5, Euler": Setting("shapes-flux", 4.0),
+    "shapes-flux, guidance 2 learnt, shift 3, Euler": Setting("shapes-flux", 2.0, _shifted),
 }
 
 

@@ -33,7 +33,7 @@ def lane(trace: Trace, gap: int = 2) -> NDArray[np.uint8]:
 
 
 def main(
-    model: Annotated[str, typer.Option(help="shapes-sd3 or shapes-pixart.")] = "shapes-sd3",
+    model: Annotated[str, typer.Option(help=f"{' or '.join(EMBEDDED)}.")] = "shapes-sd3",
     prompt: Annotated[str, typer.Option(help="What to draw.")] = PROMPT,
     steps: Annotated[int, typer.Option(min=2, help="Steps of the sampler.")] = 28,
     out: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("docs/images/steps.png"),

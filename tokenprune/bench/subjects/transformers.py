@@ -24,7 +24,7 @@ from tokenprune.errors import ConfigurationError
 from tokenprune.plans.imported import imported
 from tokenprune.targets import transformer_of
 
-TEXT = {"shapes-sd3": 49, "shapes-pixart": 48}
+TEXT = {"shapes-sd3": 49, "shapes-pixart": 48, "shapes-flux": 48}
 """Text tokens that the embedded pipelines, by name, give their transformers."""
 
 
