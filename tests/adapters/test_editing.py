@@ -1,4 +1,4 @@
-"""Pipelines that edit pictures or go on from them, whose autoencoder draws from torch's global generator."""
+"""Pipelines that edit pictures, go on from them or draw in stages, and take noise from torch's global generator."""
 
 from __future__ import annotations
 
@@ -9,11 +9,17 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler, HeliosScheduler, UniPCMultistepScheduler
 from drawing import MASK, MASKS, ONE, PROMPTS, SIZE, SMALL, STEPS, WARMUP, Draw, calls, drawing, transformer, wan_vae
 from PIL import Image
 from tiny import TEXT, T, noise
 from torch import Tensor
+
+import tokenprune
+from tokenprune import DensePolicy, NoisePolicy
+
+# HeliosScheduler's own
+pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")
 
 
 class Tokenizer:
@@ -99,3 +105,34 @@ WAYS: dict[str, tuple[Callable[[], tuple[Any, Draw]], int, int]] = {
 def test_a_pipeline_prunes(make: Callable[[], tuple[Any, Draw]], times: int, tokens: int) -> None:
     found = calls(*make())
     assert found == [[tokens] * times] * WARMUP + [[int(0.3 * tokens)] * times] * (STEPS - WARMUP)
+
+
+def test_a_pyramid_begins_anew_at_each_resolution() -> None:
+    """Helios's draws the same video small, then larger: the latents change their shape, and the caches with them."""
+    pipe = diffusers.HeliosPyramidPipeline(
+        scheduler=HeliosScheduler(stages=2, stage_range=[0, 0.5, 1]),
+        transformer=transformer("helios"),
+        vae=wan_vae(),
+        **ONE,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    extents = {
+        "height": 96,
+        "width": 128,
+        "num_frames": 9,
+        "num_latent_frames_per_chunk": 3,
+        "history_sizes": [4, 2, 1],
+    }
+    given = {**PROMPTS, **extents, "pyramid_num_inference_steps_list": [4, 4], "output_type": "latent"}
+    _, draw = seeded(pipe, lambda: pipe(**given, generator=torch.Generator().manual_seed(0), return_dict=False)[0])
+    plain = draw()
+    with tokenprune.apply(pipe, DensePolicy()):
+        assert torch.equal(draw(), plain)
+    with tokenprune.apply(pipe, NoisePolicy(0.3, WARMUP)) as handle:
+        first = draw()
+        report = handle.report()
+        assert torch.equal(draw(), first)
+    assert not torch.equal(first, plain)
+    assert report.generations == 2
+    assert [step.tokens for step in report.steps] == [144] * WARMUP + [43] * 2
+    assert torch.equal(draw(), plain)
