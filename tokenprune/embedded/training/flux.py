@@ -27,7 +27,7 @@ DOUBLE_BLOCKS = 3
 MOST_GUIDANCE = 6.0
 """Guidance scales are drawn evenly from 1 to this."""
 
-UNGUIDED = 0.3
+UNGUIDED = 0.7
 """Share of the steps before guided velocities are learnt."""
 
 
