@@ -16,6 +16,7 @@ from tokenprune.errors import (
     UnsupportedCallError,
     UnsupportedModelError,
 )
+from tokenprune.held_text import HeldText
 from tokenprune.handles import Handle, handle_of, remove
 from tokenprune.modulemap import Arguments, AttentionSite, BlockSite, ExitSite, ModuleMap, TokenArgument, latent_grid
 from tokenprune.ops.grid import TokenGrid, num_tokens
@@ -76,6 +77,7 @@ __all__ = [
     "ErrorControlledPolicy",
     "ExitSite",
     "Handle",
+    "HeldText",
     "Hold",
     "HookConflictError",
     "LevelSchedule",

@@ -131,6 +131,8 @@ class ModuleMap:
         constants: paths of modules whose output depends on the text alone (cross-attention keys and values).
         token_inputs: further arguments of the model with a row for each image token; a name alone stands for tensors
             [B, N, ...], or lists of them.
+        text_inputs: the model's arguments with a row for each text token of its joint sequences. At pruned steps that
+            hold the text's keys and values it is called with none of those rows. Empty: it must always have them.
         references: how many image tokens that are no part of the grid lie before and after it (reference images,
             padding), from the model's arguments; they are computed at full steps only. None: none.
         text_lengths: how many text tokens lie before each image in its joint sequence [B], where that is not all of
@@ -166,6 +168,7 @@ class ModuleMap:
     text: str | None = "encoder_hidden_states"
     constants: tuple[str, ...] = ()
     token_inputs: tuple[str | TokenArgument, ...] = ()
+    text_inputs: tuple[str | TokenArgument, ...] = ()
     references: Callable[[Arguments], tuple[int, int]] | None = None
     text_lengths: Callable[[Arguments], Tensor | None] | None = None
     frames: Callable[[Arguments], int] | None = None
@@ -193,6 +196,11 @@ class ModuleMap:
     def inputs(self) -> tuple[TokenArgument, ...]:
         """The model's own arguments with a row for each token."""
         return tuple(TokenArgument(given) if isinstance(given, str) else given for given in self.token_inputs)
+
+    @property
+    def texts(self) -> tuple[TokenArgument, ...]:
+        """The model's own arguments with a row for each text token of its joint sequences."""
+        return tuple(TokenArgument(given) if isinstance(given, str) else given for given in self.text_inputs)
 
     @property
     def layouts(self) -> tuple[Layout, ...]:
@@ -253,6 +261,7 @@ class ModuleMap:
             )
         named = [(self.latents, "latents"), (self.time, "time")]
         named += [(given.name, "token_inputs") for given in self.inputs]
+        named += [(given.name, "text_inputs") for given in self.texts]
         self._check_arguments(model, "", named)
         every = [*self.inputs, *(argument for site in self.block_sites for argument in site.tokens)]
         if not self.shared and any(argument.batch is None for argument in every):

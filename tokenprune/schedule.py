@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import ClassVar
@@ -81,6 +81,22 @@ class Schedule(Settings, ABC):
     def asks_errors(self) -> bool:
         """Whether it goes by `Step.errors`: the step after a full one then waits for the device."""
         return False
+
+    @property
+    def holds_text(self) -> bool:
+        """Whether `computes_text` can be False."""
+        return False
+
+    def computes_text(self, step: Step, age: int) -> bool:
+        """Whether a pruned step computes the text tokens of joint sequences, too; full ones always do.
+
+        If not, their keys and values are held. Only models whose map has `text_inputs` can do that.
+
+        Args:
+            step: where it stands.
+            age: how many steps ago text tokens were last computed, 1 at the step after a full one.
+        """
+        return True
 
     def count(self, step: Step, num_tokens: int) -> int:
         """How many of N = num_tokens tokens are computed: int(fraction * N), at least 1 unless the fraction is 0."""
@@ -349,10 +365,20 @@ class CountSchedule(Schedule):
 
     Args:
         counts: how many tokens each step computes; None is all.
+        held: steps, by index, that compute no text tokens.
     """
 
-    def __init__(self, counts: Sequence[int | None]) -> None:
-        self._counts = counts
+    def __init__(self, counts: Sequence[int | None], held: Collection[int] = ()) -> None:
+        self._counts, self._held = counts, held
+
+    @property
+    def holds_text(self) -> bool:
+        """Whether there are such steps."""
+        return bool(self._held)
+
+    def computes_text(self, step: Step, age: int) -> bool:
+        """Whether the step is none of them."""
+        return step.index not in self._held
 
     def fraction(self, step: Step) -> float:
         """Not known: counts are given directly."""

@@ -19,6 +19,8 @@ from tokenprune_adapters.common import after, grid_of_ids, paths
 CONTROLS = ("controlnet_block_samples", "controlnet_single_block_samples")
 IDS = (TokenArgument("img_ids", dim=0, batch=None), TokenArgument("img_ids", dim=1))
 """Positions [N, 3] or [B, N, 4]; in both cases the models use one image's for all."""
+TEXTS = ("encoder_hidden_states", TokenArgument("txt_ids", dim=-2))
+"""Text features [B, T, C] and positions [T, 3] or [B, T, 4]."""
 
 
 def module_map(model: nn.Module) -> ModuleMap:
@@ -32,6 +34,7 @@ def module_map(model: nn.Module) -> ModuleMap:
         exit="proj_out",
         grid=grid,
         token_inputs=("hidden_states", *IDS, *(name for name in CONTROLS if name in accepted)),
+        text_inputs=TEXTS,
         references=after("hidden_states", grid),
         shared=True,
     )

@@ -25,4 +25,5 @@ def module_map(model: SD3Transformer2DModel) -> ModuleMap:
         exit="proj_out",
         grid=latent_grid("hidden_states", model.config.patch_size),
         token_inputs=("block_controlnet_hidden_states",),
+        text_inputs=("encoder_hidden_states",),
     )

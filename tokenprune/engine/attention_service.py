@@ -126,6 +126,7 @@ class FullAttention(AttentionService):
                     f"{site.layout!r}"
                 )
             self._refuse_unknown_rows()
+            self._refuse_other_texts()
             outputs = [leaf.shape for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
             together = {sum(sizes) for sizes in zip(*outputs, strict=False)}  # text and image apart
             self._refuse_unknown_queries({size for shape in outputs for size in shape} | together)
@@ -203,6 +204,16 @@ class FullAttention(AttentionService):
                 f"and each image has tokens of its own selected. Call the model for one image at a time"
             )
 
+    def _refuse_other_texts(self) -> None:
+        """Raise if text may be left out, and images attend to more than one sequence of keys."""
+        rows = sum(call.shape.rows for call in self._firsts)
+        if self.plan.coming.holds_text and len(self._firsts) > 1 and rows > self.plan.coming.batch:
+            raise AttentionError(
+                f"{self.path}: steps cannot leave out the text tokens (HeldText) where images attend to {len(self._firsts)} "
+                f"sequences of keys, such as an image prompt's beside the text's: it is not known which of them are "
+                f"the text's. Take the schedule within HeldText"
+            )
+
     def _refuse_unknown_queries(self, sizes: set[int]) -> None:
         """Raise if calls ask for tokens that would not be known when only some are computed.
 
@@ -237,10 +248,17 @@ class PrunedAttention(AttentionService):
     def __init__(self, state: AttentionState, plan: AttentionPlan) -> None:
         super().__init__(state, plan)
         streams = ImageTokens(state.site.layout).streams
-        self._dropped = streams * (plan.coming.tokens - plan.selected)
+        self._dropped = streams * (plan.coming.tokens - plan.selected) + self._text_left_out(streams)
         self._walk = Walk(plan.seen.runs, self._dropped)
         self._given: dict[int, Held] = {}
         self._whole: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def _text_left_out(self, streams: int) -> int:
+        """How many text keys are not computed."""
+        rows, runs = self.plan.coming.rows, self.plan.seen.runs
+        if rows is None or rows.with_text or not runs:
+            return 0
+        return runs[0].shape.keys - streams * self.plan.coming.tokens
 
     def attend(
         self,

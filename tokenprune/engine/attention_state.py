@@ -81,6 +81,7 @@ class Coming:
         branch: the guidance branch that it belongs to.
         siblings: branches that the same step called before it.
         weighed: how guidance lies in the batch, where the policy wants to know the attention of its conditional part.
+        holds_text: whether any pruned call leaves out the text tokens of joint sequences.
         rows: at a pruned call, which rows are computed; None at a full one.
         tokens: N, all image tokens.
         batch: how many sequences of tokens the call has: images, guidance halves and frames.
@@ -101,6 +102,7 @@ class Coming:
     before: int = 0
     siblings: tuple[BranchCache, ...] = ()
     weighed: Guidance | None = None
+    holds_text: bool = False
 
     @property
     def conditional_rows(self) -> range:
@@ -238,7 +240,7 @@ def prepare(states: Iterable[AttentionState], coming: Coming) -> None:
                 key = (kept.images.layout, call.shape.keys, part, device)
                 if key not in found:
                     computed = rows.sequence(kept.images.layout, call.shape.keys, part).to(device)
-                    found[key] = FreshKeys.of(computed, kept.images.span(call.shape.keys), rows.static.part(key))
+                    found[key] = FreshKeys.of(computed, kept.images.span(call.shape.keys), rows.static.part(key), rows.with_text)
                 kept = replace(kept, fresh=found[key])
             plan.keys.append(kept)
         state.prepare(plan)

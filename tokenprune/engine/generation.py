@@ -46,6 +46,8 @@ class Generation:
         records: every step so far.
         selection: the current step's selection; None at a full step and at a skipped one.
         skipping: whether the current step computes nothing.
+        with_text: whether the current step, if pruned, computes the text tokens of joint sequences.
+        text_age: how many steps ago those were last computed.
         weighs: whether the current step is a full one whose attention the policy wants to know for the next.
         choice: what the policy chose so far, and remembers.
         history: when each token was computed, and how far from its forecast it then was.
@@ -73,6 +75,8 @@ class Generation:
         self.records: list[StepRecord] = []
         self.selection: Selection | None = None
         self.skipping = False
+        self.with_text = True
+        self.text_age = 0
         self.weighs = False
         self.choice = TokenChoice()
         self.history: TokenHistory | None = None
@@ -166,6 +170,10 @@ class Generation:
             watch = Stopwatch(cache.prediction.device)
             self.selection = self._select(position, count, policy)
             watch.mark()
+        self.text_age += 1
+        self.with_text = self.selection is None or schedule.computes_text(step, self.text_age)
+        if self.with_text and not self.skipping:
+            self.text_age = 0
         self.records.append(StepRecord(position.step, position.time, count, tokens, watch))
         if self.recorder is not None:
             age = self.history.age(position.step) if self.history else None

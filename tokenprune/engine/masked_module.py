@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_structure
 
 from tokenprune.engine.block_outputs import BlockOutputs
+from tokenprune.engine import held_text
 from tokenprune.engine.branch_cache import BranchCache
 from tokenprune.engine.cache_conflicts import refuse_hooks, without_guided
 from tokenprune.engine.call_arguments import CallArguments, Given
@@ -112,6 +113,7 @@ class MaskedModule:
         self._refuse_foreign()
         with misfits_explained(model):
             module_map.check(model)
+        held_text.refuse_model(model, module_map, settings.schedule)
         self.settings = settings
         self.signature = inspect.signature(model.forward)
         weigh = settings.policy.weigh_attention if "attention" in settings.policy.needs else None
@@ -252,6 +254,8 @@ class MaskedModule:
         if self._installation.displaced is not None:
             self._follow_displaced()
         given = self._arguments(args, kwargs)
+        if self.settings.schedule.holds_text:
+            held_text.refuse_call(self.model, given)
         latents = given.latents
         position = self._find_position(given, latents)
         generation = self.generation
@@ -279,6 +283,8 @@ class MaskedModule:
             siblings=siblings,
             weighed=weighed,
             keeps=keeps,
+            with_text=generation.with_text,
+            holds_text=self.settings.schedule.holds_text,
         )
         self.sites.prepare_text(given, branch, pruned=selection is not None)
         if weighed is not None or seen or (not known and branch.makes_buffers):
@@ -289,7 +295,8 @@ class MaskedModule:
             self._block_outputs.watch(map(self.model.get_submodule, self.sites.blocks))
         whole = generation.records[-1].num_tokens
         tokens = 0 if self._call.skips else selection.count if selection else whole
-        record = CallRecord(position.branch, tokens, Stopwatch(latents.device), given.form)
+        with_text = selection is None or generation.with_text
+        record = CallRecord(position.branch, tokens, Stopwatch(latents.device), given.form, with_text)
         generation.records[-1].calls.append(record)
         self._keep_example(record, given)
         return given.gathered(self.sites.exit.rows)

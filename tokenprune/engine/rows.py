@@ -25,12 +25,14 @@ class Rows:
         starts: where each image begins in its joint sequence [B], if that differs.
         frames: how many sequences of the batch belong to each image.
         static: where the indices are kept from step to step.
+        with_text: whether text tokens are computed, too; if not, the model gets none.
 
     Attributes:
         images: as above.
         image: the same for every sequence of image tokens, frames of an image one by one.
         by_layout: the computed rows of sequences of each layout.
         static: as above.
+        with_text: as above.
     """
 
     def __init__(
@@ -41,7 +43,9 @@ class Rows:
         starts: Tensor | None = None,
         frames: int = 1,
         static: StaticBuffers | None = None,
+        with_text: bool = True,
     ) -> None:
+        self.with_text = with_text
         self.static = StaticBuffers() if static is None else static
         self._made: dict[Hashable, Selection] = {}
         self.images = self.image = self._once("images", lambda: images)
@@ -62,7 +66,7 @@ class Rows:
         return self._once((device, layout), lambda: selection.to(device))
 
     def sequence(self, layout: Layout, length: int, part: tuple[int, int] | None = None) -> Selection:
-        """The computed rows of sequences of any length: the selected image tokens and all text tokens.
+        """The computed rows of sequences of any length: the selected image tokens, and all text tokens or none.
 
         Args:
             layout: of the sequences.
@@ -82,7 +86,7 @@ class Rows:
             first: int | Tensor = 0
             if layout == "text-image":
                 first = length - chosen.num_tokens if starts is None else starts
-            return chosen.within(length, first)
+            return chosen.within(length, first) if self.with_text else chosen.alone_within(length, first)
 
         return self._once((layout, length, part), make)
 

@@ -65,6 +65,8 @@ class Sites:
         siblings: Iterable[BranchCache] = (),
         weighed: Guidance | None = None,
         keeps: bool = True,
+        with_text: bool = True,
+        holds_text: bool = False,
     ) -> None:
         """Tell all hooks what the coming call computes.
 
@@ -80,6 +82,8 @@ class Sites:
             weighed: how guidance lies in the batch, where the policy wants to know the attention of its conditional
                 half; None where it does not.
             keeps: whether keys and values are kept for pruned calls; otherwise attention is left alone.
+            with_text: whether the text tokens of joint sequences are computed at a pruned call.
+            holds_text: whether any pruned call leaves them out.
         """
         starts, frames, rows = call.image_starts, call.frames, None
         if starts is not None and selection is not None:
@@ -87,7 +91,7 @@ class Sites:
         batch = len(call.latents) * frames
         if selection is not None:
             text = max(self._joint_lengths(branch, batch), default=tokens) - tokens
-            rows = Rows(selection, self._map.layouts, max(text, 0), starts, frames, self._static)
+            rows = Rows(selection, self._map.layouts, max(text, 0), starts, frames, self._static, with_text)
         self.exit.rows, self.exit.tokens = rows, tokens
         self.exit.starts, self.exit.frames = starts, frames
         self.exit.cut = (0, 0) if self._map.exit_site.references else references
@@ -109,6 +113,7 @@ class Sites:
             before=int(starts.min()) if starts is not None and rows is None else 0,
             siblings=tuple(siblings),
             weighed=weighed,
+            holds_text=holds_text,
         )
         attention_state.prepare(self.attentions, coming)
 

@@ -19,6 +19,10 @@ from tokenprune.reports.report import Macs, Report
 from tokenprune.reports.trace import Trace
 
 
+Computed = tuple[int, bool]
+"""What a call computes: image tokens of each image, and whether the text tokens of joint sequences, too."""
+
+
 class PrunedModel(Protocol):
     """What a part holds: one model with its hooks, or one whose map is found at its first call."""
 
@@ -55,7 +59,7 @@ class Part:
 
     def __init__(self, source: PrunedModel, called: nn.Module) -> None:
         self.source, self.called = source, called
-        self._costs: dict[tuple[Form, int | None], Macs] = {}
+        self._costs: dict[tuple[Form, Computed | None], Macs] = {}
 
     @property
     def masked(self) -> MaskedModule | None:
@@ -79,7 +83,7 @@ class Part:
         macs, dense_macs = Macs(0, 0), Macs(0, 0)
         for record in records:
             for call in record.calls:
-                macs += costs[call.branch, call.form, call.tokens]
+                macs += costs[call.branch, call.form, (call.tokens, call.with_text)]
                 dense_macs += costs[call.branch, call.form, None]
         return Report(
             steps=steps,
@@ -109,17 +113,18 @@ class Part:
 
     def _count_operations(
         self, masked: MaskedModule, generation: Generation, records: Sequence[StepRecord]
-    ) -> dict[tuple[BranchKey, Form, int | None], Macs]:
-        """What the recorded calls cost, by branch, form and tokens computed; None stands for the plain model."""
-        found: dict[tuple[BranchKey, Form, int | None], Macs] = {}
+    ) -> dict[tuple[BranchKey, Form, Computed | None], Macs]:
+        """What the recorded calls cost, by branch, form and what they computed; None stands for the plain model."""
+        found: dict[tuple[BranchKey, Form, Computed | None], Macs] = {}
         for (branch, form), example in dict(generation.examples).items():
-            alike = (c for record in records for c in record.calls if (c.branch, c.form) == (branch, form))
-            counts = {call.tokens for call in alike} - {0}
-            missing = sorted(count for count in counts if (form, count) not in self._costs)
-            if missing or (form, None) not in self._costs:
-                full, pruned = count_steps(masked.model, masked.map, example, missing)
-                self._costs[form, None] = full
-                self._costs.update({(form, count): cost for count, cost in pruned.items()})
-            found[branch, form, 0], found[branch, form, None] = Macs(0, 0), self._costs[form, None]
-            found.update({(branch, form, count): self._costs[form, count] for count in counts})
+            alike = [c for record in records for c in record.calls if (c.branch, c.form) == (branch, form)]
+            for with_text in (True, False):
+                counts = {call.tokens for call in alike if call.with_text is with_text} - {0}
+                missing = sorted(count for count in counts if (form, (count, with_text)) not in self._costs)
+                if missing or (form, None) not in self._costs:
+                    full, pruned = count_steps(masked.model, masked.map, example, missing, with_text)
+                    self._costs[form, None] = full
+                    self._costs.update({(form, (count, with_text)): cost for count, cost in pruned.items()})
+                found.update({(branch, form, (count, with_text)): self._costs[form, (count, with_text)] for count in counts})
+            found[branch, form, (0, True)], found[branch, form, None] = Macs(0, 0), self._costs[form, None]
         return found

@@ -127,7 +127,7 @@ def counting_calls(model: nn.Module) -> Iterator[CallCounter]:
 
 
 def count_layers(
-    model: nn.Module, module_map: ModuleMap, arguments: Given, counts: Sequence[int]
+    model: nn.Module, module_map: ModuleMap, arguments: Given, counts: Sequence[int], with_text: bool = True
 ) -> tuple[Layers, dict[int, Layers]]:
     """Operations of a full call, and of calls that compute n image tokens of each image, for every n in `counts`.
 
@@ -139,10 +139,11 @@ def count_layers(
         module_map: its map.
         arguments: what to call it with, tensors on the meta device unless the map says that the model reads values.
         counts: numbers of tokens n, at least 1 each.
+        with_text: whether pruned calls compute the text tokens of joint sequences.
     """
 
     def count() -> tuple[Layers, dict[int, Layers]]:
-        twin, given = pruned_twin(model, module_map, arguments, counts)
+        twin, given = pruned_twin(model, module_map, arguments, counts, with_text)
         full = _layers_of_call(twin, given)
         return full, {tokens: _layers_of_call(twin, given) for tokens in counts}
 
@@ -157,10 +158,10 @@ def _layers_of_call(model: nn.Module, arguments: Given) -> Layers:
 
 
 def count_steps(
-    model: nn.Module, module_map: ModuleMap, arguments: Given, counts: Sequence[int]
+    model: nn.Module, module_map: ModuleMap, arguments: Given, counts: Sequence[int], with_text: bool = True
 ) -> tuple[Macs, dict[int, Macs]]:
     """The whole model's operations of `count_layers`."""
-    full, pruned = count_layers(model, module_map, arguments, counts)
+    full, pruned = count_layers(model, module_map, arguments, counts, with_text)
     return full[""], {count: layers[""] for count, layers in pruned.items()}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -53,7 +53,9 @@ class Rehearsal:
     Attributes:
         grid: the token grid.
         counts: image tokens computed of each image, at each step.
+        texts: whether the text tokens of joint sequences are computed at each step.
         layers: operations of one call, by the number of tokens computed.
+        held: the same of calls that compute no text tokens.
         calls: calls of each step.
         images: rows of the batch of a call, both guidance halves counted.
         keys: length and bytes of the keys and values of each attention module, for all rows and calls.
@@ -62,7 +64,9 @@ class Rehearsal:
 
     grid: TokenGrid
     counts: tuple[int, ...]
+    texts: tuple[bool, ...]
     layers: Mapping[int, Layers]
+    held: Mapping[int, Layers]
     calls: int
     images: int
     keys: tuple[tuple[int, int], ...]
@@ -86,7 +90,8 @@ class Rehearsal:
     @property
     def macs(self) -> Macs:
         """Operations over all steps."""
-        every = (self.layers[count][""] for count in self.counts if count)
+        steps = zip(self.counts, self.texts, strict=True)
+        every = ((self.layers if text else self.held)[count][""] for count, text in steps if count)
         return sum(every, Macs(0, 0)) * self.calls
 
     def key_bytes(self, tokens: int | None = None) -> float:
@@ -106,6 +111,16 @@ def counts_of(schedule: Schedule, tokens: int, steps: int, least: int = 1) -> tu
     """
     counts = [tokens_at(schedule, step, tokens, least) for step in rehearsed(schedule, steps)]
     return (tokens, *counts[1:])
+
+
+def texts_of(schedule: Schedule, counts: Sequence[int], tokens: int) -> tuple[bool, ...]:
+    """Whether the text tokens of joint sequences are computed at each step, of which `counts` image tokens are."""
+    texts, age = [], 0
+    for step, count in zip(rehearsed(schedule, len(counts)), counts, strict=True):
+        age += 1
+        texts.append(not 0 < count < tokens or schedule.computes_text(step, age))
+        age = 0 if texts[-1] and count else age
+    return tuple(texts)
 
 
 def rehearse(
@@ -131,7 +146,9 @@ def rehearse(
     tokens = num_tokens(grid)
     schedule = plan.schedule or plan.policy.schedule()
     counts = counts_of(schedule, tokens, steps, module_map.least_tokens)
-    pruned = sorted({*counts} - {0, tokens})
+    texts = texts_of(schedule, counts, tokens)
+    of_text = {text: {count for count, t in zip(counts, texts, strict=True) if t is text} for text in (True, False)}
+    pruned, held = sorted(of_text[True] - {0, tokens}), sorted(of_text[False])
     arguments = dict(call.arguments)
     if module_map.reads_values and any(parameter.is_meta for parameter in model.parameters()):
         raise ConfigurationError(
@@ -140,9 +157,11 @@ def rehearse(
         )
     if not module_map.reads_values:
         arguments = tree_map(lambda leaf: _like(leaf, dtype), arguments)
-    order = [tokens] * FULL_STEPS + pruned
+    order = [tokens] * FULL_STEPS + pruned + held
     halves = module_map.guidance if call.halves else "none"
     layers: dict[int, Layers] = {}
+    without_text: dict[int, Layers] = {}
+    first_held = FULL_STEPS + len(pruned)
 
     twin = bare_twin(model) if module_map.reads_values else meta_twin(model, dtype)
 
@@ -152,7 +171,7 @@ def rehearse(
 
     settings = PruningSettings(
         SequentialPolicy(),
-        CountSchedule(order),
+        CountSchedule(order, range(first_held, len(order))),
         plan.reuse,
         guidance=halves,
         keeps_keys=schedule.keeps_keys,
@@ -167,14 +186,16 @@ def rehearse(
             else:
                 with counting() as counted, by_layer(twin, counted) as found:
                     run()
-                layers[count] = {**found, "": counted.macs}
+                (layers if step < first_held else without_text)[count] = {**found, "": counted.macs}
     generation = masked.generation
     branches = generation.branches.values()
     keys = [buffer for branch in branches for buffer in branch.buffers.values() if buffer.length]
     return Rehearsal(
         grid=grid,
         counts=counts,
+        texts=texts,
         layers=layers,
+        held=without_text,
         calls=call.times,
         images=next(iter(generation.branches)).shape[0],
         keys=tuple((buffer.length, sum(tensor.nbytes for tensor in buffer.kept)) for buffer in keys),

@@ -120,6 +120,15 @@ class Selection:
         index = torch.cat([rest[:, :first], self.index + first, rest[:, first:] + self.num_tokens], dim=1)
         return Selection(index, length)
 
+    def alone_within(self, length: int, first: int | Tensor = 0) -> Selection:
+        """The selection in sequences [B, length, ...] that hold other tokens, too, none of which is selected.
+
+        Args:
+            length: of the sequences, at least N.
+            first: where the image tokens begin, an int or one for each image [B].
+        """
+        return Selection(self.index + (first.unsqueeze(1) if isinstance(first, Tensor) else first), length)
+
     def take(self, tensor: Tensor, dim: int, batch: int | None) -> Tensor:
         """The selected rows of a tensor whose dimensions come in any order.
 

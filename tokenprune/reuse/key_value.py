@@ -40,14 +40,14 @@ def narrow(fresh: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 @dataclass(frozen=True)
 class FreshKeys:
-    """Which keys a pruned call computes: those of selected image tokens, and all others.
+    """Which keys a pruned call computes: those of selected image tokens, and all others or none of them.
 
     Attributes:
         selection: them all, out of whole sequences.
         rows: their places [B * l] in the flattened [B * L] sequences, equally many for each image.
         chosen: of those, the ones of image tokens [B * n].
         places: the same [B * n] among image tokens alone, flattened to [B * N].
-        first: where image tokens begin, in whole sequences and in computed ones.
+        first: where image tokens begin in computed sequences.
     """
 
     selection: Selection
@@ -57,15 +57,16 @@ class FreshKeys:
     first: int
 
     @classmethod
-    def of(cls, selection: Selection, span: Span, static: StaticBuffers) -> FreshKeys:
+    def of(cls, selection: Selection, span: Span, static: StaticBuffers, with_text: bool = True) -> FreshKeys:
         """The keys of a selection out of whole sequences, in which image tokens lie at `span`."""
         (first, images), length = span, selection.num_tokens
         rows = static.put("rows", selection.rows(length))
         if images == length:
             return cls(selection, rows, rows, rows, 0)
-        index = selection.index[:, first : first + selection.count - (length - images)]
+        begin, others = (first, length - images) if with_text else (0, 0)
+        index = selection.index[:, begin : begin + selection.count - others]
         chosen, places = Selection(index, length).rows(length), Selection(index - first, images).rows(images)
-        return cls(selection, rows, static.put("chosen", chosen), static.put("places", places), first)
+        return cls(selection, rows, static.put("chosen", chosen), static.put("places", places), begin)
 
 
 class KeyValueBuffer:

@@ -19,7 +19,7 @@ from tokenprune.reports.checks import CheckResult, Finding
 from tokenprune.testing.plain import outputs_behind, outputs_of, rows_of_image, state_of
 
 AdapterProperty = Literal[
-    "map", "full", "pruned", "exit", "stale", "noise level", "constants", "batch", "operations", "remove"
+    "map", "full", "pruned", "held text", "exit", "stale", "noise level", "constants", "batch", "operations", "remove"
 ]
 
 UNSEEN = (
@@ -70,6 +70,7 @@ def check_adapter(
       of their predictions has been overwritten with NaN. What such a step takes from its caches is then just what it
       would have computed, so it shows that all places are found and every token is treated on its own. One step
       computes a single token, or the map's `least_tokens`;
+    - "held text": where the map has `text_inputs`, so does a step that computes some image tokens and no text token;
     - "exit": no layer behind the exit works on its tokens one by one: it is the last projection;
     - "stale": with the cached keys and values of any attention module changed, the output does change, so every
       module reads its cache;
@@ -161,10 +162,16 @@ class _Check:
         return f"steps of {self.count} tokens and of {least}, the plain model's up to rounding"
 
     def same_pruned(
-        self, wanted: AdapterProperty, inputs: Inputs, counts: Sequence[int], plain: Any, when: str = ""
+        self,
+        wanted: AdapterProperty,
+        inputs: Inputs,
+        counts: Sequence[int],
+        plain: Any,
+        when: str = "",
+        held: Sequence[int] = (),
     ) -> None:
         """Raise unless steps that compute so many tokens of one input give the plain model's output for it."""
-        outputs = self.play(wanted, [inputs] * len(counts), counts)
+        outputs = self.play(wanted, [inputs] * len(counts), counts, held=held)
         for output, count in zip(outputs, counts, strict=True):
             apart = difference(output, plain)
             if not apart <= self.tolerance:
@@ -173,6 +180,13 @@ class _Check:
                     f"{when}with {count} of {self.tokens} tokens of the same input the output differs by {apart:.2g} "
                     f"of its largest value from that of all tokens; some place where tokens meet is missing or wrong",
                 )
+
+    def check_held_text(self) -> str:
+        if not self.map.text_inputs:
+            raise NotChecked("the map names no `text_inputs`")
+        counts = [self.tokens, self.count, self.count, self.count]
+        self.same_pruned("held text", self.inputs, counts, self.plain, "without text tokens, ", held=(1, 3))
+        return f"steps of {self.count} image tokens and no text token, the plain model's up to rounding"
 
     def check_exit(self) -> str:
         site = self.map.exit_site
@@ -279,11 +293,12 @@ class _Check:
         counts: Sequence[int],
         corrupted: str | None = None,
         images: Sequence[int] | None = None,
+        held: Sequence[int] = (),
     ) -> list[Any]:
         """The outputs of a generation that computes so many tokens at each step."""
         outputs: list[Any] = []
         numbers = range(self.images) if images is None else images
-        played = play(self.model, self.map, steps, counts, self.seed, numbers, [corrupted])
+        played = play(self.model, self.map, steps, counts, self.seed, numbers, [corrupted], held=held)
         try:
             outputs.extend(played)
         except Exception as error:
