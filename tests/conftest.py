@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -38,6 +39,7 @@ settings.register_profile(
 )
 settings.load_profile("tokenprune")
 
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 KINDS = ("sd3", "sd3-plain", "pixart")
 WARMUP = 3
 POLICIES = {
@@ -169,6 +171,19 @@ def _generate_fresh(model: nn.Module, policy: SelectionPolicy, **wanted: Any) ->
     """The same generation under a handle that has served no other one."""
     with tokenprune.apply(model, policy):
         return _generate(model, **wanted)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A headless browser; ends with the module, as its event loop would be in the way of others."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="no browser to test in: playwright is not installed")
+    program = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if program is None:
+        pytest.skip(f"no browser to test in: none of {', '.join(BROWSERS)} is installed (apt-get install chromium)")
+    with playwright.sync_playwright() as running:
+        started = running.chromium.launch(executable_path=program, args=["--no-sandbox"])  # root has no sandbox
+        yield started
+        started.close()
 
 
 @pytest.fixture(scope="session", params=KINDS)

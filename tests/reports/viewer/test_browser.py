@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,23 +13,10 @@ from PIL import Image
 from tokenprune import Trace
 from tokenprune.reports.viewer import Run, save_html
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 HEIGHT, WIDTH = 4, 6
 DASH = "\u2013"
 RED, BLUE = Image.new("RGB", (48, 32), (255, 0, 0)), Image.new("RGB", (48, 32), (0, 0, 255))
 GREEN, GREY = Image.new("RGB", (48, 32), (0, 255, 0)), Image.new("RGB", (48, 32), (100, 100, 100))
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="no browser to test in: playwright is not installed")
-    program = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if program is None:
-        pytest.skip(f"no browser to test in: none of {', '.join(BROWSERS)} is installed (apt-get install chromium)")
-    with playwright.sync_playwright() as running:
-        started = running.chromium.launch(executable_path=program, args=["--no-sandbox"])  # root has no sandbox
-        yield started
-        started.close()
 
 
 @pytest.fixture
