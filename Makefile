@@ -7,10 +7,13 @@ PYTEST := pytest --numprocesses $(PROCESSES) --dist worksteal
 # what bench compares with needs a newer torch than the lowest
 CORE_TESTS := tests --ignore=tests/bench
 
-.PHONY: demo test test-lowest test-newest lint train clean
+.PHONY: demo docs test test-lowest test-newest lint train clean
 
 demo: $(READY)  ## draw a picture dense and pruned with the embedded model
 	$(VENV)/bin/tokenprune demo
+
+docs: $(READY)  ## the documentation as a site under build/docs, checked strictly
+	$(VENV)/bin/python docs/site/build.py
 
 test: lint  ## everything that must pass before a change goes in; one process for each core
 	OMP_NUM_THREADS=1 $(VENV)/bin/$(PYTEST)

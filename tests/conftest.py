@@ -173,19 +173,6 @@ def _generate_fresh(model: nn.Module, policy: SelectionPolicy, **wanted: Any) ->
         return _generate(model, **wanted)
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """A headless browser; ends with the module, as its event loop would be in the way of others."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="no browser to test in: playwright is not installed")
-    program = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if program is None:
-        pytest.skip(f"no browser to test in: none of {', '.join(BROWSERS)} is installed (apt-get install chromium)")
-    with playwright.sync_playwright() as running:
-        started = running.chromium.launch(executable_path=program, args=["--no-sandbox"])  # root has no sandbox
-        yield started
-        started.close()
-
-
 @pytest.fixture(scope="session", params=KINDS)
 def kind(request: pytest.FixtureRequest) -> str:
     return request.param
@@ -305,3 +292,16 @@ def make_steps(make_latents: Callable[..., Tensor], make_condition: Callable[...
 @pytest.fixture(scope="session", params=["sd3", "pixart"])
 def family(request: pytest.FixtureRequest) -> str:
     return request.param
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A headless browser, for a module of tests: while it runs, nothing else can run an event loop."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="no browser to test in: playwright is not installed")
+    program = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if program is None:
+        pytest.skip(f"no browser to test in: none of {', '.join(BROWSERS)} is installed (apt-get install chromium)")
+    with playwright.sync_playwright() as running:
+        started = running.chromium.launch(executable_path=program, args=["--no-sandbox"])  # root has no sandbox
+        yield started
+        started.close()

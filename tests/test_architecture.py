@@ -21,7 +21,7 @@ ADAPTERS = PACKAGE.parent / "adapters" / "tokenprune_adapters"
 FLOORS = {
     "tokenprune": (
         {"errors", "compiled", "setting_types", "notices"},
-        {"schedule", "targets"},
+        {"schedule", "targets", "installed"},
         {"ops", "placement"},
         {"policies", "reuse", "reports", "modulemap"},
         {"engine", "plans", "registry"},

@@ -62,10 +62,11 @@ def apply(
         target: the transformer, or a pipeline that holds it as `transformer`. Where a pipeline has several (experts for
             parts of the noise levels, as Wan 2.2's `transformer_2`; one for each guidance branch), one handle prunes
             them all, and counts steps over the whole generation.
-        policy: which tokens each step computes; or a `Plan`, which says all three.
-        schedule: how many; None takes the policy's own (its `alpha` and `warmup_steps`).
+        policy: which tokens each step computes; or a `Plan`, which also holds the next three arguments.
+        schedule: how many tokens each step computes; None takes the policy's own (its `alpha` and `warmup_steps`).
         reuse: what the predictions of all other tokens become; None holds their last computed values.
-        corrector: how the forecasts' effect on the latents is made good at full steps; needs the pipeline. None: not.
+        corrector: how the effect of forecasts on the latents is corrected at full steps; it needs the pipeline. None
+            corrects nothing.
         adapter: writes the module map of a model that no installed adapter serves.
         guidance: how classifier-free guidance lies in a batch: "none", "uncond-first", "cond-first", or
             "uncond-cond-perturbed", with a third part for perturbed-attention guidance. None finds out at each
@@ -205,10 +206,10 @@ def plan(
 ) -> Plan:
     """The schedule, policy and forecast with the best fidelity known for a share of the plain model's cost.
 
-    Full steps lie where the forecasts' errors say that they are needed (`PlacedSchedule`), all others are skipped and
-    forecast along a line, and what that did to the latents is made good at the next full step (`Corrector`). As steps
-    are full or skipped, tokens and operations have the same share, which is kept exactly. docs/analysis.md compares it
-    with all else on several models.
+    Full steps are placed by the errors of the forecasts (`PlacedSchedule`). All other steps are skipped and forecast
+    along a line, and the effect of that on the latents is corrected at the next full step (`Corrector`). As steps are
+    full or skipped, tokens and operations have the same share, which is kept exactly. docs/analysis.md compares this
+    plan with others on two models.
 
         handle = tokenprune.apply(pipe, tokenprune.plan(pipe, macs=0.5))
 

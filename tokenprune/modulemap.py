@@ -13,8 +13,8 @@ from tokenprune.errors import ModuleMapError
 from tokenprune.ops.grid import TokenGrid
 from tokenprune.ops.guidance import Guidance
 
-Layout = Literal["image", "image-text", "text-image"]
-"""The order of a sequence's tokens."""
+Layout = Literal["image", "image-text", "text-image", "image-image"]
+"""The order of a sequence's tokens; in the last the image has two rows for each token, one of each of two streams."""
 
 
 Arguments = Mapping[str, Any]
@@ -53,14 +53,17 @@ class BlockSite:
 
     Args:
         path: name of the module in the model, as in `model.get_submodule`.
-        tokens: its arguments with a row for each token, hidden states and what goes with them.
+        tokens: its arguments with a row for each token, hidden states and what goes with them. One that comes in
+            several forms has an entry for each; the first that fits is taken.
         leading: name of its argument that counts the reference tokens at the start of the image tokens, if there is
             one: 0 at pruned steps, which compute none of them.
+        counting: name of its argument that counts the tokens of the picture, if there is one: n at pruned steps.
     """
 
     path: str
     tokens: tuple[TokenArgument, ...] = ()
     leading: str | None = None
+    counting: str | None = None
 
 
 @dataclass(frozen=True)
@@ -92,20 +95,22 @@ class ExitSite:
         path: name of the module in the model, as in `model.get_submodule`.
         layout: which tokens its output has.
         dim: the dimension of the output that counts tokens; an output [B, t, h, w, C] is taken for [B, N, C].
-        batch: the dimension of the output that counts images.
+        batch: the dimension of the output that counts images; None: there is none, as with one image a call.
         expand: a module whose output gets all its rows back (those not computed are 0), for models that reckon with N
             tokens between it and the exit: then the exit works on all rows, and those not computed are replaced.
         expand_layout: which tokens the output of `expand` has.
         expand_item: where in that output the hidden states are, if it is a tuple.
+        references: whether its output has rows for the reference tokens, too; not where the model cuts them off before.
     """
 
     path: str
     layout: Layout = "image"
     dim: int = 1
-    batch: int = 0
+    batch: int | None = 0
     expand: str | None = None
     expand_layout: Layout = "image"
     expand_item: int = 0
+    references: bool = True
 
 
 @dataclass(frozen=True)
@@ -128,8 +133,9 @@ class ModuleMap:
             [B, N, ...], or lists of them.
         references: how many image tokens that are no part of the grid lie before and after it (reference images,
             padding), from the model's arguments; they are computed at full steps only. None: none.
-        text_lengths: lengths [B] of the texts of a batch, where texts differ in length and each image follows its own
-            text at once; None: all images start at the same place.
+        text_lengths: how many text tokens lie before each image in its joint sequence [B], where that is not all of
+            them: texts of different lengths, each image right behind its own, or other tokens behind the image that
+            each step computes. None, or None given: all images start at the same place, as the layout says.
         frames: how many sequences of tokens each image has in the batch, from the model's arguments, where frames of
             a video are batched [B * F, N, C]: one selection then serves all frames. None: one.
         shared: whether all images of a batch must share one selection, because an argument has a row for each token
@@ -143,6 +149,10 @@ class ModuleMap:
             something else (a single one, whose dimension it squeezes away).
         reads_values: whether the model looks at values of its tensors on the host (masks, lengths, routing), so that
             its operations cannot be counted on torch's meta device; a report then runs the model itself to count.
+        image_latents: those of the image alone [B, ...], from the model's arguments, where `latents` has other rows,
+            which differ from one guidance branch to the other; None: `latents` as they are.
+        noise_level: the timestep of the image tokens, from the model's arguments, where `time` holds those of other
+            tokens, too; None: the largest value of `time`.
     """
 
     blocks: tuple[str | BlockSite, ...]
@@ -157,7 +167,7 @@ class ModuleMap:
     constants: tuple[str, ...] = ()
     token_inputs: tuple[str | TokenArgument, ...] = ()
     references: Callable[[Arguments], tuple[int, int]] | None = None
-    text_lengths: Callable[[Arguments], Tensor] | None = None
+    text_lengths: Callable[[Arguments], Tensor | None] | None = None
     frames: Callable[[Arguments], int] | None = None
     shared: bool = False
     noise_channels: int | None = None
@@ -165,6 +175,8 @@ class ModuleMap:
     guidance: Guidance = "uncond-first"
     least_tokens: int = 1
     reads_values: bool = False
+    image_latents: Callable[[Arguments], Tensor | list[Tensor]] | None = None
+    noise_level: Callable[[Arguments], Any] | None = None
 
     @property
     def block_sites(self) -> tuple[BlockSite, ...]:
@@ -227,10 +239,17 @@ class ModuleMap:
                 )
         for site in self.block_sites:
             self._check_arguments(model, site.path, [(argument.name, "tokens") for argument in site.tokens])
-            self._check_arguments(model, site.path, [(site.leading, "leading")] if site.leading else [])
+            for field in ("leading", "counting"):
+                counted = getattr(site, field)
+                self._check_arguments(model, site.path, [(counted, field)] if counted else [])
         if self.least_tokens < 1:
             raise ModuleMapError(
                 f"{type(model).__name__}: least_tokens: expected a whole number of at least 1, got {self.least_tokens}"
+            )
+        if not self.exit_site.references and self.exit_site.layout != "image":
+            raise ModuleMapError(
+                f"{type(model).__name__}: an exit without rows for reference tokens (references=False) needs the "
+                f"layout 'image', got {self.exit_site}"
             )
         named = [(self.latents, "latents"), (self.time, "time")]
         named += [(given.name, "token_inputs") for given in self.inputs]

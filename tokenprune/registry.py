@@ -1,15 +1,15 @@
-"""Finding adapters and policies of installed packages through Python entry points."""
+"""Finding the adapters of installed packages through Python entry points."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from importlib.metadata import entry_points
 from typing import TypeAlias
 
 from torch import nn
 
 from tokenprune.errors import UnknownModelError
+from tokenprune.installed import load, names_in
 from tokenprune.modulemap import ModuleMap
 
 SHORTEST = 2
@@ -25,7 +25,7 @@ Adapter: TypeAlias = Callable[[nn.Module], ModuleMap]
 
 def known_models() -> list[str]:
     """Names of the model classes that installed adapters serve, sorted."""
-    return sorted({entry.name for entry in entry_points(group=GROUP)})
+    return names_in(GROUP)
 
 
 def find_adapter(model: nn.Module) -> Adapter:
@@ -35,12 +35,13 @@ def find_adapter(model: nn.Module) -> Adapter:
 
     Raises:
         UnknownModelError: no adapter fits; the message says how to provide one.
+        ConfigurationError: two packages offer different ones, or importing it fails.
     """
-    registered = {entry.name: entry for entry in entry_points(group=GROUP)}
+    registered = set(known_models())
     for ancestor in type(model).__mro__:
         for name in (f"{ancestor.__module__}.{ancestor.__qualname__}", ancestor.__name__):
             if name in registered:
-                adapter: Adapter = registered[name].load()
+                adapter: Adapter = load(GROUP, name)
                 return adapter
     raise UnknownModelError(
         f"{type(model).__name__}: no adapter describes this model; adapters are installed for "

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from tokenprune import Arguments, BlockSite, TokenArgument, TokenGrid, num_tokens
+from tokenprune import Arguments, BlockSite, TokenArgument, TokenGrid, latent_grid, num_tokens
 
 
 def paths(model: nn.Module, *lists: str) -> tuple[str, ...]:
@@ -31,6 +32,39 @@ def text_keys(blocks: Iterable[str], attention: str = "attn2", *more: str) -> tu
     return tuple(f"{path}.{attention}.{name}" for path in blocks for name in ("to_k", "to_v", *more))
 
 
+def frames_first(patch: tuple[int, ...], argument: str = "hidden_states") -> Callable[[Arguments], TokenGrid]:
+    """A grid reader for latents [B, F, C, h, w], whose channels come after the frames."""
+
+    def grid(arguments: Arguments) -> TokenGrid:
+        return latent_grid("latents", patch)({"latents": arguments[argument][:, :, 0]})
+
+    return grid
+
+
+def pooled_tokens(arguments: Arguments, pictures: Mapping[str, int], patch: tuple[int, ...]) -> int:
+    """How many tokens videos [B, C, F, h, w] among the arguments give, each in patches so many times as large.
+
+    What is left at the edges is padded to a patch; videos that are not given give none.
+    """
+    videos = ((arguments.get(name), factor) for name, factor in pictures.items())
+    given = ((video.shape[-3:], factor) for video, factor in videos if video is not None)
+    return sum(
+        math.prod(math.ceil(extent / (factor * size)) for extent, size in zip(extents, patch, strict=True))
+        for extents, factor in given
+    )
+
+
+def rectangle(ids: Tensor, first: int = 1) -> TokenGrid:
+    """The grid of a picture from its tokens' positions [N, columns], rows and columns at `first` and `first + 1`.
+
+    Tokens whose other columns differ from the first token's are no part of it. Those that fill no rectangle are a row.
+    """
+    others = [column for column in range(ids.shape[1]) if column not in (first, first + 1)]
+    own = ids[(ids[:, others] == ids[0, others]).all(1)][:, first : first + 2]
+    height, width = (len(own[:, axis].unique()) for axis in (0, 1))  # steps may be of any size
+    return (height, width) if height * width == len(own) else (1, len(own))
+
+
 def grid_of_ids(argument: str, tokens: str = "hidden_states", first: int = 1) -> Callable[[Arguments], TokenGrid]:
     """A grid reader for models that get positions of image tokens: ids [N, 3 or 4], with or without a batch.
 
@@ -42,12 +76,7 @@ def grid_of_ids(argument: str, tokens: str = "hidden_states", first: int = 1) ->
     def grid(arguments: Arguments) -> TokenGrid:
         ids = arguments[argument]
         ids = (ids[0] if ids.ndim == 3 else ids)[-arguments[tokens].shape[1] :]
-        if ids.is_meta:
-            return (1, len(ids))
-        others = [column for column in range(ids.shape[1]) if column not in (first, first + 1)]
-        own = ids[(ids[:, others] == ids[0, others]).all(1)][:, first : first + 2]
-        height, width = (own.amax(0) - own.amin(0) + 1).long().tolist()
-        return (height, width) if height * width == len(own) else (1, len(own))
+        return (1, len(ids)) if ids.is_meta else rectangle(ids, first)
 
     return grid
 

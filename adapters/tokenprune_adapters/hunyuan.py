@@ -1,4 +1,4 @@
-"""Hunyuan-DiT, HunyuanImage, HunyuanVideo and HunyuanVideo 1.5."""
+"""Hunyuan-DiT, HunyuanImage, HunyuanVideo, HunyuanVideo 1.5 and HunyuanVideo-Framepack."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from diffusers import (
     HunyuanDiT2DModel,
     HunyuanImageTransformer2DModel,
     HunyuanVideo15Transformer3DModel,
+    HunyuanVideoFramepackTransformer3DModel,
     HunyuanVideoTransformer3DModel,
 )
 from torch import nn
@@ -16,12 +17,16 @@ from tokenprune import (
     Arguments,
     AttentionSite,
     BlockSite,
+    ExitSite,
     ModuleMap,
     TokenGrid,
     UnsupportedCallError,
     latent_grid,
 )
-from tokenprune_adapters.common import paths, rotary, sites
+from tokenprune_adapters.common import paths, pooled_tokens, rotary, sites
+
+HISTORY = {"latents_clean": 1, "latents_history_2x": 2, "latents_history_4x": 4}
+"""Framepack's arguments with the frames before those to draw, and by how much larger their patches are."""
 
 
 def dit(model: HunyuanDiT2DModel) -> ModuleMap:
@@ -86,6 +91,19 @@ def video(model: HunyuanVideoTransformer3DModel) -> ModuleMap:
         grid=later_frames,
         references=first_frame,
     )
+
+
+def framepack(model: HunyuanVideoFramepackTransformer3DModel) -> ModuleMap:
+    """Joint attention over [frames before, video, text]; the model cuts off the first before its last projection."""
+    size = model.config.patch_size
+    patch = (model.config.patch_size_t, size, size)
+
+    def history(arguments: Arguments) -> tuple[int, int]:
+        return pooled_tokens(arguments, HISTORY, (1, 2, 2)), 0
+
+    names = ("freqs_cis", "image_rotary_emb")
+    found = _joint(model, patch, names, "single_transformer_blocks")
+    return replace(found, exit=ExitSite("proj_out", references=False), references=history, reads_values=True)
 
 
 def _joint(model: nn.Module, patch: tuple[int, ...], embeddings: str | tuple[str, str], *more: str) -> ModuleMap:

@@ -5,7 +5,17 @@ from __future__ import annotations
 from diffusers import Lumina2Transformer2DModel, LuminaNextDiT2DModel, ZImageTransformer2DModel
 from torch import Tensor
 
-from tokenprune import Arguments, AttentionSite, ExitSite, ModuleMap, TokenArgument, TokenGrid, latent_grid, num_tokens
+from tokenprune import (
+    Arguments,
+    AttentionSite,
+    ExitSite,
+    ModuleMap,
+    TokenArgument,
+    TokenGrid,
+    UnsupportedCallError,
+    latent_grid,
+    num_tokens,
+)
 from tokenprune_adapters.common import paths, sites
 
 Z_MULTIPLE = 32
@@ -56,6 +66,16 @@ def z_image(model: ZImageTransformer2DModel) -> ModuleMap:
     def grid(arguments: Arguments) -> TokenGrid:
         return latent_grid("x", (frames, patch, patch))({"x": arguments["x"][0]})
 
+    def latents(arguments: Arguments) -> list[Tensor]:
+        pictures: list[Tensor] = arguments["x"]
+        if isinstance(pictures[0], list):
+            raise UnsupportedCallError(
+                f"{type(model).__name__}: x: expected one picture for each image of the batch, got lists of several "
+                f"(the omni mode), which lie before the picture to draw with texts between them. remove() the handle "
+                f"to edit pictures, or draw with ZImagePipeline"
+            )
+        return pictures
+
     def padding(arguments: Arguments) -> tuple[int, int]:
         return 0, -num_tokens(grid(arguments)) % Z_MULTIPLE
 
@@ -66,6 +86,7 @@ def z_image(model: ZImageTransformer2DModel) -> ModuleMap:
         exit=ExitSite(f"all_final_layer.{patch}-{frames}", "image-text"),
         grid=grid,
         latents="x",
+        image_latents=latents,
         time="t",
         time_rises=True,
         text="cap_feats",

@@ -1,14 +1,20 @@
-"""Wan 2.1 and 2.2, VACE, and SkyReels-V2, which is built on it."""
+"""Wan 2.1 and 2.2, VACE, and what is built on it: ChronoEdit, SkyReels-V2, AnyFlow."""
 
 from __future__ import annotations
 
-from diffusers import SkyReelsV2Transformer3DModel, WanTransformer3DModel, WanVACETransformer3DModel
+from diffusers import (
+    AnyFlowTransformer3DModel,
+    ChronoEditTransformer3DModel,
+    SkyReelsV2Transformer3DModel,
+    WanTransformer3DModel,
+    WanVACETransformer3DModel,
+)
 
 from tokenprune import AttentionSite, ExitSite, ModuleMap, TokenArgument, latent_grid
-from tokenprune_adapters.common import paths, sites, text_keys
+from tokenprune_adapters.common import frames_first, paths, sites, text_keys
 
 
-def wan(model: WanTransformer3DModel) -> ModuleMap:
+def wan(model: WanTransformer3DModel | ChronoEditTransformer3DModel) -> ModuleMap:
     """Self-attention over the video; the timestep may be one for each token."""
     blocks = paths(model, "blocks")
     return ModuleMap(
@@ -45,5 +51,17 @@ def skyreels(model: SkyReelsV2Transformer3DModel) -> ModuleMap:
         attentions=tuple(AttentionSite(f"{path}.attn1") for path in blocks),
         exit=ExitSite("proj_out", expand=blocks[-1]),
         grid=latent_grid("hidden_states", tuple(model.config.patch_size)),
+        constants=text_keys(blocks),
+    )
+
+
+def anyflow(model: AnyFlowTransformer3DModel) -> ModuleMap:
+    """As Wan; frames come before channels, and each token is modulated, all of them behind the last block, too."""
+    blocks = paths(model, "blocks")
+    return ModuleMap(
+        blocks=sites(blocks, "hidden_states", "temb", TokenArgument("rotary_emb", dim=2)),
+        attentions=tuple(AttentionSite(f"{path}.attn1") for path in blocks),
+        exit=ExitSite("proj_out", expand=blocks[-1]),
+        grid=frames_first(tuple(model.config.patch_size)),
         constants=text_keys(blocks),
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 from tiny import IMAGES, VIDEOS, Tiny
 
 from tokenprune.registry import find_adapter
-from tokenprune_adapters.unsupported import REASONS
+from tokenprune_adapters.unsupported import OTHERS, REFUSALS
 
 PAGE = Path(__file__).parents[2] / "docs" / "supported-models.md"
 TOP = """# Supported models
@@ -37,9 +37,17 @@ REFUSED = """## Refused
 
 | transformer | why |
 |---|---|"""
+ELSEWHERE = """## Of other things
+
+These transformers of diffusers make neither images nor video. No adapter is registered for them:
+
+| transformer | of |
+|---|---|"""
 PARTLY = {
     "`Kandinsky5Transformer3DModel`, other than `regular` attention": "it attends in tiles of 64 tokens through flex "
     "attention, chosen from all tokens anew at each step",
+    "`QwenImage21Transformer2DModel` with `QwenImage21FlexAttnProcessor`": "it attends through flex attention with "
+    "masks made for blocks of the whole sequence; its default processor works",
     "`Transformer2DModel` without `patch_size`": "it goes back to a picture before its last projection",
 }
 
@@ -61,9 +69,10 @@ def page() -> str:
     parts = [TOP]
     for title, models in (("Images", IMAGES), ("Video", VIDEOS)):
         parts.append("\n".join([f"## {title}\n", HEADER, *(row(tiny) for tiny in models)]) + "\n")
-    reasons = [f"| `{name}` | {why} |" for name, why in sorted(REASONS.items())]
+    reasons = [f"| `{name}` | {refusal.why} |" for name, refusal in sorted(REFUSALS.items())]
     partly = [f"| {name} | {why} |" for name, why in sorted(PARTLY.items())]
     parts.append("\n".join([REFUSED, *reasons, *partly]) + "\n")
+    parts.append("\n".join([ELSEWHERE, *(f"| `{name}` | {what} |" for name, what in sorted(OTHERS.items()))]) + "\n")
     return "\n".join(parts)
 
 

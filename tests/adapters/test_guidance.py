@@ -8,7 +8,6 @@ from typing import Any
 
 import diffusers
 import pytest
-import torch
 from diffusers import (
     AutoencoderKL,
     AutoencoderKLHunyuanVideo15,
@@ -18,36 +17,15 @@ from diffusers import (
     LayerSkipConfig,
     SkipLayerGuidance,
 )
-from tiny import ALL, TEXT, T, noise
-from torch import Tensor
+from drawing import ENCODERS, TEXTS, WARMUP, Draw, calls, drawing
+from tiny import ALL, TEXT, noise
 
 import tokenprune
 from tokenprune import DensePolicy, NoisePolicy
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 TINY = {tiny.name: tiny for tiny in ALL}
-STEPS, WARMUP = 6, 2
 FULL, PRUNED = 24, 7
-MASK = torch.ones(1, T, dtype=torch.long)
-TEXTS = {
-    name: value
-    for negative, sign in enumerate(("", "negative_"))
-    for name, value in {
-        f"{sign}prompt_embeds": noise(1, T, TEXT, seed=negative),
-        f"{sign}prompt_embeds_mask": MASK,
-        f"{sign}prompt_embeds_2": torch.zeros(1, T, TEXT),
-        f"{sign}prompt_embeds_mask_2": MASK,
-    }.items()
-}
-ENCODERS = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
-Draw = Callable[[], Tensor]
-
-
-def drawing(pipe: Any, **arguments: Any) -> tuple[Any, Draw]:
-    """The pipeline, and what makes latents with it, always the same."""
-    pipe.set_progress_bar_config(disable=True)
-    common = {"num_inference_steps": STEPS, "output_type": "latent", "return_dict": False, **arguments}
-    return pipe, lambda: pipe(**common, generator=torch.Generator().manual_seed(0))[0]
 
 
 def hunyuan_image(guider: Any) -> tuple[Any, Draw]:
@@ -84,22 +62,6 @@ def stable_diffusion(**skipping: Any) -> tuple[Any, Draw]:
     texts = {name: TEXTS[name] for name in ("prompt_embeds", "negative_prompt_embeds")}
     pooled = {f"{sign}pooled_prompt_embeds": noise(1, TEXT, seed=len(sign)) for sign in ("", "negative_")}
     return drawing(pipe, **texts, **pooled, height=64, width=96, **skipping)
-
-
-def calls(pipe: Any, draw: Draw, **options: Any) -> list[list[int]]:
-    """Tokens of every call of a generation's steps; checks that full ones are the plain pipeline's, bit for bit."""
-    plain = draw()
-    with tokenprune.apply(pipe, DensePolicy()):
-        assert torch.equal(draw(), plain)
-    with tokenprune.apply(pipe, NoisePolicy(0.3, WARMUP), **options) as handle:
-        first, again = draw(), draw()
-        assert torch.equal(first, again)
-        assert first.isfinite().all()
-        assert not torch.equal(first, plain)
-        assert handle.report().generations == 2
-        found = [[call.tokens for call in record.calls] for record in handle._masked.generation.records]
-    assert torch.equal(draw(), plain)
-    return found
 
 
 GUIDED, BARE = [PRUNED] * 2, [PRUNED]

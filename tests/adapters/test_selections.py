@@ -80,6 +80,18 @@ def played(name: str, **options: Any) -> tuple[nn.Module, Watching, Any]:
         ("cogvideox-2b", (3, 3, 4), (B, 36, 16)),
         ("mochi", (3, 3, 4), (1, 36, 32)),
         ("latte", (3, 4), (B, 12, 48)),
+        ("flux3-edit", (4, 6), (1, 24, 8)),
+        ("bria-fibo", (4, 6), (1, 24, 8)),
+        ("bria-fibo2-texts", (4, 6), (B, 24, 16)),
+        ("qwenimage-2.1-edit", (4, 6), (1, 24, 8)),
+        ("ideogram4", (4, 6), (B, 24, 4)),
+        ("joyimage-edit", (4, 6), (1, 24, 32)),
+        ("joyimage-edit-plus", (4, 6), (B, 24, 16)),
+        ("hunyuan-framepack", (3, 3, 4), (1, 36, 32)),
+        ("helios", (3, 3, 4), (B, 36, 16)),
+        ("anyflow", (3, 3, 4), (B, 36, 16)),
+        ("kandinsky6", (2, 3, 4), (1, 24, 32)),
+        ("motif-i2v", (3, 3, 4), (1, 36, 32)),
     ],
 )
 def test_policies_see_the_grid(name: str, grid: tuple[int, ...], shape: tuple[int, int, int]) -> None:
@@ -138,11 +150,35 @@ def test_reference_tokens_are_computed_at_full_steps_only(name: str, references:
     assert rows == [tokens + references + text] * 2 + [int(tokens * 0.3) + text] * 2
 
 
+def test_steps_go_by_the_timestep_of_the_image() -> None:
+    """MiniMax-H3 is given those of all rows; that of the frames before is the largest, and stays as it is."""
+    tiny, policy = TINY["minimax-h3"], Watching()
+    model, inputs = tiny.make(), tiny.inputs()
+    with tokenprune.apply(model, policy) as handle, torch.no_grad():
+        for step in range(4):
+            times = torch.tensor([0.2 + 0.2 * step, 0.3 + 0.2 * step, 1.0])
+            model(**{**inputs, "timestep": times, "hidden_states": inputs["hidden_states"] * (1 - 0.1 * step)})
+        steps = handle.report().steps
+    assert [step.tokens for step in steps] == [24, 24, 7, 7]
+    assert [seen.time for seen in policy.seen] == pytest.approx([0.6, 0.8])
+    assert {seen.grid for seen in policy.seen} == {(2, 3, 4)}
+
+
 def test_pictures_of_different_sizes_are_refused() -> None:
     tiny = TINY["z-image"]
     inputs = tiny.inputs()
     inputs["x"] = [inputs["x"][0], inputs["x"][1][..., :8]]
     model, sizes = tiny.make(), r"all of one size, in 'x', got \[\[4, 1, 8, 12\], \[4, 1, 8, 8\]\]"
+    refused = pytest.raises(tokenprune.UnsupportedCallError, match=sizes)
+    with tokenprune.apply(model, NoisePolicy(0.3, 2)), torch.no_grad(), refused:
+        model(**inputs)
+
+
+def test_pictures_to_draw_of_different_sizes_are_refused() -> None:
+    tiny = TINY["joyimage-edit-plus"]
+    inputs = tiny.inputs()
+    inputs["shape_list"] = [[(1, 4, 6)], [(1, 4, 8)]]
+    model, sizes = tiny.make(), r"shape_list: expected pictures of one size to draw, got \(1, 4, 6\), \(1, 4, 8\)"
     refused = pytest.raises(tokenprune.UnsupportedCallError, match=sizes)
     with tokenprune.apply(model, NoisePolicy(0.3, 2)), torch.no_grad(), refused:
         model(**inputs)
@@ -158,6 +194,7 @@ def test_the_grid_follows_the_positions() -> None:
 
     assert of(ids(3, 5)) == (3, 5)
     assert of(ids(3, 5, offset=7)) == (3, 5)
+    assert of(0.5 * ids(3, 5)) == (3, 5)
     assert of(torch.cat([ids(3, 5), ids(4, 4, group=1)])) == (3, 5)
     assert of(ids(3, 5)[:-1]) == (1, 14)
     assert grid({"ids": ids(3, 5)[None], "hidden_states": torch.empty(2, 15, 1)}) == (3, 5)

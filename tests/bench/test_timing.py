@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +18,8 @@ from tokenprune.bench.configurations.configuration import Configuration, plain
 from tokenprune.bench.measuring import timing
 from tokenprune.bench.measuring.measure import Task
 from tokenprune.bench.measuring.memory import peak_memory
-from tokenprune.bench.measuring.timing import Timed, Timing, hook_overhead, median_and_spread, time_pairs, timed
+from tokenprune.bench.measuring.speed import median_and_spread, speed_of
+from tokenprune.bench.measuring.timing import Timed, Timing, hook_overhead, time_pairs, timed
 from tokenprune.reports.report import Macs, Report, StepReport
 
 TASK = Task(["a", "b", "c"], 4, 1.0, 2, {})
@@ -115,10 +117,40 @@ def test_fewer_steps_are_timed_against_all_of_them(pipe: Pipe) -> None:
 def test_spreads_are_interquartile_ranges() -> None:
     assert median_and_spread([1.0, 2.0, 3.0, 4.0, 10.0]) == (3.0, 2.0)
     pairs = tuple((Timed(8.0, (2.0, 2.0)), Timed(own, (own / 4, own / 2))) for own in (2.0, 4.0, 4.0, 8.0))
-    row = Timing(pairs, 1, 0).row(1.0)
+    row = Timing(pairs, 1, 0).row(4.0)
     assert row["seconds_per_image_spread"] == np.subtract(*np.percentile([2, 4, 4, 8], (75, 25)))
     assert row["speedup"] == np.median([4, 2, 2, 1])
     assert row["seconds_per_step_spread"] > 0
+
+
+def test_a_speed_above_what_the_operations_allow_is_noise() -> None:
+    """A dense run of 22 seconds beside one of 2, on a machine that was busy meanwhile."""
+    found = speed_of([(22.0, 1.4), (2.0, 1.4), (22.0, 1.4)], allowed=1.74)
+    assert found.noise is not None
+    assert found.noise.startswith("15.71x is above the 1.74x that the operations allow")
+    assert str(found) == "noise (15.71)"
+    assert speed_of([(1.75, 1.0)], allowed=1.74).noise is None  # within what counts leave out
+    assert speed_of([(3.0, 1.0)], allowed=None).noise is None  # compiled
+
+
+def test_a_speed_whose_pairs_differ_by_more_than_it_does_from_1_is_noise() -> None:
+    found = speed_of([(1.0, 1.0), (1.1, 1.0), (1.6, 1.0)], allowed=2.0)
+    assert (found.ratio, found.spread) == (pytest.approx(1.1), pytest.approx(0.3))
+    assert found.noise == "1.10x is nearer to 1 than its pairs are to each other (interquartile range 0.30)"
+    steady = speed_of([(1.40, 1.0), (1.41, 1.0), (1.42, 1.0)], allowed=2.0)
+    assert (steady.noise, str(steady)) == (None, "1.41")
+    slower = speed_of([(1.0, 2.0), (1.0, 2.1)], allowed=2.0)
+    assert slower.noise is None
+    assert speed_of([(1.05, 1.0)], allowed=2.0).noise is None  # a single pair has no spread
+
+
+def test_what_is_noise_is_written_so(pipe: Pipe) -> None:
+    timed_pairs = time_pairs(pipe, METHOD, TASK, repeats=2, batch=2)
+    row = timed_pairs.row(ideal_speedup=1.2)
+    assert row["speedup_noise"].startswith("1.40x is above the 1.20x")
+    assert row["transformer_speedup_noise"].startswith("2.00x is above the 1.20x")
+    assert row["reached"] is None
+    assert replace(timed_pairs, bounded=False).row(1.2)["speedup_noise"] is None  # as of compiled code
 
 
 def report(seconds: float, selecting: float, full: list[bool]) -> Report:

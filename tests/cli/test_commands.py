@@ -25,7 +25,7 @@ from tokenprune.errors import ConfigurationError
 from tokenprune.reports.outputs import check_output
 
 ROOT = Path(tokenprune.__file__).parents[1]
-COMMANDS = ("demo", "app", "bench", "figures", "macs", "inspect", "tune")
+COMMANDS = ("demo", "app", "bench", "figures", "macs", "inspect", "tune", "calibrate")
 MODEL = {"inspect": ["shapes-sd3"]}
 HEAVY = {
     "torch_geometric",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect as introspection
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from tokenprune import CATPolicy, Plan, save_plan
 from tokenprune.bench.subjects import transformers
 from tokenprune.bench.subjects.transformers import load
 from tokenprune.cli.app import APP
-from tokenprune.cli.targets import Wanted, call_of, find_map
+from tokenprune.cli.targets import Mapped, Wanted, call_of, find_map
 from tokenprune.embedded.load import EMBEDDED
 
 
@@ -139,6 +140,7 @@ def test_a_model_that_reads_values_shows_its_steps_and_says_why_no_sizes() -> No
         (["shapes-sd3", "--budget", "most"], "budget: expected a share or one of quality, balanced, fast, got 'most'"),
         (["models:example", "--size", "64"], "height, width: the factory's arguments say that already"),
         (["models:nothing"], "models:nothing: AttributeError"),
+        (["shapes-sd3", "--check"], "check: expected a factory, module.path:factory, that gives a model with weights"),
         (["models:DiT"], "DiT: no adapter describes this model; to have it discovered"),
         (["models:example", "--dtype", "int8"], "dtype: expected one of float32, bfloat16, float16, got 'int8'"),
         (["models:hopeless"], "Recurrent: no adapter describes this model, and it could not be discovered"),
@@ -152,3 +154,25 @@ def test_bad_input(arguments: list[str], message: str, monkeypatch: pytest.Monke
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
     assert result.stdout == ""
+
+
+def test_the_check_of_a_map() -> None:
+    result = run("models:example", "--check")
+    assert result.exit_code == 0, result.stderr
+    assert "adapter of DiT\n  map          passed       3 blocks, 3 attention modules" in result.stdout
+    assert "noise level  passed" in result.stdout
+    assert "not checkable:" in result.stdout
+
+
+def test_a_map_that_does_not_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The table says how far it came, the error what is wrong."""
+
+    def wrong(loaded: Any) -> Mapped:
+        found = find_map(loaded)
+        return Mapped(replace(found.map, exit="blocks.2"), found.origin, found.notes)
+
+    monkeypatch.setattr("tokenprune.cli.inspect.find_map", wrong)
+    result = run("models:example", "--check")
+    assert result.exit_code == 2
+    assert "exit    failed  DiT: the adapter breaks 'exit'" in result.stdout
+    assert "final_layer.linear still works on the tokens that blocks.2 gives" in result.stderr

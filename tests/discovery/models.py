@@ -105,6 +105,24 @@ class DiT(nn.Module):
         return torch.einsum("nhwpqc->nchpwq", tokens).reshape(len(x), self.out, 2 * height, 2 * width)
 
 
+class Centring(DiT):
+    """Below a timestep its second block sees tokens without their mean."""
+
+    late = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks[1].register_forward_pre_hook(self.centred)
+
+    def centred(self, _: nn.Module, args: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        x, c = args
+        return (x - x.mean(1, keepdim=True) if self.late else x), c
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        self.late = bool((t < 300).any())
+        return super().forward(x, t, y)
+
+
 class SiT(DiT):
     """Its wrapper: keeps the first half of the channels."""
 

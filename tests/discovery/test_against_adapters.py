@@ -13,6 +13,8 @@ from torch import nn
 import tokenprune
 from tokenprune import AttentionSite, BlockSite, ModuleMap, RandomPolicy
 from tokenprune.discovery import discover
+from tokenprune.discovery.code import source_of
+from tokenprune.testing import check_adapter
 from tokenprune_adapters import flux, pixart, sd3, wan
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -64,6 +66,14 @@ def test_the_discovered_map_is_the_adapters(name: str) -> None:
     pairs = zip(outputs(model, inputs, lambda _: found), outputs(model, inputs, adapter), strict=True)
     for one, other in pairs:
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_the_code_of_the_map_passes_the_kit(name: str) -> None:
+    tiny = TINY[name]
+    scope: dict[str, Any] = {}
+    exec(source_of(discover(tiny.make(), (), tiny.inputs()).map, name), scope)
+    assert check_adapter(tiny.make, tiny.inputs(), adapter=scope["module_map"], image_of=tiny.image_of).passed
 
 
 @pytest.mark.parametrize(

@@ -243,7 +243,7 @@ def zero_gates() -> nn.Module:
         (
             lambda: randomised(lambda: DiT(mlp=ConvMlp)),
             labelled,
-            r"blocks\.0\.mlp\S* lets one image token change others",
+            r"blocks\.0\.mlp\S* lets image tokens change others",
         ),
         (zero_gates, labelled, "keys and values do not change the output"),
     ],

@@ -12,12 +12,12 @@ import pytest
 import tokenprune
 
 ROOT = Path(tokenprune.__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / ".github").rglob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / ".github").rglob("*.md"))]
 FORMER = re.compile(r"^\| before \| now \|\n(?:\|.*\n)+", re.M)
 """A table of the changelog: it has names that are gone."""
 
-FILES = [path for folder in ("tokenprune", "adapters", "tests") for path in (ROOT / folder).rglob("*.py")]
-GROUPS = {"tokenprune.adapters"}
+FILES = [path for folder in ("tokenprune", "adapters", "tests", "docs") for path in (ROOT / folder).rglob("*.py")]
+GROUPS = {"tokenprune.adapters", "tokenprune.schedules", "tokenprune.forecasts"}
 """Names that are no modules: groups of entry points."""
 
 

@@ -6,16 +6,25 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
+
+import tokenprune
+from tokenprune import policies
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_first_code_runs_as_typed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_first_code_runs_as_typed(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     scope: dict[str, Any] = {}
     exec(code, scope)
     assert scope["image"].size == (64, 64)
+    assert np.array_equal(np.asarray(Image.open("circle.png")), np.asarray(scope["image"]))
     report = scope["handle"].report()
     assert (len(report.steps), sum(step.full for step in report.steps)) == (28, 14)
     assert report.mac_ratio == 0.5
@@ -29,3 +38,37 @@ def test_its_table_is_that_of_the_result_files() -> None:
     figures = re.findall(r"(\d+\.\d ± \d+\.\d) dB", table)
     assert len(figures) == 10
     assert all(f"| {figure} |" in analysis for figure in figures)
+
+
+def test_the_first_screen_is_short_and_its_reasons_are_measured() -> None:
+    """One picture, one code, four reasons with a link each; their numbers stand on the linked pages."""
+    first = README.split("## Set up")[0]
+    assert len(re.findall(r"^!\[", first, re.M)) == len(re.findall(r"^```python", first, re.M)) == 1
+    reasons = re.findall(r"^- (.*?)(?=^- |^\*\*|\Z)", first, re.M | re.DOTALL)
+    assert len(reasons) == 4
+    assert all("](docs/" in reason for reason in reasons)
+    analysis, chooser = (page("analysis.md"), page("which-plan.md"))
+    for claimed, row in (("57 to 59 dB", "`tokenprune.plan`"), ("52 to 55 dB", "best step cache")):
+        (line, *_) = re.findall(rf"^\| {re.escape(row)} \| 0\.50 \|.*$", analysis, re.M)
+        lowest, highest = sorted(float(mean) for mean in re.findall(r"(\d+\.\d) ±", line))
+        assert claimed in reasons[0]
+        assert (int(lowest), round(highest)) == tuple(map(int, re.findall(r"\d+", claimed)))
+    assert "| tokenprune.plan, balanced | ours | 0.50 | 0.50 | 21.0 ±" in chooser
+    assert "[21 dB](" in reasons[2]
+    (seven,) = re.findall(r"^\| shapes-pixart, guidance 3, DPM.*\n.*\n\|  \| 7 \| (.*) \|$", analysis, re.M)
+    plan, _, fewer = re.findall(r"(\d+\.\d) ±", seven)
+    assert f"[no nearer ({plan} dB)](" in reasons[3]
+    assert f"7 plain steps ({fewer} dB)" in reasons[3]
+    assert f"[{len(policies.ALL) - 1} more policies]" in reasons[1]
+
+
+def test_each_column_of_its_table_is_explained() -> None:
+    header = re.search(r"^\| (PSNR to the plain.*) \|$", README, re.M)
+    assert header is not None
+    explained = " ".join(re.findall(r"\*\*(.+?)\*\*", README.split("## What it reaches")[1]))
+    for column in header[1].split(" | "):
+        assert column.split(",")[0] in explained
+
+
+def page(name: str) -> str:
+    return (Path(tokenprune.__file__).parents[1] / "docs" / name).read_text(encoding="utf-8")

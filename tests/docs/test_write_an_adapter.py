@@ -15,11 +15,11 @@ import torch
 from tokenprune.testing import AdapterCheckError
 
 PAGE = Path(__file__).parents[2] / "docs" / "write-an-adapter.md"
-EXAMPLE = Path(__file__).parents[1] / "plugin" / "site" / "tokenprune_example" / "__init__.py"
+EXAMPLE = PAGE.parent / "template" / "tokenprune_mine" / "model.py"
 
 
 def load_example() -> ModuleType:
-    """The example package as a plain module, without its entry points."""
+    """The model of the template as a plain module, without the package's entry points."""
     spec = importlib.util.spec_from_file_location("example_of_the_page", EXAMPLE)
     assert spec is not None
     assert spec.loader is not None
@@ -28,7 +28,7 @@ def load_example() -> ModuleType:
     return module
 
 
-PlainTransformer = load_example().Transformer
+PlainTransformer = load_example().MyTransformer
 
 
 def test_the_pages_adapter_prunes() -> None:
@@ -47,7 +47,7 @@ def test_the_pages_adapter_prunes() -> None:
     for step in range(4):
         assert torch.equal(plain[step], pruned[step])
     changed = (pruned[4] != pruned[3]).any(1).sum()
-    assert int(changed) == 19
+    assert int(changed) == 19 * 4
 
 
 def test_the_page_checks_its_adapter() -> None:
@@ -56,6 +56,7 @@ def test_the_page_checks_its_adapter() -> None:
     scope: dict[str, Any] = {"make_small_model": PlainTransformer, "inputs": inputs}
     exec(adapter.partition("handle =")[0], scope)
     exec(check, scope)
+    assert re.findall(r"```text\n(.*?)\n```", PAGE.read_text(), re.S) == [str(scope["result"])]
     exec(
         adapter.partition("handle =")[0].replace(
             '.attn") for i in range(len(model.blocks))', '.attn") for i in range(1)'

@@ -67,7 +67,7 @@ def test_unknown_model() -> None:
     with pytest.raises(UnknownModelError, match="Mystery: no adapter describes this model") as caught:
         tokenprune.apply(Mystery(), PLAIN)
     for hint in (
-        "PixArtTransformer2DModel, QwenImageTransformer2DModel, SD3Transformer2DModel",
+        "PixArtTransformer2DModel, QwenImage21Transformer2DModel, QwenImageTransformer2DModel",
         "ModuleMap",
         "adapter=",
         "tokenprune.adapters",

@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from tokenprune import AttentionError, AttentionSite, ExitSite, Hold, Selection, TokenArgument
 from tokenprune.engine.attention_hooks import serve
 from tokenprune.engine.attention_state import AttentionState, Coming, prepare
 from tokenprune.engine.branch_cache import BranchCache
-from tokenprune.engine.exit_hooks import Exit
-from tokenprune.engine.rows import Rows, gather
+from tokenprune.engine.exit_hooks import EXPANDED, Exit, ExpandState, after_expanded
+from tokenprune.engine.rows import Rows, gather, gather_first
 
 B, N, T, H, D = 2, 6, 3, 2, 4
 CHOSEN = torch.tensor([[0, 2, 5], [1, 2, 3]])
@@ -96,6 +96,20 @@ def test_gather_takes_what_has_a_row_for_each_token() -> None:
     found = gather(rows, TokenArgument("x", "text-image"), joint)
     assert torch.equal(found[:, :T], joint[:, :T])
     assert torch.equal(found[:, T:], Selection(CHOSEN, N).gather(joint[:, T:].contiguous()))
+
+
+def test_the_first_way_that_fits_is_taken() -> None:
+    """A sequence is gathered once, even where what is left is as long as the image is."""
+    whole, ways = N + T, (TokenArgument("x", "text-image"), TokenArgument("x"))
+    rows = Rows(Selection(CHOSEN, N), ("image", "text-image"), T)
+    joint, image, neither = draw(B, whole, D), draw(B, N, D), draw(B, 4, D)
+    assert rows.by_layout["text-image"].count == N
+    found = gather_first(rows, ways, joint)
+    assert found.shape == (B, N, D)
+    assert torch.equal(found, gather(rows, ways[0], joint))
+    assert torch.equal(gather_first(rows, ways, image), image[torch.arange(B)[:, None], CHOSEN])
+    assert gather_first(rows, ways, neither) is neither
+    assert gather_first(rows, ways, (neither, 3, None)) == (neither, 3, None)
 
 
 def test_frames_share_a_selection() -> None:
@@ -191,6 +205,108 @@ def test_the_exit_reads_and_writes_images(layout: Any, frames: int, turned: bool
     part = part.transpose(0, 1) if turned else part
     assert torch.equal(exit_.read(part), Selection(CHOSEN, N).gather(folded.contiguous()))
     assert torch.equal(exit_.write(part, folded), laid)
+
+
+def test_the_exit_where_the_model_cut_references_off() -> None:
+    """Two before and one after: the prediction has rows for them, 0 at first, the output has none."""
+    exit_ = Exit(ExitSite("exit", references=False))
+    exit_.tokens, exit_.cut = N + 3, (2, 1)
+    output = draw(B, N, 3)
+    images = exit_.read(output)
+    assert torch.equal(images, F.pad(output, (0, 0, 2, 1)))
+    assert torch.equal(exit_.write(output, images), output)
+    chosen = Selection(CHOSEN + 2, N + 3)
+    exit_.rows = Rows(chosen, ())
+    part = Selection(CHOSEN, N).gather(output)
+    assert torch.equal(exit_.read(part), part)
+    assert torch.equal(exit_.write(part, chosen.scatter(part, images)), output)
+
+
+@pytest.mark.parametrize("starts", [None, torch.tensor([1, 2])])
+def test_the_exit_over_all_rows_again(starts: Tensor | None) -> None:
+    """The module before it had its rows expanded; rows of text keep what they are."""
+    exit_ = Exit(ExitSite("exit", "text-image", expand="last", expand_layout="text-image"))
+    exit_.tokens, exit_.starts = N, starts
+    exit_.rows = Rows(Selection(CHOSEN, N), (), T, starts)
+    whole, images = draw(B, N + T, 3), draw(B, N, 3) + 1
+    firsts = [T] * B if starts is None else starts.tolist()
+    own = torch.stack([sequence[first : first + N] for sequence, first in zip(whole, firsts, strict=True)])
+    assert torch.equal(exit_.read(whole), Selection(CHOSEN, N).gather(own))
+    written = exit_.write(whole, images)
+    for image, (sequence, first) in enumerate(zip(written, firsts, strict=True)):
+        assert torch.equal(sequence[first : first + N], images[image])
+        others = [place for place in range(N + T) if not first <= place < first + N]
+        assert torch.equal(sequence[others], whole[image, others])
+
+
+def test_the_exit_without_a_dimension_for_images() -> None:
+    """One image a call; its first two tokens were given, and have no rows in the output."""
+    exit_ = Exit(ExitSite("exit", dim=0, batch=None, expand="last", references=False))
+    exit_.tokens, exit_.cut = N + 2, (2, 0)
+    output = draw(N, 3)
+    images = exit_.read(output)
+    assert torch.equal(images, F.pad(output, (0, 0, 2, 0))[None])
+    assert torch.equal(exit_.write(output, images), output)
+    chosen = Selection(CHOSEN[:1] + 2, N + 2)
+    exit_.rows = Rows(chosen, ("image",))
+    assert torch.equal(exit_.read(output), output[CHOSEN[:1]])
+    assert torch.equal(exit_.write(output, images + 1), output + 1)
+    module = nn.Identity()
+    state = ExpandState(exit_.site)
+    state.rows = exit_.rows
+    setattr(module, EXPANDED, state)
+    expanded = after_expanded(module, None, output[:3])
+    assert torch.equal(expanded[CHOSEN[0] + 2], output[:3])
+    assert expanded.count_nonzero() == output[:3].count_nonzero()
+
+
+def test_the_exit_may_give_the_image_alone() -> None:
+    """Where the text's keys come out of a cache of the model's, there are no rows of text, wherever images begin."""
+    exit_ = Exit(ExitSite("exit", "text-image"))
+    exit_.tokens, exit_.starts = N, torch.full((B,), T)
+    output = draw(B, N, 3)
+    assert torch.equal(exit_.read(output), output)
+    exit_.rows = Rows(Selection(CHOSEN, N), (), T, exit_.starts)
+    part = Selection(CHOSEN, N).gather(output)
+    assert torch.equal(exit_.read(part), part)
+    assert torch.equal(exit_.write(part, output + 1), output + 1)
+
+
+def test_two_streams_of_the_image() -> None:
+    """Each token has two keys, one in each half; both are kept and both are computed afresh."""
+    rows = Rows(Selection(CHOSEN, N), ())
+    assert rows.sequence("image-image", 2 * N).index.tolist() == [[0, 2, 5, 6, 8, 11], [1, 2, 3, 7, 8, 9]]
+    state, branch = AttentionState(AttentionSite("attn", "image-image")), BranchCache(Hold())
+    query, key, value = draw(B, H, 2 * N, D), draw(B, H, 2 * N, D) + 1, draw(B, H, 2 * N, D) + 2
+    full = attend(state, Coming(branch, torch.zeros(()), None, N, B, B), query, key, value, None)
+    fresh = rows.sequence("image-image", 2 * N)
+    taken = [fresh.take(tensor, 2, 0) for tensor in (query, key + 1, value)]
+    found = attend(state, Coming(branch, torch.zeros(()), rows, N, B, B), *taken, None)
+    changed = fresh.scatter(fresh.take((key + 1).transpose(1, 2), 1, 0), key.transpose(1, 2)).transpose(1, 2)
+    expected = F.scaled_dot_product_attention(query, changed, value)
+    torch.testing.assert_close(found, fresh.take(expected, 2, 0))
+    assert not torch.allclose(found, fresh.take(full, 2, 0))
+
+
+def test_one_stream_is_not_two() -> None:
+    state, branch = AttentionState(AttentionSite("attn", "image-image")), BranchCache(Hold())
+    given = [draw(B, H, N, D)] * 3
+    with pytest.raises(AttentionError, match=r"attn: expected 12 image keys, got 6 keys.*'image-image'"):
+        attend(state, Coming(branch, torch.zeros(()), None, N, B, B), *given, None)
+
+
+def test_a_call_that_ends_before_the_image_sees_none_of_it() -> None:
+    """More keys than the image has tokens, but all of them text: only the second call's are kept."""
+    state, branch = AttentionState(AttentionSite("attn", "text-image")), BranchCache(Hold())
+    long = N + 1
+    coming = Coming(branch, torch.zeros(()), None, N, B, B, torch.full((B,), long), long)
+    prepare([state], coming)
+    mode = serve(state)
+    assert mode is not None
+    for length, queries in ((long, long), (long + N, N)):
+        mode.service.attend(*(draw(B, H, size, D) for size in (queries, length, length)))
+    mode.service.end(None, (None, None))
+    assert [call.number for call in branch.seen_calls("attn").calls] == [None, 0]
 
 
 def test_sequences_of_a_part_of_the_batch() -> None:

@@ -258,9 +258,13 @@ def ltx2_call(rows: int = 1, **more: Any) -> Call:
 
 
 def test_spatio_temporal_guidance_of_ltx2() -> None:
-    """A call for it follows in each step: in a block its attention gives the values, in other modules it attends."""
+    """A call for it follows in each step: in a block its attention gives the values, in other modules it attends.
+
+    And one in which picture and sound do not look at each other.
+    """
     model = ltx2()
-    branches = [Branch(ltx2_call()), Branch(ltx2_call(spatio_temporal_guidance_blocks=[0]))]
+    others = ({"spatio_temporal_guidance_blocks": [0]}, {"isolate_modalities": True})
+    branches = [Branch(ltx2_call()), *(Branch(ltx2_call(**other)) for other in others)]
     check(model, [draw(1, 24, 4, seed=step) for step in range(5)], branches, (24, 9, 3, 24, 5), tokens)
 
 

@@ -358,7 +358,7 @@ def test_experts_without_adapters(pipe: WanPipeline, monkeypatch: pytest.MonkeyP
 
     What the pipeline calls its branches is known from the call after that on, so that there is one more full step.
     """
-    monkeypatch.setattr("tokenprune.registry.entry_points", lambda **_: ())
+    monkeypatch.setattr("tokenprune.installed.entry_points", lambda **_: ())
     with tokenprune.apply(pipe, NoisePolicy(0.3, 3)) as handle:
         draw(pipe)
         assert counts(handle) == [36, 36, 36, FEW, 36, 36, FEW, FEW]

@@ -45,7 +45,6 @@ from tokenprune.plans.data import names_of
 from tokenprune.plans.files import mapping_of, plan_of
 from tokenprune.plans.presets import PRESETS, best_plan
 
-SITE = Path(__file__).parents[1] / "plugin" / "site"
 EXPORTED = {name: value for name in tokenprune.__all__ if inspect.isclass(value := getattr(tokenprune, name))}
 NEEDED: dict[str, dict[str, Any]] = {
     "MixturePolicy": {"parts": ((CATPolicy(num_clusters=5), 1), (SequentialPolicy(), 0.5))},
@@ -149,17 +148,6 @@ def test_a_loaded_plan_prunes(sd3: nn.Module, generate: Any, tmp_path: Path) -> 
     with tokenprune.apply(sd3, load_plan(str(tmp_path / "plan.json"))) as handle:
         generate(sd3)
         assert [step.tokens for step in handle.report().steps] == [24] * 3 + [6] * 3
-
-
-def test_policies_of_other_packages_go_by_their_entry_points(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(SITE)
-    from tokenprune_example import DriftPolicy
-
-    plan = Plan(DriftPolicy(alpha=0.25))
-    assert mapping_of(plan)["policy"]["name"] == "drift"
-    assert plan_of(mapping_of(plan)) == plan
-    monkeypatch.undo()
-    assert mapping_of(plan)["policy"]["name"] == "tokenprune_example:DriftPolicy"  # registered no more
 
 
 OWN = """

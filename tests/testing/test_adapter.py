@@ -114,6 +114,8 @@ def test_a_model_without_adapter() -> None:
         ({"blocks": ("blocks.0", "blocks.1", "blocks.0")}, "blocks.0 named twice in `blocks`"),
         ({"attentions": (AttentionSite("blocks.0.attn"),) * 2}, "blocks.0.attn named twice in `attentions`"),
         ({"least_tokens": 0}, "least_tokens: expected a whole number of at least 1, got 0"),
+        ({"blocks": (BlockSite("blocks.0", counting="count"),)}, "no argument 'count' (the map's `counting`)"),
+        ({"exit": ExitSite("final", "image-text", references=False)}, "references=False) needs the layout 'image'"),
     ],
 )
 def test_a_map_that_names_what_is_not_there(fields: dict[str, Any], hint: str) -> None:
@@ -272,6 +274,21 @@ def laid_out(layout: Any) -> Callable[[ModuleMap], ModuleMap]:
         ("latte", lambda found: replace(found, frames=None)),
         ("wan-ti2v", lambda found: replace(found, token_inputs=())),
         ("ernie", without_arguments("temb")),
+        (
+            "helios",
+            lambda found: replace(found, blocks=tuple(replace(b, counting=None) for b in found.block_sites)),
+        ),
+        ("hunyuan-framepack", lambda found: replace(found, exit=found.exit_site.path)),
+        ("motif-i2v", laid_out("image-text")),
+        ("flux3-edit", lambda found: replace(found, text_lengths=None)),
+        ("bria-fibo2-texts", lambda found: replace(found, text_lengths=None)),
+        ("qwenimage-2.1-edit", lambda found: replace(found, text_lengths=None)),
+        ("minimax-h3", lambda found: replace(found, exit=replace(found.exit_site, expand=None))),
+        ("kandinsky6", lambda found: replace(found, attentions=found.attentions[::2])),
+        ("anyflow", without_arguments("rotary_emb")),
+        ("cosmos3", without_arguments("rotary_emb")),
+        ("cosmos3-i2v", lambda found: replace(found, exit=replace(found.exit_site, references=True))),
+        ("cosmos3-i2v", lambda found: replace(found, exit=replace(found.exit_site, expand=None))),
     ],
 )
 def test_an_adapter_without_one_of_its_parts(name: str, change: Callable[[ModuleMap], ModuleMap]) -> None:

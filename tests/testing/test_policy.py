@@ -269,3 +269,31 @@ def test_policies_with_attention_pass() -> None:
 
 def test_every_property_can_fail() -> None:
     assert {case[0] for case in BROKEN} == set(get_args(Property))
+
+
+def test_the_result_tells_how_often_each_property_held() -> None:
+    result = check_policy(NoisePolicy, grids=[(3, 5)])
+    told = {finding.name: finding for finding in result.findings}
+    assert tuple(told) == get_args(Property)
+    assert {name for name, finding in told.items() if finding.outcome == "not checked"} == {"memory", "attention"}
+    assert told["attention"].detail == "the policy asks for none"
+    assert re.match(r"\d\d+ selections made$", told["selects"].detail)
+    assert str(result).startswith("policy NoisePolicy\n  selects")
+    assert "what a selection costs" in str(result)
+    assert {f.outcome for f in check_policy(TocaPolicy, grids=[(3, 5)]).findings if f.name == "attention"} == {"passed"}
+
+
+def test_the_error_has_the_result_until_then() -> None:
+    class Generous(NoisePolicy):
+        def select(self, seen: Observation, memory: Memory) -> Selection:
+            return Selection.top(seen.relative_noise.norm(dim=-1), seen.count + (seen.step >= 5))
+
+    with pytest.raises(PolicyCheckError) as caught:
+        check_policy(Generous, grids=[(3, 5)])
+    result = caught.value.result
+    assert result is not None
+    told = {finding.name: (finding.outcome, finding.detail) for finding in result.findings}
+    assert told["selection"] == ("failed", str(caught.value))
+    assert told["selects"] == ("passed", "2 selections made, until then")
+    assert told["batch"] == ("not checked", "not reached")
+    assert not result.passed

@@ -10,6 +10,7 @@ import typer
 from tokenprune.bench.commands import PACKAGE, Command, Group
 from tokenprune.cli.app_command import app
 from tokenprune.cli.bench import bench
+from tokenprune.cli.calibrate import calibrate
 from tokenprune.cli.demo import demo
 from tokenprune.cli.figures import figures
 from tokenprune.cli.inspect import inspect
@@ -32,5 +33,5 @@ def tokenprune(
         print(context.get_help())
 
 
-for command in (demo, app, bench, figures, macs, inspect, tune):
+for command in (demo, app, bench, figures, macs, inspect, tune, calibrate):
     APP.command(cls=Command)(command)

@@ -207,7 +207,7 @@ def _write(results: Results, path: Path, markdown: Path | None, plot: Path | Non
     if cells.is_timed(results):
         _show("clock", *cells.cost_cells(results, by_psnr, cells.CLOCK))
         _show("overheads", *cells.cost_cells(results, by_psnr, cells.OVERHEADS))
-    for line in cells.failures(results):
+    for line in [*cells.noises(results), *cells.failures(results)]:
         print(line)
     for name, reason in settings.get("metrics_left_out", {}).items():
         print(f"{name} left out: {reason}")

@@ -50,7 +50,7 @@ def demo(
         check_output("html", html, ".html")
     with options.refusing_values():
         policy = CATPolicy(alpha=alpha, warmup_steps=warmup_steps)
-    from tokenprune.bench.studies.demo import Request, as_data, compare, save_page, save_panel
+    from tokenprune.bench.studies.demo import DENSE, Request, as_data, compare, save_page, save_panel
 
     quiet()
     embedded = EMBEDDED[model]
@@ -70,12 +70,16 @@ def demo(
     for name, outcome in outcomes.items():
         if outcome.report is not None:
             print(f"{name}: {outcome.report}")
+        noise = outcome.row(outcomes[DENSE])["speedup_noise"]
+        if noise is not None:
+            print(f"{name}: noise: {noise}")
     for name, path in written.items():
         print(f"{name}: {path}")
 
 
 def _table(model: str, outcomes: dict[str, Outcome]) -> Table:
-    from tokenprune.bench.measuring.fidelity import in_words
+    from tokenprune.bench.measuring.fidelity import in_words as decibels
+    from tokenprune.bench.measuring.speed import in_words
     from tokenprune.bench.studies.demo import CAT, DENSE
 
     dense, counted = outcomes[DENSE], outcomes[CAT].report
@@ -86,12 +90,12 @@ def _table(model: str, outcomes: dict[str, Outcome]) -> Table:
         row = outcome.row(dense)
         table.add_row(
             name,
-            f"{outcome.seconds:.2f}",
-            f"{row['speedup']:.2f}x",
+            f"{outcome.median:.2f}",
+            in_words(row["speedup"], row["speedup_noise"]),
             f"{1 / row['mac_ratio']:.2f}x",
             "-" if counted is None else f"{row['mac_ratio'] * counted.dense_macs.total / 1e9:.1f}",
             f"{row['tokens_ratio']:.0%}",
-            in_words(outcome.psnr, None),
+            decibels(outcome.psnr, None),
             "-" if outcome.scene_score is None else f"{outcome.scene_score:.0%}",
             f"{row['cache_bytes'] / 2**20:.1f}M" if outcome.report else "-",
         )

@@ -12,15 +12,16 @@ from rich.table import Table
 
 from tokenprune.bench.commands import check_known
 from tokenprune.bench.subjects.pipelines import DTYPES
-from tokenprune.bench.subjects.transformers import load
+from tokenprune.bench.subjects.transformers import Loaded, load
 from tokenprune.cli import options
 from tokenprune.cli.targets import GUIDANCE, ResolvedCall, Wanted, call_of, find_map, notes_of, plan_of
 from tokenprune.discovery.code import source_of
-from tokenprune.errors import ConfigurationError
+from tokenprune.errors import ConfigurationError, one_line
 from tokenprune.macs.rehearsal import Rehearsal, counts_of, rehearse
 from tokenprune.modulemap import ModuleMap
 from tokenprune.ops.grid import num_tokens
 from tokenprune.plans.plan import Plan
+from tokenprune.reports.checks import CheckResult
 
 GIB, MIB = 2**30, 2**20
 
@@ -39,6 +40,12 @@ def inspect(
     plan: options.PlanFile = None,
     steps: Annotated[int, typer.Option(help="Steps of a generation.")] = 28,
     tokens: Annotated[int | None, typer.Option(help="Image tokens to reckon keys and values for.")] = None,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check", help="Check the map, too: prunes a factory's model and compares; takes a minute or so."
+        ),
+    ] = False,
     code: Annotated[bool, typer.Option("--code", help="Print the map as an adapter's source code.")] = False,
 ) -> None:
     """Show a model's map, an adapter's or discovered, and what a plan would compute and keep at a size.
@@ -48,6 +55,10 @@ def inspect(
     check_known("dtype", [dtype], DTYPES)
     options.at_least(steps=steps, tokens=tokens, height=height, width=width, size=size, frames=frames, batch=batch)
     loaded = load(target)
+    if check and loaded.inputs is None:
+        raise ConfigurationError(
+            "check: expected a factory, module.path:factory, that gives a model with weights and arguments of a call"
+        )
     found = find_map(loaded)
     name = type(loaded.model).__name__
     if code:
@@ -78,6 +89,23 @@ def inspect(
     Console(highlight=False).print(table)
     for note in notes:
         print(f"note: {note}")
+    if check:
+        print(_checked(loaded, found.map))
+
+
+def _checked(loaded: Loaded, found: ModuleMap) -> CheckResult:
+    """What the kit for adapters says of a map.
+
+    Raises:
+        ConfigurationError: it does not pass.
+    """
+    from tokenprune.testing import AdapterCheckError, check_adapter
+
+    try:
+        return check_adapter(lambda: loaded.model, loaded.inputs or {}, adapter=lambda _: found)
+    except AdapterCheckError as error:
+        print(error.result)
+        raise ConfigurationError(f"check: {one_line(error)}") from error
 
 
 def _of_map(found: ModuleMap) -> dict[str, str]:

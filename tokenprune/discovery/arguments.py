@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,6 +72,26 @@ class PositionsGrid:
 
 
 @dataclass(frozen=True)
+class OneRow:
+    """A single row of tokens: as many as latents of one shape have, in proportion for latents of other sizes.
+
+    Args:
+        argument: name of the latents.
+        shape: theirs, without the batch.
+        tokens: how many they had.
+    """
+
+    argument: str
+    shape: tuple[int, ...]
+    tokens: int
+
+    def __call__(self, arguments: Arguments) -> TokenGrid:
+        """The grid of a call."""
+        extent = num_tokens(tuple(arguments[self.argument].shape[1:]))
+        return (1, self.tokens * extent // num_tokens(self.shape))
+
+
+@dataclass(frozen=True)
 class ReferencesAfter:
     """Says that the tokens of the latents [B, N, C] beyond the grid's are references."""
 
@@ -121,31 +140,6 @@ def _is_time(value: Any, images: int) -> bool:
     if isinstance(value, Tensor):
         return value.numel() == 1 or (value.ndim in (1, 2) and len(value) == images)
     return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def grids(shape: Sequence[int], tokens: int) -> Iterator[tuple[tuple[int, ...], TokenGrid]]:
-    """All ways to cut latents of a shape into patches so that there are so many tokens: axes, extents of the grid."""
-    for axes in AXES[len(shape)]:
-        extents = [shape[axis] for axis in axes]
-        divisors = ([part for part in range(1, extent + 1) if extent % part == 0] for extent in extents)
-        for grid in itertools.product(*divisors):
-            if num_tokens(grid) == tokens:
-                yield axes, grid
-
-
-def corner_rows(grid: TokenGrid) -> set[int]:
-    """Places of the tokens at the last place of one axis and the first of all others."""
-    strides = [num_tokens(grid[axis + 1 :]) for axis in range(len(grid))]
-    return {(extent - 1) * stride for extent, stride in zip(grid, strides, strict=True)}
-
-
-def with_corners(latents: Tensor, axes: Sequence[int]) -> Tensor:
-    """Latents with other values at the last place of one axis and the first of all others."""
-    changed = latents.clone()
-    for own in axes:
-        index = tuple((-1 if axis == own else 0) if axis in axes else slice(None) for axis in range(latents.ndim))
-        changed[index] = changed[index] * -1.5 + 1.3
-    return changed
 
 
 def positions_of(inputs: Inputs, latents: str) -> PositionsGrid | None:

@@ -9,11 +9,11 @@ from collections.abc import Iterable
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
-from tokenprune.discovery.arguments import AxesGrid, PositionsGrid, ReferencesAfter
+from tokenprune.discovery.arguments import AxesGrid, OneRow, PositionsGrid, ReferencesAfter
 from tokenprune.modulemap import ModuleMap
 
 PUBLIC = ("AttentionSite", "BlockSite", "ExitSite", "ModuleMap", "TokenArgument", "latent_grid")
-OWN = (AxesGrid, PositionsGrid, ReferencesAfter)
+OWN = (AxesGrid, OneRow, PositionsGrid, ReferencesAfter)
 
 
 def source_of(found: ModuleMap, model: str) -> str:

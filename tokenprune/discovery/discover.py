@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,13 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from tokenprune.discovery import arguments, parts, verify
+from tokenprune.discovery.exits import find_exit
 from tokenprune.discovery.parts import Pair, Sizes, Undiscovered
 from tokenprune.discovery.texts import find_constants, find_noise_channels
-from tokenprune.discovery.watch import copied, leaves, noised, watch
-from tokenprune.engine.oracle import tensors_of
-from tokenprune.errors import UnknownModelError
-from tokenprune.modulemap import BlockSite, ExitSite, ModuleMap, latent_grid
-from tokenprune.ops.grid import num_tokens
+from tokenprune.discovery.tokengrid import GridSearch
+from tokenprune.discovery.watch import Event, Watched, copied, leaves, noised, watch
+from tokenprune.engine.copies import shapes_of
+from tokenprune.engine.on_meta import fault_on_meta
+from tokenprune.engine.oracle import far_times, tensors_of
+from tokenprune.errors import UnknownModelError, one_line
+from tokenprune.modulemap import BlockSite, ExitSite, ModuleMap
 from tokenprune.targets import TIMES
 
 
@@ -38,8 +41,8 @@ class Discovery:
 def discover(model: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Discovery:
     """Watch a model at some calls, write its map, and check that a pruned call gives what a full one does.
 
-    The model runs about ten times on copies of the arguments, some of them with noise for latents. It is left as it
-    was, the state of the random number generators too.
+    The model runs about ten times on copies of the arguments, some of them with noise for latents, some at another
+    noise level. It is left as it was, the state of the random number generators too.
 
     Args:
         model: the transformer, with its weights: zeros show nothing.
@@ -47,25 +50,61 @@ def discover(model: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, An
         kwargs: its named arguments.
 
     Raises:
-        UnknownModelError: a part is missing, or the map does not stand the check; the message says what was found.
+        UnknownModelError: a part is missing, the map does not stand the check, or the model raised an error on the
+            way; the message says what was found.
     """
-    search = _Search(model, args, dict(kwargs or {}))
+    found: list[str] = []
     devices = [tensor.device for tensor in model.parameters() if tensor.device.type == "cuda"]
+    given = dict(kwargs or {})
+    with (
+        torch.no_grad(),
+        torch.random.fork_rng(sorted({device.index or 0 for device in devices})),
+        _eagerly(model),
+    ):
+        try:
+            return _Search(model, _named(model, args, given), found).run()
+        except Undiscovered as error:
+            raise _unknown(model, f"Missing: {error}", found) from error
+        except Exception as error:  # whatever the model's own code raises
+            raise _unknown(model, _reason(model, args, given, error), found) from error
+
+
+def _unknown(model: nn.Module, reason: str, found: list[str]) -> UnknownModelError:
+    training = " (in training mode; model.eval() comes first)" if model.training else ""
+    return UnknownModelError(
+        f"{type(model).__name__}: no adapter describes this model, and it could not be discovered. {reason}. "
+        f"Found: {'; '.join(found) or 'nothing yet'}{training}. Pass an adapter, apply(..., adapter=function): see "
+        f"docs/write-an-adapter.md and docs/discovery.md"
+    )
+
+
+def _reason(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], error: Exception) -> str:
+    """Why a watched call raised: the model does by itself, or only when it is watched or given other inputs."""
+    said = f"{type(error).__name__}: {one_line(error)}"
     try:
-        with (
-            torch.no_grad(),
-            torch.random.fork_rng(sorted({device.index or 0 for device in devices})),
-            _eagerly(model),
-        ):
-            return search.run()
-    except Undiscovered as error:
-        found = "; ".join(search.found) or "nothing yet"
-        found += " (in training mode; model.eval() comes first)" if model.training else ""
-        raise UnknownModelError(
-            f"{type(model).__name__}: no adapter describes this model, and it could not be discovered. Missing: "
-            f"{error}. Found: {found}. Pass an adapter, apply(..., adapter=function): see docs/write-an-adapter.md and "
-            f"docs/discovery.md"
-        ) from error
+        model(*copied({"": list(args)})[""], **copied(kwargs))
+    except Exception as own:
+        own_words = f"{type(own).__name__}: {one_line(own)}"
+        return f"The model itself raises, without any of this, with these arguments: {own_words}. Correct the call"
+    return (
+        f"It serves these arguments, but raised when its modules were watched, or latents, timestep or text were "
+        f"others: {said}"
+    )
+
+
+def _named(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call by name."""
+    parameters = inspect.signature(model.forward).parameters
+    bound = inspect.signature(model.forward).bind(*args, **kwargs).arguments
+    nameless = [name for name in bound if parameters[name].kind in (_BY_POSITION, _ANY_POSITION)]
+    if nameless:
+        raise Undiscovered(
+            f"names of all arguments: forward takes {', '.join(nameless)} by position alone, and a map goes by names"
+        )
+    return arguments.by_name(parameters, bound)
+
+
+_BY_POSITION, _ANY_POSITION = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL
 
 
 def _eagerly(model: nn.Module) -> contextlib.AbstractContextManager[Any]:
@@ -75,11 +114,10 @@ def _eagerly(model: nn.Module) -> contextlib.AbstractContextManager[Any]:
 
 
 class _Search:
-    def __init__(self, model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
-        signature = inspect.signature(model.forward)
-        self.model = model
-        self.inputs = arguments.by_name(signature.parameters, signature.bind(*args, **kwargs).arguments)
-        self.found: list[str] = []
+    """One search; `found` says how far it came."""
+
+    def __init__(self, model: nn.Module, inputs: dict[str, Any], found: list[str]) -> None:
+        self.model, self.inputs, self.found = model, inputs, found
         self.notes: list[str] = []
 
     def run(self) -> Discovery:
@@ -92,8 +130,31 @@ class _Search:
                 f"{', '.join(TIMES[:4])} or the like, or is the only number for each image"
             )
         self.found += [f"latents {latents!r} {list(self.inputs[latents].shape)}", f"timestep {time!r}"]
+        draft, doubts = self._draft(base.events, latents, time)
+        plain = watch(self.model, self.inputs, keep=draft.exit_site.path)
+        channels = find_noise_channels(self.inputs, draft, plain)
+        if channels is not None:
+            draft = replace(draft, noise_channels=channels[0], output_channels=channels[1])
+        examples = [verify.Example(self.inputs, plain.output, _at(time, self.inputs[time]))]
+        for far in far_times(self.inputs[time]):
+            elsewhere, when = {**self.inputs, latents: noised(self.inputs[latents]), time: far}, _at(time, far)
+            later = self._later(elsewhere, when)
+            if later is None:
+                continue
+            pairs = parts.pairs_of(plain.events, later.events, f"another timestep ({when})")
+            if len(examples) == 1:
+                text, constants = find_constants(self.model, self.inputs, draft, plain.events, pairs)
+                draft = replace(draft, text=text, constants=constants)
+            examples.append(verify.Example(elsewhere, later.output, when))
+        found = self._checked(draft, [*doubts, verify.without_constants], examples)
+        if fault_on_meta(self.model, found, shapes_of(((), self.inputs)), found.least_tokens) is not None:
+            found = replace(found, reads_values=True)
+        return Discovery(found, tuple(self.notes))
+
+    def _draft(self, base: list[Event], latents: str, time: str) -> tuple[ModuleMap, list[verify.Change]]:
+        """A map without text and channels, and what else may be meant."""
         others = watch(self.model, {**self.inputs, latents: noised(self.inputs[latents])}, mixing=False)
-        moved = parts.pairs_of(base.events, others.events)
+        moved = parts.pairs_of(base, others.events)
         sites, sizes = parts.find_attentions(moved, len(self.inputs[latents]))
         lengths = ", ".join(map(str, sorted(sizes.joint)))
         self.found.append(
@@ -102,44 +163,31 @@ class _Search:
         )
         blocks = parts.find_blocks(self.model, moved, sites, sizes)
         self.found.append(f"{len(blocks)} blocks from {blocks[0].path} to {blocks[-1].path}")
-        nudge = _Nudge(blocks[0], sizes)
-        nudged = parts.pairs_of(base.events, watch(self.model, self.inputs, mixing=False, intervene=nudge).events)
-        exit_site = parts.find_exit(nudged, moved, blocks, sizes)
+        grid = GridSearch(self.model, self.inputs, latents, base, blocks[0], sizes)
+        exit_site = find_exit(grid.nudged, grid.nudged_tokens, moved, blocks, sizes)
         self.found.append(f"exit {exit_site.path}")
-        grid, references = self._grid(latents, base.events, blocks[0], sizes)
-        given = [argument for site in blocks for argument in site.tokens]
+        self.notes += [grid.note] if grid.note else []
         self.notes.append(
             f"the noise is taken to fall as {time!r} falls; if the second call's rises, that is turned round"
         )
+        behind, through = self._token_inputs(base, latents, blocks[0], sizes)
         draft = ModuleMap(
             blocks=_plain_blocks(blocks),
             attentions=sites,
             exit=exit_site.path if exit_site == ExitSite(exit_site.path) else exit_site,
-            grid=grid,
+            grid=grid.reader,
             hidden=blocks[0].tokens[0].name,
             latents=latents,
             time=time,
             text=None,
-            references=references,
-            shared=any(argument.batch is None for argument in given),
+            token_inputs=behind,
+            references=grid.references,
+            shared=any(argument.batch is None for site in blocks for argument in site.tokens),
         )
-        behind, through = self._token_inputs(base.events, latents, blocks[0], sizes)
-        draft = replace(draft, token_inputs=behind)
         constant = sorted({argument.name for pair in moved for argument in _constant(pair, blocks, sizes)})
         doubts = [verify.without(name) for name in constant]
         doubts += [verify.with_inputs(*through)] if through else []
-        doubts += [verify.expanded, verify.with_scale]
-        plain = self.model(**copied(self.inputs))
-        checked = self._checked(draft, doubts, plain)
-        text, constants = find_constants(self.model, self.inputs, checked, moved)
-        if constants:
-            with_text = replace(checked, text=text, constants=constants)
-            checked = checked if verify.fault_of(self.model, with_text, self.inputs, plain) else with_text
-        channels = find_noise_channels(self.model, self.inputs, checked)
-        if channels is not None:
-            checked = replace(checked, noise_channels=channels[0], output_channels=channels[1])
-        checked = replace(checked, least_tokens=verify.least_tokens(self.model, checked, self.inputs, plain))
-        return Discovery(checked, tuple(self.notes))
+        return draft, [*doubts, verify.expanded, verify.with_scale]
 
     def _latents(self, output: Any) -> str:
         if not tensors_of(output):
@@ -153,53 +201,27 @@ class _Search:
             )
         return candidates[0]
 
-    def _checked(self, draft: ModuleMap, doubts: list[Callable[[ModuleMap], ModuleMap]], plain: Any) -> ModuleMap:
+    def _later(self, inputs: dict[str, Any], when: str) -> Watched | None:
+        """A call at another noise level; None, and a note, for a model that does not know the timestep."""
+        try:
+            return watch(self.model, inputs)
+        except Exception as error:  # whatever the model's own code raises
+            self.notes.append(f"not checked {when}: there the model raises {type(error).__name__}: {one_line(error)}")
+            return None
+
+    def _checked(self, draft: ModuleMap, doubts: list[verify.Change], examples: list[verify.Example]) -> ModuleMap:
         faults = []
         for variant in verify.variants(draft, doubts):
-            fault = verify.fault_of(self.model, variant, self.inputs, plain)
-            if fault is None:
-                return variant
-            faults.append(fault)
-        raise Undiscovered(f"a map that stands the check: {faults[0]}")
-
-    def _grid(self, latents: str, base: Any, entry: BlockSite, sizes: Sizes) -> tuple[Any, Any]:
-        """Readers of the token grid and of the number of reference tokens."""
-        value = self.inputs[latents]
-        hidden = entry.tokens[0]
-        tried: dict[tuple[int, ...], set[int]] = {}
-        for axes, grid in arguments.grids(value.shape, sizes.tokens):
-            if axes not in tried:
-                corners = {**self.inputs, latents: arguments.with_corners(value, axes)}
-                pairs = parts.pairs_of(base, watch(self.model, corners, mixing=False).events)
-                rows = next(
-                    changed[hidden.dim]
-                    for pair in pairs
-                    if pair[0].kind == "call" and pair[0].path == entry.path
-                    for place, (_, changed) in parts.changes(pair).items()
-                    if place[0] == hidden.name
-                )
-                first = max(sizes.joint) - sizes.tokens if hidden.layout == "text-image" else 0
-                tried[axes] = {row - first for row in rows}
-            if tried[axes] == arguments.corner_rows(grid):
-                return self._reader(latents, axes, grid)
-        self.notes.append(f"no grid of {sizes.tokens} tokens fits {latents!r}; policies see one row of tokens")
-        return _OneRow(latents, tuple(value.shape[1:]), sizes.tokens), None
-
-    def _reader(self, latents: str, axes: tuple[int, ...], grid: tuple[int, ...]) -> tuple[Any, Any]:
-        shape = self.inputs[latents].shape
-        patch = tuple(shape[axis] // extent for axis, extent in zip(axes, grid, strict=True))
-        if len(axes) > 1:
-            if axes != tuple(range(len(shape) - len(axes), len(shape))):
-                return arguments.AxesGrid(latents, axes, patch), None
-            return latent_grid(latents, patch[0] if len(set(patch)) == 1 and len(patch) == 2 else patch), None
-        positions = arguments.positions_of(self.inputs, latents) if axes == (1,) and patch == (1,) else None
-        if positions is not None:
-            return positions, arguments.ReferencesAfter(positions)
-        self.notes.append(f"{latents!r} holds tokens without a shape; policies see one row of them")
-        return arguments.AxesGrid(latents, axes, patch), None
+            try:
+                return verify.checked(self.model, variant, examples)
+            except verify.Fault as fault:
+                faults.append(fault)
+                if fault.elsewhere:  # other readings of what was seen would not help
+                    break
+        raise Undiscovered(f"a map that stands the check: {faults[-1 if faults[-1].elsewhere else 0]}") from faults[-1]
 
     def _token_inputs(
-        self, base: Any, latents: str, entry: BlockSite, sizes: Sizes
+        self, base: list[Event], latents: str, entry: BlockSite, sizes: Sizes
     ) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Further arguments of the model with N rows: those used behind the entry, and those that reach the entry."""
         behind: list[str] = []
@@ -219,36 +241,9 @@ class _Search:
         return tuple(behind), tuple(through)
 
 
-class _Nudge:
-    """Adds noise to one image token at the first block."""
-
-    def __init__(self, entry: BlockSite, sizes: Sizes) -> None:
-        self._path, self._argument = entry.path, entry.tokens[0]
-        first = max(sizes.joint) - sizes.tokens if self._argument.layout == "text-image" else 0
-        self._row = first + sizes.tokens // 2
-
-    def __call__(self, path: str, bound: inspect.BoundArguments) -> None:
-        if path != self._path:
-            return
-        hidden = bound.arguments[self._argument.name]
-        if not isinstance(hidden, Tensor):
-            raise Undiscovered(f"a tensor of tokens for {path}, got {type(hidden).__name__}")
-        changed = hidden.clone()
-        row = changed.select(self._argument.dim, self._row)
-        row.copy_(row * -1.5 + noised(row) + 0.1)
-        bound.arguments[self._argument.name] = changed
-
-
-@dataclass(frozen=True)
-class _OneRow:
-    """A single row of as many tokens as latents of one shape have; of other sizes in proportion."""
-
-    argument: str
-    shape: tuple[int, ...]
-    tokens: int
-
-    def __call__(self, given: Mapping[str, Any]) -> tuple[int, int]:
-        return 1, self.tokens * num_tokens(tuple(given[self.argument].shape[1:])) // num_tokens(self.shape)
+def _at(name: str, time: Any) -> str:
+    """A timestep in words."""
+    return f"at {name} = {float(time.max() if isinstance(time, Tensor) else time):g}"
 
 
 def _plain_blocks(blocks: tuple[BlockSite, ...]) -> tuple[str | BlockSite, ...]:

@@ -1,7 +1,8 @@
-"""What two watched calls tell of a model: its attention modules, blocks and their arguments, and last projection."""
+"""What two watched calls tell of a model: its attention modules, and blocks with their arguments."""
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from torch import nn
 
 from tokenprune.discovery.watch import Changed, Digest, Event, Place
 from tokenprune.errors import UnknownModelError
-from tokenprune.modulemap import AttentionSite, BlockSite, ExitSite, Layout, TokenArgument
+from tokenprune.modulemap import AttentionSite, BlockSite, Layout, TokenArgument
 
 Pair = tuple[Event, Event]
 """The same event of two calls that differ in one thing."""
@@ -38,11 +39,30 @@ class Sizes:
     images: int
 
 
-def pairs_of(one: list[Event], other: list[Event]) -> list[Pair]:
-    """The events of two calls, side by side."""
-    if [(event.kind, event.path) for event in one] != [(event.kind, event.path) for event in other]:
-        raise Undiscovered("a path through the model that does not depend on its inputs; two calls ran other modules")
+def pairs_of(one: list[Event], other: list[Event], apart: str = "other latents") -> list[Pair]:
+    """The events of two calls, side by side.
+
+    Args:
+        one: of one call.
+        other: of the other.
+        apart: what the other call had, for the error.
+
+    Raises:
+        Undiscovered: they are not the same.
+    """
+    ran = "its start"
+    for first, second in itertools.zip_longest(one, other):
+        if first is None or second is None or (first.kind, first.path) != (second.kind, second.path):
+            raise Undiscovered(
+                f"a path through the model that does not depend on its inputs: after {ran} a call with {apart} ran "
+                f"{_step(second)} in place of {_step(first)}"
+            )
+        ran = first.path
     return list(zip(one, other, strict=True))
+
+
+def _step(event: Event | None) -> str:
+    return "no further module" if event is None else f"{event.path or 'the model itself'} ({event.kind})"
 
 
 def changes(pair: Pair) -> dict[Place, tuple[Digest, Changed]]:
@@ -77,8 +97,9 @@ def find_attentions(moved: list[Pair], images: int) -> tuple[tuple[AttentionSite
         if pair[0].kind == "attention":
             key, changed = changes(pair)["key",]
             calls[_own_module(pair[0], modules)].append((pair[0], changed[-2]))
+            _refuse_compressed(pair, changed[-2])
             if key.shape[-2] == 0:
-                raise Undiscovered("attention calls with keys")
+                raise Undiscovered(f"keys in all attention calls: {pair[0].path or 'the model itself'} attends to none")
     with_images = {path: found for path, found in calls.items() if any(rows for _, rows in found)}
     if not with_images:
         total = sum(len(found) for found in calls.values())
@@ -97,6 +118,20 @@ def find_attentions(moved: list[Pair], images: int) -> tuple[tuple[AttentionSite
     sites = tuple(_site(path, found, tokens, images) for path, found in with_images.items())
     lengths = {event.tensors["key",].shape[-2] for found in with_images.values() for event, rows in found if rows}
     return sites, Sizes(tokens, frozenset(lengths - {tokens}), images)
+
+
+def _refuse_compressed(pair: Pair, rows: tuple[int, ...]) -> None:
+    """Raise where several image tokens share a key: those not computed have none to keep."""
+    seen = changes(pair)
+    if ("query",) not in seen or not rows:
+        return
+    query, moving = seen["query",]
+    if len(moving[-2]) > len(rows):
+        raise Undiscovered(
+            f"a key for each image token: {pair[0].path or 'the model itself'} attends with {query.shape[-2]} queries "
+            f"to {len(rows)} keys that change with the image (keys made of several tokens each, by a convolution or "
+            f"pooling, or of another sequence that sees the image, cannot be computed from some of the tokens)"
+        )
 
 
 def _own_module(event: Event, modules: dict[str, set[int]]) -> str:
@@ -126,7 +161,8 @@ def _site(path: str, calls: list[tuple[Event, tuple[int, ...]]], tokens: int, im
         )
     if not per_image and key.shape[0] != images:
         raise Undiscovered(
-            f"attention over whole images: {path} attends to a batch of {key.shape[0]} for {images} images"
+            f"attention over whole images: {path} attends to a batch of {key.shape[0]} for {images} images (windows, "
+            f"or frames of a video, in the batch cannot be described)"
         )
     if layout is None:
         raise Undiscovered(
@@ -230,62 +266,3 @@ def _constant_rows(digest: Digest, sizes: Sizes, joint: Layout) -> tuple[int | N
 
 def _batch_of(digest: Digest, dim: int, images: int) -> int | None:
     return 0 if dim > 0 and digest.shape[0] in (1, images) else None
-
-
-# What else mixes tokens, and the exit ------------------------------------------------------------------------------
-
-
-def _reached(pair: Pair, sizes: Sizes) -> dict[Place, tuple[int, int]]:
-    """For the tensors with a row for each token, which dimension that is and how many rows one token reached."""
-    found = {}
-    for place, (digest, changed) in changes(pair).items():
-        dims = [dim for dim, extent in enumerate(digest.shape) if extent in (sizes.tokens, *sizes.joint)]
-        if dims and any(changed):
-            best = min(dims, key=lambda dim: len(changed[dim]))
-            found[place] = best, len(changed[best])
-    return found
-
-
-def find_exit(nudged: list[Pair], moved: list[Pair], blocks: tuple[BlockSite, ...], sizes: Sizes) -> ExitSite:
-    """The last module that gives one tensor with a row for each token.
-
-    Args:
-        nudged: two calls of which one had another token at the first block.
-        moved: two calls with different latents.
-        blocks: as found.
-        sizes: lengths of sequences.
-    """
-    paths = {site.path for site in blocks}
-    begin = next(place for place, (event, _) in enumerate(nudged) if event.path == blocks[0].path)
-    end = max(place for place, (event, _) in enumerate(nudged) if event.path in paths and event.kind == "return")
-    found: tuple[int, int] | None = None
-    for place in range(begin, len(nudged)):
-        event = nudged[place][0]
-        reached = _reached(nudged[place], sizes) if event.kind != "attention" else {}
-        if any(count > 1 for _, count in reached.values()):
-            if place > end:
-                break
-            inner = event.path if event.kind == "return" else event.path.rpartition(".")[0]
-            around = event.running[-2][0] if event.kind == "call" and len(event.running) > 1 else inner
-            raise Undiscovered(
-                f"tokens that meet in attention alone: {around or 'the model itself'} lets one image token change "
-                f"others (a convolution, a pooled statistic, or attention that does not go through torch's "
-                f"scaled_dot_product_attention)"
-            )
-        whole = event.kind == "return" and () in reached and len(event.tensors[()].shape) == 3
-        outside = not any(f"{path}.".startswith(f"{event.path}.") and path != event.path for path in paths)
-        if whole and outside and place >= end:
-            found = place, reached[()][0]
-    if found is None:
-        raise Undiscovered(
-            "a last projection: no module behind the blocks gives a tensor with a row for each token (or it gives "
-            "zeros, as an untrained model's last layer may)"
-        )
-    place, dim = found
-    shape, rows = nudged[place][0].tensors[()].shape, changes(moved[place])[()][1][dim]
-    layout = layout_of(rows, shape[dim])
-    if layout is None or dim > 1:
-        raise Undiscovered(
-            f"image tokens first or last in the output of {nudged[place][0].path}, of shape {list(shape)}"
-        )
-    return ExitSite(nudged[place][0].path, layout, dim=dim, batch=1 - dim)

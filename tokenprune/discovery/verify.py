@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from contextlib import closing
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import nn
 
 from tokenprune.discovery.watch import Inputs, copied
 from tokenprune.engine.oracle import difference, play, tensors_of
-from tokenprune.errors import TokenPruneError
+from tokenprune.errors import one_line
 from tokenprune.modulemap import ModuleMap
 from tokenprune.ops.grid import num_tokens
 
@@ -38,56 +39,103 @@ def variants(found: ModuleMap, doubts: Sequence[Change]) -> Iterator[ModuleMap]:
                 yield changed
 
 
-def fault_of(model: nn.Module, module_map: ModuleMap, inputs: Inputs, plain: Any) -> str | None:
-    """What is wrong with a map; None if nothing is.
+@dataclass(frozen=True)
+class Example:
+    """A call to check maps with.
 
-    Pruned calls of the same input must give the plain model's output up to rounding, and, so that this means
-    anything, must not if the keys and values they take from their caches are others.
+    Attributes:
+        inputs: its arguments, by name.
+        plain: what the plain model gives for them.
+        when: at which timestep, for messages.
+    """
+
+    inputs: Inputs
+    plain: Any
+    when: str
+
+
+class Fault(Exception):  # noqa: N818
+    """What is wrong with a map.
+
+    Attributes:
+        tokens: how many the step computed that showed it; None if it was no step.
+        elsewhere: whether the map stood the check at one noise level, and not at the other.
+    """
+
+    def __init__(self, message: str, tokens: int | None = None, elsewhere: bool = False) -> None:
+        super().__init__(message)
+        self.tokens, self.elsewhere = tokens, elsewhere
+
+
+def checked(model: nn.Module, module_map: ModuleMap, examples: Sequence[Example]) -> ModuleMap:
+    """The map, with the fewest tokens that the model can compute.
+
+    In one generation, pruned steps of the same input as the last full one must give the plain model's output up to
+    rounding, at each noise level; and, so that this means anything, must not if the keys and values
+    they take from their caches are others.
 
     Args:
         model: the model.
         module_map: its map.
-        inputs: arguments of a call, by name.
-        plain: the plain model's output for them.
+        examples: calls at different noise levels.
+
+    Raises:
+        Fault: it does not stand the check.
     """
-    tolerance = math.sqrt(torch.finfo(tensors_of(plain)[0].dtype).eps)
-    tokens, images = num_tokens(module_map.grid(inputs)), len(inputs[module_map.latents])
-    some = min(max(1, round(FRACTION * tokens)), tokens - 1)
-    if tokens < 2:
-        return f"a picture of {tokens} token has none to prune; call the model with a larger one"
+    try:
+        _check(model, module_map, examples)
+    except Fault as fault:
+        if fault.tokens != 1:
+            raise
+        few = replace(module_map, least_tokens=FEW)
+        _check(model, few, examples)
+        return few
+    return module_map
 
-    def played(counts: Sequence[int], corrupted: Sequence[str] = ()) -> list[Any]:
-        steps = [copied(inputs) for _ in counts]
-        return list(play(model, module_map, steps, counts, SEED, range(images), corrupted))
 
+def _check(model: nn.Module, module_map: ModuleMap, examples: Sequence[Example]) -> None:
+    near, last = examples[0], examples[-1]
+    tolerance = math.sqrt(torch.finfo(tensors_of(near.plain)[0].dtype).eps)
     try:
         module_map.check(model)
-        counts = [tokens, some, min(FEW, some)]
-        for output, count in zip(played(counts), counts, strict=True):
-            apart = difference(output, plain)
-            if not apart <= tolerance:
-                return (
-                    f"with {count} of {tokens} tokens of the same input the output is off by {apart:.2g} of its largest"
-                )
-        corrupted = played([tokens, some], [site.path for site in module_map.attentions])[1]
-        if difference(corrupted, plain) <= tolerance:
-            return (
-                "keys and values do not change the output (an untrained model whose gates are zero?), so nothing shows"
+        tokens, images = num_tokens(module_map.grid(near.inputs)), len(near.inputs[module_map.latents])
+    except Exception as error:
+        raise Fault(f"{type(error).__name__}: {one_line(error)}") from error
+    if tokens <= module_map.least_tokens:
+        raise Fault(f"a picture of {tokens} token has none to prune; call the model with a larger one")
+    some = min(max(module_map.least_tokens, round(FRACTION * tokens)), tokens - 1)
+    few = module_map.least_tokens
+    steps = [(near, tokens), (near, some)] if len(examples) > 1 else [(near, tokens), (near, some), (near, few)]
+    for far in examples[1:]:
+        steps += [(far, tokens), (far, few)]
+    steps.append((last, some))
+    calls, counts = [copied(example.inputs) for example, _ in steps], [count for _, count in steps]
+    paths, spoiled = [site.path for site in module_map.attentions], len(steps) - 1
+    with closing(play(model, module_map, calls, counts, SEED, range(images), paths, spoiled)) as outputs:
+        for number, (example, count) in enumerate(steps):
+            before = (
+                "" if example is near else f" (though not {near.when}: does it do something else at other timesteps?)"
             )
-    except (TokenPruneError, RuntimeError, ValueError, IndexError, TypeError) as error:
-        return f"{type(error).__name__}: {str(error).splitlines()[0]}"
-    return None
-
-
-def least_tokens(model: nn.Module, module_map: ModuleMap, inputs: Inputs, plain: Any) -> int:
-    """How many tokens the model can compute at least: one, or as few as its map was checked with."""
-    tokens, images = num_tokens(module_map.grid(inputs)), len(inputs[module_map.latents])
-    try:
-        steps = [copied(inputs), copied(inputs)]
-        _, output = play(model, module_map, steps, [tokens, 1], SEED, range(images))
-    except (TokenPruneError, RuntimeError, ValueError, IndexError, TypeError):
-        return FEW
-    return 1 if difference(output, plain) <= math.sqrt(torch.finfo(tensors_of(plain)[0].dtype).eps) else FEW
+            where = f"{example.when}, with {count} of {tokens} tokens"
+            try:
+                apart = difference(next(outputs), example.plain)
+            except Exception as error:  # the engine's, or whatever the model's own code raises with fewer tokens
+                raise Fault(
+                    f"{where}: {type(error).__name__}: {one_line(error)}{before}", count, bool(before)
+                ) from error
+            if number == spoiled and apart <= tolerance:
+                raise Fault(
+                    "keys and values do not change the output (an untrained model whose gates are zero?), so nothing "
+                    "shows"
+                )
+            if number != spoiled and not apart <= tolerance:
+                random = ": does the model draw random numbers, or keep something from call to call?"
+                raise Fault(
+                    f"{where} of the same input the output is off by {apart:.2g} of its largest"
+                    f"{random if count == tokens else before}",
+                    count,
+                    bool(before),
+                )
 
 
 def without(name: str) -> Change:
@@ -103,6 +151,11 @@ def without(name: str) -> Change:
 def with_inputs(*names: str) -> Change:
     """Arguments of the model are gathered before it sees them."""
     return lambda found: replace(found, token_inputs=(*found.token_inputs, *names))
+
+
+def without_constants(found: ModuleMap) -> ModuleMap:
+    """No layer sees the text alone."""
+    return replace(found, text=None, constants=())
 
 
 def expanded(found: ModuleMap) -> ModuleMap:

@@ -74,14 +74,17 @@ class Event:
 
 @dataclass
 class Watched:
-    """What was seen of one call, and the model's output."""
+    """What was seen of one call.
+
+    Attributes:
+        events: what happened, in order.
+        output: of the model.
+        kept: the output of the module that was asked for.
+    """
 
     events: list[Event] = field(default_factory=list)
     output: Any = None
-
-
-Intervention = Callable[[str, inspect.BoundArguments], None]
-"""Changes the arguments of a module that is about to be called."""
+    kept: Any = None
 
 
 class _Attention(TorchFunctionMode):
@@ -98,8 +101,8 @@ class _Attention(TorchFunctionMode):
 class _Watcher:
     """The hooks of one watched call."""
 
-    def __init__(self, model: nn.Module, mixing: bool, intervene: Intervention | None) -> None:
-        self.model, self.mixing, self.intervene = model, mixing, intervene
+    def __init__(self, model: nn.Module, mixing: bool, keep: str | None) -> None:
+        self.model, self.mixing, self.keep = model, mixing, keep
         self.seen = Watched()
         self.running: list[tuple[str, int]] = []
         self.calls = 0
@@ -122,18 +125,17 @@ class _Watcher:
     def _hooks(self, path: str, module: nn.Module) -> tuple[Callable[..., Any], Callable[..., Any]]:
         signature = inspect.signature(module.forward)
 
-        def pre(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        def pre(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             bound = signature.bind(*args, **kwargs)
-            if self.intervene is not None:
-                self.intervene(path, bound)
             self.calls += 1
             self.running.append((path, self.calls))
             self._note("call", path, bound.arguments)
-            return bound.args, bound.kwargs
 
         def post(_: nn.Module, args: Any, output: Any) -> None:
             self._note("return", path, output)
             self.running.pop()
+            if path == self.keep:
+                self.seen.kept = tree_map(_copy, output)
 
         return pre, post
 
@@ -162,21 +164,25 @@ def leaves(value: Any, place: Place = ()) -> Iterator[tuple[Place, Tensor]]:
             yield from leaves(item, (*place, number))
 
 
-def watch(model: nn.Module, inputs: Inputs, *, mixing: bool = True, intervene: Intervention | None = None) -> Watched:
+def watch(model: nn.Module, inputs: Inputs, *, mixing: bool = True, keep: str | None = None) -> Watched:
     """Call the model with copies of the inputs and note what its modules do; afterwards it is as before.
 
     Args:
         model: the model.
         inputs: arguments by name.
         mixing: whether attention works; otherwise every token gets its own value.
-        intervene: changes arguments of modules on the way.
+        keep: path of a module whose output is kept.
     """
-    return _Watcher(model, mixing, intervene).run(copied(inputs))
+    return _Watcher(model, mixing, keep).run(copied(inputs))
 
 
 def copied(inputs: Inputs) -> dict[str, Any]:
     """The inputs with all tensors copied, so that a call cannot change the caller's."""
-    return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, dict(inputs))
+    return tree_map(_copy, dict(inputs))
+
+
+def _copy(leaf: Any) -> Any:
+    return leaf.clone() if isinstance(leaf, Tensor) else leaf
 
 
 def noised(value: Any) -> Any:

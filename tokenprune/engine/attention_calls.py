@@ -135,7 +135,7 @@ class Walk:
 
     Args:
         runs: those.
-        dropped: N - n, how many image tokens are not computed.
+        dropped: how many keys of image tokens are not computed: N - n, or twice that where there are two streams.
     """
 
     def __init__(self, runs: list[Run], dropped: int) -> None:

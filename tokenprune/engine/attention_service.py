@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from tokenprune.engine.attention_calls import CallShape, Held, SeenCall, Walk
 from tokenprune.engine.attention_masks import between_tokens, fit_mask
-from tokenprune.engine.attention_state import AttentionPlan, AttentionState, KeptKeys, Weigh
+from tokenprune.engine.attention_state import AttentionPlan, AttentionState, ImageTokens, KeptKeys, Weigh
 from tokenprune.errors import AttentionError
 from tokenprune.ops.static_memory import store
 from tokenprune.reuse.key_value import BufferKey
@@ -119,7 +119,7 @@ class FullAttention(AttentionService):
         seen, coming, site = self.plan.seen, self.plan.coming, self.state.site
         if self._changed or len(self._calls) != len(seen.calls):
             if self._calls and not self._firsts:
-                text = "" if site.layout == "image" else " and the text keys"
+                text = " and the text keys" if "text" in site.layout else ""
                 raise AttentionError(
                     f"{self.path}: expected {coming.tokens} image keys{text}, got "
                     f"{', '.join(str(call.shape.keys) for call in self._calls)} keys; the module map calls its layout "
@@ -127,7 +127,8 @@ class FullAttention(AttentionService):
                 )
             self._refuse_unknown_rows()
             outputs = [leaf.shape for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
-            self._refuse_unknown_queries({size for shape in outputs for size in shape})
+            together = {sum(sizes) for sizes in zip(*outputs, strict=False)}  # text and image apart
+            self._refuse_unknown_queries({size for shape in outputs for size in shape} | together)
             for number in range(len(self._firsts), len(self.plan.keys)):
                 coming.branch.buffers.pop(BufferKey(self.path, number), None)
             seen.note(self._calls, coming.tokens, processor)
@@ -145,7 +146,7 @@ class FullAttention(AttentionService):
     ) -> SeenCall:
         """What a call is, which was `known` at the last full one."""
         shape, coming = CallShape.of(query, key), self.plan.coming
-        if shape.keys < coming.tokens:
+        if shape.keys < coming.tokens + (coming.before if self.state.site.layout == "text-image" else 0):
             return SeenCall(shape, None)
         if known is not None and not self._changed and torch.compiler.is_compiling():
             return known
@@ -206,8 +207,9 @@ class FullAttention(AttentionService):
         """Raise if calls ask for tokens that would not be known when only some are computed.
 
         Args:
-            sizes: of all dimensions of the module's output, which has a row for each query.
+            sizes: of all dimensions of the module's output, which has a row for each query, or of its parts together.
         """
+        others = sum(call.shape.queries for call in self._calls if call.number is None)  # these see none of the image
         for number, first in enumerate(self._firsts):
             calls = [call for call in self._calls if call.number == number]
             queries = [call.shape.queries for call in calls]
@@ -215,7 +217,7 @@ class FullAttention(AttentionService):
             if set(queries) <= whole:
                 continue
             came = f"got {', '.join(map(str, queries))} queries for {first.shape.keys} keys"
-            if sum(queries) not in whole:
+            if not {sum(queries), sum(queries) + others} & whole:
                 raise AttentionError(
                     f"{self.path}: expected the queries of all tokens for each set of keys, {came}; which tokens ask "
                     f"is not known, so that the computed ones among them cannot be found. Use a processor that "
@@ -234,7 +236,9 @@ class PrunedAttention(AttentionService):
 
     def __init__(self, state: AttentionState, plan: AttentionPlan) -> None:
         super().__init__(state, plan)
-        self._walk = Walk(plan.seen.runs, plan.coming.tokens - plan.selected)
+        streams = ImageTokens(state.site.layout).streams
+        self._dropped = streams * (plan.coming.tokens - plan.selected)
+        self._walk = Walk(plan.seen.runs, self._dropped)
         self._given: dict[int, Held] = {}
         self._whole: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -279,8 +283,7 @@ class PrunedAttention(AttentionService):
 
     def _changed(self, got: str) -> AttentionError:
         plan = self.plan
-        dropped = plan.coming.tokens - plan.selected
-        calls = [f"[{r.shape.rows}, {r.shape.heads}, {r.shape.keys - dropped}, D]" for r in plan.seen.runs]
+        calls = [f"[{r.shape.rows}, {r.shape.heads}, {r.shape.keys - self._dropped}, D]" for r in plan.seen.runs]
         made = f"those of {', '.join(calls)} as at the last full step" if calls else "none, as there were none before"
         return AttentionError(
             f"{self.path}: expected fresh keys for the selected and text tokens, {made}, got {got}; the text changed "

@@ -40,9 +40,14 @@ class ImageTokens:
         """Where image tokens begin among so many queries or keys; the last place where they do, if it differs."""
         return length - self.count if self.layout == "text-image" else 0
 
+    @property
+    def streams(self) -> int:
+        """How many rows there are for each image token."""
+        return 2 if self.layout == "image-image" else 1
+
     def span(self, length: int) -> Span:
         """Where image tokens lie among so many queries or keys; anywhere, if it differs."""
-        return (self.first(length), self.count) if self.starts is None else (0, length)
+        return (self.first(length), self.streams * self.count) if self.starts is None else (0, length)
 
     def rows(self, sequence: Tensor) -> Tensor:
         """The image tokens' rows [B, H, N, D] of a full sequence of queries or keys."""
@@ -82,6 +87,8 @@ class Coming:
         period: after how many of those the selected tokens come again.
         clock: the timestep, a tensor [].
         starts: where image tokens begin in each joint sequence [B], if that differs.
+        before: how many tokens lie before the image in every joint sequence, at a full call: one with fewer keys than
+            these and N sees no image.
     """
 
     branch: BranchCache
@@ -91,6 +98,7 @@ class Coming:
     batch: int = 1
     period: int = 1
     starts: Tensor | None = None
+    before: int = 0
     siblings: tuple[BranchCache, ...] = ()
     weighed: Guidance | None = None
 
@@ -197,13 +205,16 @@ def kept_keys(site: AttentionSite, coming: Coming, call: SeenCall, fresh: FreshK
     """
     number, shape = call.number or 0, call.shape
     layout = site.layout if number == 0 else site.further or site.layout
-    if layout == "image" and shape.keys != coming.tokens:
+    images = ImageTokens(layout, coming.tokens)
+    expected = images.streams * coming.tokens
+    if "text" not in layout and shape.keys != expected:
         further = f", and nothing in its `further` of attention call {number + 1}" if number else ""
         raise AttentionError(
-            f"{site.path}: expected {coming.tokens} image keys, got {shape.keys} keys; the module map calls its layout "
+            f"{site.path}: expected {expected} image keys, got {shape.keys} keys; the module map calls its layout "
             f"{site.layout!r}{further}"
         )
-    images = ImageTokens(layout, coming.tokens, None if layout == "image" else coming.starts_of(call))
+    if "text" in layout:
+        images = replace(images, starts=coming.starts_of(call))
     whole = shape.rows == coming.batch
     return KeptKeys(coming.branch.buffer(BufferKey(site.path, number), paired=whole), images, fresh)
 

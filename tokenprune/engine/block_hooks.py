@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from tokenprune.engine.rows import Rows, gather
-from tokenprune.modulemap import BlockSite
+from tokenprune.engine.rows import Rows, gather_first
+from tokenprune.modulemap import BlockSite, TokenArgument
 
 ATTRIBUTE = "_tokenprune_block"
 
@@ -17,16 +17,23 @@ class BlockState:
     """What the hook of one block works with; the module holds it under `ATTRIBUTE`.
 
     Attributes:
-        arguments: the block's arguments with a row for each token, and where they are among positional ones.
-        leading: name and place of the argument that counts leading reference tokens.
+        arguments: the block's arguments with a row for each token, where they are among positional ones, and how their
+            rows may lie, the first that fits.
+        counts: name and place of arguments that count tokens, and whether they count those of the picture, computed
+            at pruned calls; else they count leading reference tokens, which are not.
         rows: at a pruned call, which rows to keep; None at a full one.
         ran: whether the block ran since the coming call was prepared.
     """
 
     def __init__(self, site: BlockSite, block: nn.Module) -> None:
         names = list(inspect.signature(block.forward).parameters)
-        self.arguments = tuple((argument, names.index(argument.name)) for argument in site.tokens)
-        self.leading = (site.leading, names.index(site.leading)) if site.leading is not None else None
+        ways: dict[tuple[str, int | None], tuple[TokenArgument, ...]] = {}
+        for argument in site.tokens:
+            part = (argument.name, argument.item)
+            ways[part] = (*ways.get(part, ()), argument)
+        self.arguments = tuple((name, names.index(name), each) for (name, _), each in ways.items())
+        counting = ((site.leading, False), (site.counting, True))
+        self.counts = tuple((name, names.index(name), picture) for name, picture in counting if name is not None)
         self.rows: Rows | None = None
         self.ran = False
 
@@ -37,14 +44,16 @@ def before_block(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     state.ran = True
     if state.rows is None:
         return None
-    for argument, place in state.arguments:
-        if argument.name in kwargs:
-            kwargs = {**kwargs, argument.name: gather(state.rows, argument, kwargs[argument.name])}
+    for name, place, ways in state.arguments:
+        if name in kwargs:
+            kwargs = {**kwargs, name: gather_first(state.rows, ways, kwargs[name])}
         elif place < len(args):
-            args = (*args[:place], gather(state.rows, argument, args[place]), *args[place + 1 :])
-    if state.leading is not None:
-        name, place = state.leading
+            args = (*args[:place], gather_first(state.rows, ways, args[place]), *args[place + 1 :])
+    for name, place, picture in state.counts:
+        count = state.rows.image.count if picture else 0
         args, kwargs = (
-            ((*args[:place], 0, *args[place + 1 :]), kwargs) if place < len(args) else (args, {**kwargs, name: 0})
+            ((*args[:place], count, *args[place + 1 :]), kwargs)
+            if place < len(args)
+            else (args, {**kwargs, name: count})
         )
     return args, kwargs

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from tokenprune.engine.rows import Rows, gather
 from tokenprune.errors import UnsupportedCallError
 from tokenprune.modulemap import ModuleMap
+
+Form = tuple[Hashable, ...]
+"""What calls are told apart by that compute different things for the same tokens."""
+
 
 Given = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of a model's forward."""
@@ -46,8 +51,12 @@ class CallArguments:
 
     @property
     def time(self) -> Any:
-        """The timestep."""
-        return self._needed(self._map.time)
+        """The timestep of the image tokens."""
+        given = self._needed(self._map.time)
+        if self._map.noise_level is None:
+            return given
+        level = self._map.noise_level(self.arguments)
+        return level.clone() if isinstance(level, Tensor) else level  # a value, not a place in the sampler's table
 
     @property
     def latents(self) -> Tensor:
@@ -57,6 +66,8 @@ class CallArguments:
             UnsupportedCallError: they are missing, or images of several sizes.
         """
         latents = self._needed(self._map.latents)
+        if self._map.image_latents is not None:
+            latents = self._map.image_latents(self.arguments)
         if isinstance(latents, Tensor):
             return latents
         if not all(isinstance(image, Tensor) and image.shape == latents[0].shape for image in latents):
@@ -78,6 +89,15 @@ class CallArguments:
         return {
             name: value for name, value in self.arguments.items() if name not in (self._map.latents, self._map.time)
         }
+
+    @property
+    def form(self) -> Form:
+        """What the call's operations go by: shapes of tensors, words and switches, kinds of all else."""
+        return tuple(
+            leaf.shape if isinstance(leaf, Tensor) else leaf if isinstance(leaf, (str, bool)) else type(leaf).__name__
+            for value in self.arguments.values()
+            for leaf in tree_leaves(value)
+        )
 
     @property
     def image_starts(self) -> Tensor | None:

@@ -173,9 +173,14 @@ class _Shapes(TorchFunctionMode):
         return memo.setdefault(id(tensor), torch.empty_like(tensor, device="meta"))
 
 
-def shapes_of(value: Any) -> Any:
-    """A copy of a call's arguments with tensors on the meta device, those inside of objects too, which may change."""
-    return tree_map(_shape_of, value)
+def shapes_of(value: Any, keeping: bool = False) -> Any:
+    """A copy of a call's arguments with tensors on the meta device, those inside of objects too, which may change.
+
+    Args:
+        value: the arguments.
+        keeping: whether tensors that are arguments themselves stay as they are, as their values matter.
+    """
+    return tree_map(lambda leaf: leaf if keeping and isinstance(leaf, Tensor) else _shape_of(leaf), value)
 
 
 def _shape_of(leaf: Any) -> Any:

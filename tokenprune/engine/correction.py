@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MethodType
@@ -18,13 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokenprune.engine.sampler import Sampler, predicts, signal_and_noise
+from tokenprune.engine.sampler import Predicts, Sampler, predicts, signal_and_noise
 from tokenprune.engine.step_tracker import CallPosition
 from tokenprune.ops.grid import TokenGrid, spread
 from tokenprune.ops.selection import Selection
 from tokenprune.ops.static_memory import version_of
 from tokenprune.reports.records import StepRecord
-from tokenprune.reuse.corrector import Corrector
+from tokenprune.reuse.corrector import Corrector, DrawnAgain
 
 WATCHED_DRAWS = 3
 """Steps of a generation at which it is looked whether the sampler draws random numbers."""
@@ -202,28 +201,29 @@ class SamplerCorrection:
             return latents.float()
 
         again = draw_again(output.float())
-        way = again - sample.float()
-        answers = self._answer(step.scheduler, announced.position)
-        offset = None
-        if answers > 0 and output.shape == sample.shape:
-            change = draw_again(output.float() + way) - again
-            way = way / (1 - answers * _dot(change, way) / _dot(way, way).clamp_min(1e-20)).clamp_min(0.5)
-            offset = answers * way
+        found = DrawnAgain(
+            announced.position.step,
+            announced.position.level,
+            sample,
+            output,
+            again - sample.float(),
+            *self._shares(step.scheduler, announced.position, output.shape == sample.shape),
+            lambda change: draw_again(output.float() + change) - again,
+        )
+        way, offset = self._corrector.correct(found)
+        offset = offset if output.shape == sample.shape else None
+        if offset is not None:
             draw_again(output.float() + offset)  # what a multistep sampler remembers, too
         announced.record.correction = way.square().mean().sqrt()
         corrected = (sample.float() + way).to(sample.dtype)
         return corrected, output if offset is None else (output.float() + offset).to(output.dtype), offset
 
-    def _answer(self, scheduler: Any, position: CallPosition) -> float:
-        """s: how much a prediction at this step answers to an error of its latents."""
+    def _shares(self, scheduler: Any, position: CallPosition, alike: bool) -> tuple[Predicts | None, float, float]:
+        """What a prediction means at this step, signal and noise; nothing where it has another shape than latents."""
         meaning, remaining, times = predicts(scheduler), position.remaining, self._sampler.times
-        if meaning is None or remaining is None or not 0 < remaining <= len(times) or self._corrector.response == 0:
-            return 0.0
-        signal, noise = signal_and_noise(scheduler, times[len(times) - remaining])
-        if meaning == "velocity":
-            return self._corrector.response * noise**2
-        size = math.hypot(signal, noise)  # latents are of this size where others have 1
-        return math.sqrt(noise / size) / size
+        if meaning is None or remaining is None or not 0 < remaining <= len(times) or not alike:
+            return None, 0.0, 0.0
+        return meaning, *signal_and_noise(scheduler, times[len(times) - remaining])
 
     def _drawn(self, announced: Announced, bound: inspect.BoundArguments, output: Tensor) -> Drawn:
         known: Tensor | bool = announced.full
@@ -314,11 +314,6 @@ def _with(bound: inspect.BoundArguments, output: Tensor, sample: Tensor) -> insp
     other = inspect.BoundArguments(bound.signature, bound.arguments.copy())
     other.arguments.update(model_output=output, sample=sample)
     return other
-
-
-def _dot(one: Tensor, other: Tensor) -> Tensor:
-    """Sum of products for each image [B, 1, ...]."""
-    return (one * other).sum(tuple(range(1, one.ndim)), keepdim=True)
 
 
 def _interpolated(steps: list[Drawn], last: Tensor, time: float) -> list[Tensor]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tokenprune.engine.branch_cache import BranchCache
-from tokenprune.engine.call_arguments import Given
+from tokenprune.engine.call_arguments import Form, Given
 from tokenprune.engine.full_step import FullStep
 from tokenprune.engine.policy_view import PolicyView
 from tokenprune.engine.step_tracker import CallPosition
@@ -51,7 +51,8 @@ class Generation:
         history: when each token was computed, and how far from its forecast it then was.
         attention: the policy's attention statistics of the last full step [B, N]; None if it was not weighed.
         full_steps: as above.
-        examples: arguments of a call for each guidance branch, on the meta device where their values do not matter.
+        examples: arguments of a call of each form for each guidance branch, on the meta device where their values do
+            not matter.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class Generation:
         self.history: TokenHistory | None = None
         self.attention: Tensor | None = None
         self.full_steps = [] if full_steps is None else full_steps
-        self.examples: dict[BranchKey, Given] = {}
+        self.examples: dict[tuple[BranchKey, Form], Given] = {}
 
     @property
     def nbytes(self) -> int:
@@ -97,7 +98,8 @@ class Generation:
             return key._replace(order=key.order - given_up)
 
         self.branches = {renamed(key): found for key, found in self.branches.items() if key.order >= given_up}
-        self.examples = {renamed(key): found for key, found in self.examples.items() if key.order >= given_up}
+        kept = {(key, form): found for (key, form), found in self.examples.items() if key.order >= given_up}
+        self.examples = {(renamed(key), form): found for (key, form), found in kept.items()}
         calls = self.records[0].calls[given_up:]
         self.records[0].calls = [replace(call, branch=renamed(call.branch)) for call in calls]
         self.attention = None  # it was the other one's

@@ -268,7 +268,18 @@ class MaskedModule:
         keeps = self.settings.keeps_keys
         # the call by which the layout of the output is found
         seen = self.settings.schedule.skips and branch.output_map is None
-        self.sites.prepare(given, branch, selection, view.tokens, position.time, view.images, siblings, weighed, keeps)
+        self.sites.prepare(
+            given,
+            branch,
+            selection,
+            view.tokens,
+            position.time,
+            images=view.images,
+            references=view.references,
+            siblings=siblings,
+            weighed=weighed,
+            keeps=keeps,
+        )
         self.sites.prepare_text(given, branch, pruned=selection is not None)
         if weighed is not None or seen or (not known and branch.makes_buffers):
             # Compiled blocks must never see the buffers being made: that would be another graph for each layer. Nor
@@ -278,7 +289,9 @@ class MaskedModule:
             self._block_outputs.watch(map(self.model.get_submodule, self.sites.blocks))
         whole = generation.records[-1].num_tokens
         tokens = 0 if self._call.skips else selection.count if selection else whole
-        generation.records[-1].calls.append(CallRecord(position.branch, tokens, Stopwatch(latents.device)))
+        record = CallRecord(position.branch, tokens, Stopwatch(latents.device), given.form)
+        generation.records[-1].calls.append(record)
+        self._keep_example(record, given)
         return given.gathered(self.sites.exit.rows)
 
     def _announce(self, position: CallPosition) -> None:
@@ -431,10 +444,13 @@ class MaskedModule:
             branches[position.branch] = self._new_branch(position.branch, reference)
         branch = branches[position.branch]
         branch.step = position.step
-        if position.branch not in self.generation.examples:
-            example = given.given if self.map.reads_values else shapes_of(given.given)
-            self.generation.examples[position.branch] = example
         return branch
+
+    def _keep_example(self, record: CallRecord, given: CallArguments) -> None:
+        """Keep what a call was given, the first one of its form, for reports to count its operations."""
+        examples = self.generation.examples
+        if (record.branch, record.form) not in examples:
+            examples[record.branch, record.form] = shapes_of(given.given, self.map.reads_values)
 
     def _for_batch(self, selection: Selection | None, batch: int) -> Selection | None:
         if selection is None:
@@ -468,5 +484,7 @@ class MaskedModule:
                 with self._block_outputs.stand_in():
                     return self.model.forward(*args, **kwargs)
 
-            self._output_maps[key] = OutputMap(tokens, output, rearrange)
+            site = self.map.exit_site
+            mixed = site.layout != "image" or not site.references
+            self._output_maps[key] = OutputMap(tokens, output, rearrange, mixed)
         call.branch.output_map = self._output_maps[key]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -34,7 +34,8 @@ def play(
     seed: int,
     images: Sequence[int],
     corrupted: Collection[str | None] = (),
-) -> Iterator[Any]:
+    corrupted_from: int = 1,
+) -> Generator[Any, None, None]:
     """The outputs of a generation that computes `counts` tokens of each image at its steps, one after the other.
 
     What is cached of the predictions of tokens about to be computed is overwritten with NaN. So, with the same input
@@ -48,19 +49,41 @@ def play(
         seed: of the selections.
         images: numbers of the images of the batch; each has random numbers of its own.
         corrupted: attention modules, by path, whose pruned steps get other keys and values than the kept ones.
+        corrupted_from: the first step at which they do.
     """
     policy = _Drawn(seed, images)
     settings = PruningSettings(policy, CountSchedule(counts), _Poisoned(), guidance="none")
     masked = MaskedModule(model, module_map, settings, Timeline(OneGeneration))
     masked.install()
     try:
-        for inputs in steps:
+        for step, inputs in enumerate(steps):
             yield model(**inputs)
+            spoiled = corrupted if step + 1 >= corrupted_from else ()
             for branch in masked.generation.branches.values():
                 for key, buffer in branch.buffers.items():
-                    buffer.corrupted = key.path in corrupted  # type: ignore[attr-defined]
+                    buffer.corrupted = key.path in spoiled  # type: ignore[attr-defined]
     finally:
         masked.remove()
+
+
+def far_times(value: Any) -> list[Any]:
+    """Timesteps far from the given one: at the lower end of its scale, and at the upper end unless it is near that.
+
+    Timesteps count to about 1000 or to 1; whole numbers, and those above 1, are taken for the former. Which end has no
+    noise does not matter.
+
+    Args:
+        value: a number or tensor.
+    """
+    highest = float(value.detach().max()) if isinstance(value, Tensor) else value
+    whole = not value.is_floating_point() if isinstance(value, Tensor) else isinstance(value, int)
+    scale = 1000 if whole or highest > 1 else 1
+    low = value // 50 if whole else value / 50
+    high = 98 * scale // 100 if whole else 0.98 * scale
+    found = [low] if highest > 0 else []
+    if highest < 0.5 * scale:
+        found.append(torch.full_like(value, high) if isinstance(value, Tensor) else high)
+    return found
 
 
 def tensors_of(output: Any) -> list[Tensor]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from tokenprune.modulemap import Layout, TokenArgument
 from tokenprune.ops.selection import Selection
@@ -68,7 +69,7 @@ class Rows:
             length: N and how many text tokens there are.
             part: takes so many sequences of the batch only: the first of them, and how many.
         """
-        if part is None and length == self.image.num_tokens:
+        if part is None and length == self.image.num_tokens and layout != "image-image":
             return self.image
 
         def make() -> Selection:
@@ -76,6 +77,8 @@ class Rows:
             if part is not None:
                 chosen = Selection(chosen.index[rows_of(*part, chosen.index)], chosen.num_tokens)
                 starts = None if starts is None else starts[rows_of(*part, starts)]
+            if layout == "image-image":
+                return Selection(torch.cat([chosen.index, chosen.index + chosen.num_tokens], dim=1), length)
             first: int | Tensor = 0
             if layout == "text-image":
                 first = length - chosen.num_tokens if starts is None else starts
@@ -110,3 +113,12 @@ def gather(rows: Rows, argument: TokenArgument, value: Any) -> Any:
     selection = rows.on(value.device, None if folded else argument.layout)
     length = selection.num_tokens * (selection.batch_size if folded else 1)
     return selection.take(value, argument.dim, argument.batch) if value.shape[argument.dim] == length else value
+
+
+def gather_first(rows: Rows, ways: Iterable[TokenArgument], value: Any) -> Any:
+    """An argument with its computed rows only, by the first of several ways that its rows may lie which fits it."""
+    for argument in ways:
+        found = gather(rows, argument, value)
+        if any(one is not other for one, other in zip(tree_leaves(found), tree_leaves(value), strict=True)):
+            return found
+    return value

@@ -61,6 +61,7 @@ class Sites:
         tokens: int,
         time: float,
         images: int = 1,
+        references: tuple[int, int] = (0, 0),
         siblings: Iterable[BranchCache] = (),
         weighed: Guidance | None = None,
         keeps: bool = True,
@@ -74,6 +75,7 @@ class Sites:
             tokens: N, all image tokens, reference tokens included.
             time: the timestep.
             images: how many images have a selection of their own; after so many rows of the batch they come again.
+            references: how many image tokens that are no part of the grid lie before and after it.
             siblings: branches that the same step called before this one.
             weighed: how guidance lies in the batch, where the policy wants to know the attention of its conditional
                 half; None where it does not.
@@ -88,6 +90,7 @@ class Sites:
             rows = Rows(selection, self._map.layouts, max(text, 0), starts, frames, self._static)
         self.exit.rows, self.exit.tokens = rows, tokens
         self.exit.starts, self.exit.frames = starts, frames
+        self.exit.cut = (0, 0) if self._map.exit_site.references else references
         self._give_rows(rows)
         for site in self.attentions:
             site.active, site.ran = keeps, False
@@ -103,6 +106,7 @@ class Sites:
             batch=batch,
             period=images * frames if images > 1 else 1,
             starts=starts,
+            before=int(starts.min()) if starts is not None and rows is None else 0,
             siblings=tuple(siblings),
             weighed=weighed,
         )
@@ -111,7 +115,7 @@ class Sites:
     def _joint_lengths(self, branch: BranchCache, batch: int) -> Iterator[int]:
         """Lengths of the sequences of image and text tokens that the branch's attention modules saw."""
         for site in self.attentions:
-            if site.site.layout != "image":
+            if "text" in site.site.layout:
                 for number, call in branch.seen_calls(site.site.path).keys.items():
                     if number == 0 or call.shape.rows < batch:
                         yield call.shape.keys

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
 
-import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
+from tokenprune.engine.call_arguments import Form
 from tokenprune.engine.generation import Generation
 from tokenprune.engine.masked_module import MaskedModule
 from tokenprune.errors import TraceError
@@ -56,7 +55,7 @@ class Part:
 
     def __init__(self, source: PrunedModel, called: nn.Module) -> None:
         self.source, self.called = source, called
-        self._costs: dict[tuple[tuple[torch.Size, ...], int | None], Macs] = {}
+        self._costs: dict[tuple[Form, int | None], Macs] = {}
 
     @property
     def masked(self) -> MaskedModule | None:
@@ -80,8 +79,8 @@ class Part:
         macs, dense_macs = Macs(0, 0), Macs(0, 0)
         for record in records:
             for call in record.calls:
-                macs += costs[call.branch, call.tokens]
-                dense_macs += costs[call.branch, None]
+                macs += costs[call.branch, call.form, call.tokens]
+                dense_macs += costs[call.branch, call.form, None]
         return Report(
             steps=steps,
             generations=masked.generations,
@@ -110,18 +109,17 @@ class Part:
 
     def _count_operations(
         self, masked: MaskedModule, generation: Generation, records: Sequence[StepRecord]
-    ) -> dict[tuple[BranchKey, int | None], Macs]:
-        """What the recorded calls cost, by branch and tokens computed; None stands for the plain model."""
-        found: dict[tuple[BranchKey, int | None], Macs] = {}
-        for branch, example in dict(generation.examples).items():
-            shapes = tuple(leaf.shape for leaf in tree_leaves(example) if isinstance(leaf, Tensor))
-            calls = (call for record in records for call in record.calls if call.branch == branch)
-            counts = {call.tokens for call in calls} - {0}
-            missing = sorted(count for count in counts if (shapes, count) not in self._costs)
-            if missing or (shapes, None) not in self._costs:
+    ) -> dict[tuple[BranchKey, Form, int | None], Macs]:
+        """What the recorded calls cost, by branch, form and tokens computed; None stands for the plain model."""
+        found: dict[tuple[BranchKey, Form, int | None], Macs] = {}
+        for (branch, form), example in dict(generation.examples).items():
+            alike = (c for record in records for c in record.calls if (c.branch, c.form) == (branch, form))
+            counts = {call.tokens for call in alike} - {0}
+            missing = sorted(count for count in counts if (form, count) not in self._costs)
+            if missing or (form, None) not in self._costs:
                 full, pruned = count_steps(masked.model, masked.map, example, missing)
-                self._costs[shapes, None] = full
-                self._costs.update({(shapes, count): cost for count, cost in pruned.items()})
-            found[branch, 0], found[branch, None] = Macs(0, 0), self._costs[shapes, None]
-            found.update({(branch, count): self._costs[shapes, count] for count in counts})
+                self._costs[form, None] = full
+                self._costs.update({(form, count): cost for count, cost in pruned.items()})
+            found[branch, form, 0], found[branch, form, None] = Macs(0, 0), self._costs[form, None]
+            found.update({(branch, form, count): self._costs[form, count] for count in counts})
         return found

@@ -3,32 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import copy
-import functools
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 from tokenprune.engine.call_arguments import Given
-from tokenprune.engine.copies import bare_twin
-from tokenprune.engine.masked_module import MaskedModule
-from tokenprune.engine.settings import PruningSettings
-from tokenprune.engine.step_tracker import OneGeneration
-from tokenprune.engine.timeline import Timeline
-from tokenprune.macs.on_meta import MetaWins, stand_in
+from tokenprune.engine.on_meta import MetaWins, apart, pruned_twin
 from tokenprune.modulemap import ModuleMap
-from tokenprune.policies.sequential import SequentialPolicy
 from tokenprune.reports.report import Macs
-from tokenprune.reuse.base import Hold
-from tokenprune.schedule import CountSchedule
 
 Layers = Mapping[str, Macs]
 """Operations of one call by module path; the empty path stands for the whole model."""
@@ -139,25 +127,6 @@ def counting_calls(model: nn.Module) -> Iterator[CallCounter]:
             after.remove()
 
 
-def meta_twin(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
-    """A bare copy of the model on the meta device, to be called under `MetaWins`.
-
-    Linear layers whose weights are packed compute as plain ones: operations and shapes are the same.
-
-    Args:
-        model: any model; it may run meanwhile.
-        dtype: precision of the floating-point parameters and buffers; None takes the model's.
-    """
-    twin = bare_twin(model, stand_in(dtype))
-    for module in twin.modules():
-        sizes: tuple[Any, ...] = tuple(getattr(module, name, None) for name in ("out_features", "in_features"))
-        weight = getattr(module, "weight", None)
-        plain = isinstance(weight, Tensor) and weight.is_floating_point() and tuple(weight.shape) == sizes
-        if all(isinstance(size, int) for size in sizes) and not plain and not hasattr(module, "base_layer"):
-            module.__dict__["forward"] = functools.partial(F.linear, weight=torch.empty(sizes, device="meta"))
-    return twin
-
-
 def count_layers(
     model: nn.Module, module_map: ModuleMap, arguments: Given, counts: Sequence[int]
 ) -> tuple[Layers, dict[int, Layers]]:
@@ -172,22 +141,13 @@ def count_layers(
         arguments: what to call it with, tensors on the meta device unless the map says that the model reads values.
         counts: numbers of tokens n, at least 1 each.
     """
-    settings = PruningSettings(
-        SequentialPolicy(), CountSchedule([None, *counts]), Hold(), guidance="none", trusting=True
-    )
 
     def count() -> tuple[Layers, dict[int, Layers]]:
-        if module_map.reads_values:
-            twin, given = bare_twin(model), copy.deepcopy(arguments)
-        else:
-            # In single precision: operations count the same, and layers of mixed precision fit together.
-            twin, given = meta_twin(model, torch.float32), tree_map(_single, arguments)
-        MaskedModule(twin, module_map, settings, Timeline(OneGeneration)).install()
+        twin, given = pruned_twin(model, module_map, arguments, counts)
         full = _layers_of_call(twin, given)
         return full, {tokens: _layers_of_call(twin, given) for tokens in counts}
 
-    with ThreadPoolExecutor(1) as thread:  # free of the caller's modes, who may be a hook inside of a call of the model
-        return thread.submit(count).result()
+    return apart(count)
 
 
 def _layers_of_call(model: nn.Module, arguments: Given) -> Layers:
@@ -195,10 +155,6 @@ def _layers_of_call(model: nn.Module, arguments: Given) -> Layers:
     with torch.no_grad(), MetaWins(), counting() as counted, by_layer(model, counted) as found:
         model(*args, **kwargs)
     return {**found, "": counted.macs}
-
-
-def _single(value: Any) -> Any:
-    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def count_steps(

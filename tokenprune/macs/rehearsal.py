@@ -13,12 +13,12 @@ from torch.utils._pytree import tree_map
 
 from tokenprune.engine.copies import bare_twin
 from tokenprune.engine.masked_module import MaskedModule
+from tokenprune.engine.on_meta import MetaWins, meta_twin
 from tokenprune.engine.settings import PruningSettings
 from tokenprune.engine.step_tracker import CallPosition, OneGeneration
 from tokenprune.engine.timeline import Timeline
 from tokenprune.errors import ConfigurationError
-from tokenprune.macs.counting import Layers, by_layer, counting, meta_twin
-from tokenprune.macs.on_meta import MetaWins
+from tokenprune.macs.counting import Layers, by_layer, counting
 from tokenprune.modulemap import ModuleMap
 from tokenprune.ops.grid import TokenGrid, num_tokens
 from tokenprune.ops.guidance import BranchKey

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from tokenprune import placement, policies, reuse, schedule
 from tokenprune.errors import ConfigurationError, one_line
-from tokenprune.plans.imported import FORM, imported_class, place_of
+from tokenprune.installed import load, names_in
+from tokenprune.plans.imported import FORM, imported, of_kind, place_of
 from tokenprune.policies.base import SelectionPolicy
-from tokenprune.policies.registry import POLICIES, find_policy, known_policies
+from tokenprune.policies.registry import POLICIES
 from tokenprune.reuse.base import Reuse
 from tokenprune.reuse.corrector import Corrector
 from tokenprune.schedule import Schedule
@@ -37,28 +38,33 @@ OWN: dict[type, dict[str, type]] = {
 """The package's own, by kind and name."""
 
 
-INSTALLED: dict[type, Any] = {SelectionPolicy: (known_policies, find_policy, POLICIES)}
-"""How to list and to find those that other packages register, and their group of entry points."""
+GROUPS: dict[type, str] = {
+    SelectionPolicy: POLICIES,
+    Schedule: "tokenprune.schedules",
+    Reuse: "tokenprune.forecasts",
+}
+"""Groups of entry points in which other packages offer theirs, by kind."""
 
 
 def names_of(kind: type) -> list[str]:
-    """Names of all classes of a kind: `SelectionPolicy`, `Schedule` or `Reuse`."""
-    others = INSTALLED[kind][0]() if kind in INSTALLED else []
-    return [*OWN[kind], *others]
+    """Names of all classes of a kind: `SelectionPolicy`, `Schedule`, `Reuse` or `Corrector`."""
+    others = names_in(GROUPS[kind]) if kind in GROUPS else []
+    return [*OWN[kind], *(name for name in others if name not in OWN[kind])]
 
 
 def find_part(kind: type, name: Any, place: str) -> type:
     """The class of a kind by a name that `names_of` lists, or by `module.path:Class`.
 
     Raises:
-        ConfigurationError: there is none, or its settings cannot be told.
+        ConfigurationError: there is none, it is of another kind, or its settings cannot be told.
     """
-    if name in names_of(kind):
-        return OWN[kind].get(name) or INSTALLED[kind][1](name)
-    if not isinstance(name, str) or ":" not in name:
+    if isinstance(name, str) and name in OWN[kind]:
+        return OWN[kind][name]
+    known = name in names_of(kind)
+    if not known and (not isinstance(name, str) or ":" not in name):
         raise ConfigurationError(f"{place}: expected one of {', '.join(names_of(kind))}, or {FORM}, got {name!r}")
     try:
-        found = imported_class(name, kind)
+        found = of_kind(name, load(GROUPS[kind], name) if known else imported(name), kind)
     except ConfigurationError as error:
         raise ConfigurationError(f"{place}: {error}") from error
     if isabstract(found) or not is_dataclass(found):
@@ -66,6 +72,14 @@ def find_part(kind: type, name: Any, place: str) -> type:
             f"{place}: {name}: expected a class that can be made and is a dataclass, whose fields are its settings"
         )
     return found
+
+
+def _registered(kind: type, name: str) -> type | None:
+    """What goes by this name; None where a package offers something that cannot be imported."""
+    try:
+        return find_part(kind, name, name)
+    except ConfigurationError:
+        return None
 
 
 def name_of(part: Any) -> str:
@@ -76,7 +90,7 @@ def name_of(part: Any) -> str:
     """
     kind = next(kind for kind in OWN if isinstance(part, kind))
     for name in names_of(kind):
-        if type(part) is find_part(kind, name, name):
+        if _registered(kind, name) is type(part):
             return name
     place = place_of(type(part))
     if place is None or not is_dataclass(part):

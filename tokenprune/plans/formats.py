@@ -91,3 +91,6 @@ _WRITERS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     ".yaml": _write_yaml,
     ".yml": _write_yaml,
 }
+
+WRITTEN = tuple(_WRITERS)
+"""Suffixes of the files that can be written."""

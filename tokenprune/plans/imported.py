@@ -28,15 +28,14 @@ def imported(target: str) -> Any:
         raise ConfigurationError(f"{target}: {type(error).__name__}: {one_line(error)}") from error
 
 
-def imported_class(target: str, kind: type) -> type:
-    """The class of a kind that `module.path:Class` names.
+def of_kind(name: str, found: Any, kind: type) -> type:
+    """What goes by a name, if it is a class of this kind.
 
     Raises:
-        ConfigurationError: there is none, or it is of another kind.
+        ConfigurationError: it is none.
     """
-    found = imported(target)
     if not isinstance(found, type) or not issubclass(found, kind):
-        raise ConfigurationError(f"{target}: expected a class derived from {kind.__name__}, got {found!r}")
+        raise ConfigurationError(f"{name}: expected a class derived from {kind.__name__}, got {found!r}")
     return found
 
 

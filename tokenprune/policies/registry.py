@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from importlib.metadata import entry_points
-
+from tokenprune.errors import ConfigurationError
+from tokenprune.installed import load, names_in
 from tokenprune.policies.base import SelectionPolicy
 
 POLICIES = "tokenprune.policies"
@@ -11,20 +11,17 @@ POLICIES = "tokenprune.policies"
 
 def known_policies() -> list[str]:
     """Names of the policies that installed packages offer, sorted."""
-    return sorted({entry.name for entry in entry_points(group=POLICIES)})
+    return names_in(POLICIES)
 
 
 def find_policy(name: str) -> type[SelectionPolicy]:
     """The policy class that an installed package registered under this name.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or it cannot be imported.
     """
-    for entry in entry_points(group=POLICIES):
-        if entry.name == name:
-            found: type[SelectionPolicy] = entry.load()
-            return found
-    raise ValueError(
-        f"policy: no installed package offers {name!r} as an entry point of the group {POLICIES!r}; there are "
-        f"{', '.join(known_policies()) or 'none'}"
-    )
+    try:
+        found: type[SelectionPolicy] = load(POLICIES, name)
+    except ConfigurationError as error:
+        raise ValueError(f"policy: {error}") from error
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,11 +42,19 @@ class Stopwatch:
 
 @dataclass
 class CallRecord:
-    """One call of the model: its guidance branch, how many image tokens of each image it computed, its stopwatch."""
+    """One call of the model.
+
+    Attributes:
+        branch: the guidance branch that it belongs to.
+        tokens: how many image tokens of each image it computed.
+        watch: its stopwatch.
+        form: what its operations go by, beside tokens.
+    """
 
     branch: BranchKey
     tokens: int
     watch: Stopwatch
+    form: tuple[Hashable, ...] = ()
 
 
 @dataclass

@@ -2,89 +2,39 @@
 
 from __future__ import annotations
 
-import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, fields
-from functools import cached_property
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from tokenprune.engine.token_history import TokenHistory
 from tokenprune.ops.grid import TokenGrid, num_tokens
-from tokenprune.ops.selection import Selection
-from tokenprune.policies.base import Memory, Observation, SelectionPolicy
-from tokenprune.testing.waiting import WaitedError, no_waiting
+from tokenprune.policies.base import SelectionPolicy
+from tokenprune.reports.checks import CheckResult, Finding
+from tokenprune.testing.player import NOISES, Case, Player, PolicyCheckError, Property, error_of
 
 GRIDS: tuple[TokenGrid, ...] = ((1, 7), (3, 5), (4, 4, 4))
-NOISES = ("normal", "ties", "constant", "zero", "nan")
-WARMUP, FULL = 2, 4
-"""Full steps at the start of the generations played, and the index of a later one."""
-
-Property = Literal[
-    "selects",
-    "selection",
-    "memory",
-    "inputs",
-    "random state",
-    "determinism",
-    "isolation",
-    "batch",
-    "attention",
-    "synchronisation",
-]
+MEANINGS: dict[Property, str] = {
+    "selects": "selections made",
+    "selection": "selections of just the wanted count, sorted, unique, in range",
+    "memory": "entries with a row for each image",
+    "inputs": "selections that left what they were shown",
+    "random state": "selections that left torch's generator",
+    "determinism": "selections the same with a new policy",
+    "isolation": "selections the same in generations that take turns",
+    "batch": "selections the same for an image alone or elsewhere in the batch",
+    "attention": "times float32 weights, one for each token",
+    "synchronisation": "selections without waiting for the device (as far as the CPU tells)",
+}
+"""What is counted of each property."""
 
 
-class PolicyCheckError(AssertionError):
-    """A policy breaks a property that the engine relies on; the message names it and the case.
-
-    Attributes:
-        broken: the property's name.
-    """
-
-    def __init__(self, broken: Property, message: str) -> None:
-        super().__init__(message)
-        self.broken = broken
-
-
-@dataclass(frozen=True)
-class _Case:
-    """Generations of `images` images: noise of one sort on `grid`, `count` tokens at every pruned step."""
-
-    grid: TokenGrid
-    noise: str
-    count: int
-    images: int
-    channels: int
-    steps: int
-    seed: int
-    device: torch.device
-
-    @cached_property
-    def predictions(self) -> Tensor:
-        """Predictions [steps, images, N, C]."""
-        shape = (self.steps, self.images, num_tokens(self.grid), self.channels)
-        normal = torch.randn(shape, generator=torch.Generator().manual_seed(self.seed))
-        return {
-            "normal": normal,
-            "ties": normal.sign(),
-            "constant": torch.full_like(normal, 3.0),
-            "zero": torch.zeros_like(normal),
-            "nan": normal.where(normal < 0.5, math.nan),
-        }[self.noise].to(self.device)
-
-    @cached_property
-    def attention(self) -> tuple[Tensor, Tensor]:
-        """Queries and keys [images, 2, N, channels] of one attention module, made of the first two predictions."""
-        return self._heads(0), self._heads(1)
-
-    def _heads(self, step: int) -> Tensor:
-        return torch.stack([self.predictions[step], self.predictions[step].flip(-1)], dim=1)
-
-    def __str__(self) -> str:
-        return f"on grid {self.grid}, {self.noise} noise, {self.count} of {num_tokens(self.grid)} tokens"
+UNSEEN = (
+    "whether its choices make good pictures: see tokenprune bench and tokenprune figures --policy",
+    "what a selection costs in time and memory",
+    "other settings, and grids of other sizes, than those it was made and called with",
+)
+"""What the kit cannot tell of a policy."""
 
 
 def check_policy(
@@ -96,7 +46,7 @@ def check_policy(
     steps: int = 7,
     seed: int = 0,
     device: torch.device | str = "cpu",
-) -> None:
+) -> CheckResult:
     """Play generations with a policy and raise unless it has every property that the engine relies on.
 
     The properties, by their names in the error: "selects" (it returns), "selection" (exactly `count` tokens of every
@@ -116,159 +66,73 @@ def check_policy(
         seed: seed of the noise.
         device: where the predictions lie.
 
+    Returns:
+        How often each property was seen to hold, and what no such check can tell; printed, a table.
+
     Raises:
-        PolicyCheckError: a property does not hold.
+        PolicyCheckError: a property does not hold; it has the `result` so far.
     """
+    held: Counter[Property] = Counter()
+    try:
+        for case in _cases(grids, images, channels, steps, seed, torch.device(device)):
+            _check_case(policy_factory, case, held)
+    except PolicyCheckError as error:
+        error.result = _result(str(error).partition(" breaks")[0], held, error)
+        raise
+    return _result(type(policy_factory()).__name__, held)
+
+
+def _result(name: str, held: Counter[Property], error: PolicyCheckError | None = None) -> CheckResult:
+    findings = []
+    for broken, meaning in MEANINGS.items():
+        if error is not None and error.broken == broken:
+            findings.append(Finding(broken, "failed", str(error)))
+        elif held[broken]:
+            findings.append(Finding(broken, "passed", f"{held[broken]} {meaning}{', until then' if error else ''}"))
+        else:
+            unmet = (
+                "not reached" if error else "the policy asks for none" if broken == "attention" else "none were made"
+            )
+            findings.append(Finding(broken, "not checked", unmet))
+    return CheckResult(f"policy {name}", tuple(findings), UNSEEN)
+
+
+def _cases(
+    grids: Sequence[TokenGrid], images: int, channels: int, steps: int, seed: int, device: torch.device
+) -> Iterator[Case]:
     for grid in grids:
         tokens = num_tokens(grid)
         some = max(1, tokens // 3)
         for noise in NOISES:
             for count in sorted({1, some, max(1, tokens - 1)}) if noise == "normal" else [some]:
-                case = _Case(tuple(grid), noise, count, images, channels, steps, seed, torch.device(device))
-                _check_case(policy_factory, case)
+                yield Case(tuple(grid), noise, count, images, channels, steps, seed, device)
 
 
-def _check_case(policy_factory: Callable[[], SelectionPolicy], case: _Case) -> None:
+def _check_case(policy_factory: Callable[[], SelectionPolicy], case: Case, held: Counter[Property]) -> None:
     policy, everyone = policy_factory(), range(case.images)
-    made = _Player(policy, case, everyone).play()
+    made = Player(policy, case, everyone, held).play()
 
     def same(broken: Property, again: list[Tensor], expected: list[Tensor], meaning: str) -> None:
         for step, (one, other) in enumerate(zip(again, expected, strict=True)):
             if not torch.equal(one, other):
                 detail = f"selection {step}: {meaning}, {other.tolist()} became {one.tolist()}"
-                raise _error(policy, case, broken, detail)
+                raise error_of(policy, case, broken, detail)
+            held[broken] += 1
 
-    same("determinism", _Player(policy_factory(), case, everyone).play(), made, "the same again with a new policy")
-    for again in _taking_turns(policy, case):
+    same("determinism", Player(policy_factory(), case, everyone, held).play(), made, "the same again with a new policy")
+    for again in _taking_turns(policy, case, held):
         same("isolation", again, made, "two more generations that take turns, each with its own memory")
     backwards = [index.flip(0) for index in made]
-    same("batch", _Player(policy, case, everyone[::-1]).play(), backwards, "the images in reverse order")
+    same("batch", Player(policy, case, everyone[::-1], held).play(), backwards, "the images in reverse order")
     for image in everyone:
         alone = [index[image : image + 1] for index in made]
-        same("batch", _Player(policy, case, [image]).play(), alone, f"image {image} alone")
-    _Player(policy, case, everyone, watched=True).play()
+        same("batch", Player(policy, case, [image], held).play(), alone, f"image {image} alone")
+    Player(policy, case, everyone, held, watched=True).play()
 
 
-def _taking_turns(policy: SelectionPolicy, case: _Case) -> tuple[list[Tensor], list[Tensor]]:
-    players = tuple(_Player(policy, case, range(case.images)) for _ in range(2))
+def _taking_turns(policy: SelectionPolicy, case: Case, held: Counter[Property]) -> tuple[list[Tensor], list[Tensor]]:
+    players = tuple(Player(policy, case, range(case.images), held) for _ in range(2))
     for step in range(case.steps):
         for player in players:
             player.step(step)
     return players[0].made, players[1].made
-
-
-class _Player:
-    """One generation with a policy, of some of a case's images; `made` has the indices of every pruned step."""
-
-    def __init__(self, policy: SelectionPolicy, case: _Case, rows: Sequence[int], watched: bool = False) -> None:
-        self.made: list[Tensor] = []
-        self._policy, self._case, self._rows, self._watched = policy, case, rows, watched
-        self._predictions = case.predictions[:, list(rows)]
-        self._memory: Memory = {}
-        self._previous: Selection | None = None
-        self._pruned_steps = 0
-        self._history = TokenHistory(len(rows), num_tokens(case.grid), case.device)
-        self._attention = self._weigh() if "attention" in policy.needs else None
-
-    def play(self) -> list[Tensor]:
-        for step in range(self._case.steps):
-            self.step(step)
-        return self.made
-
-    def step(self, step: int) -> None:
-        if step < WARMUP or step == FULL:
-            self._previous, self._pruned_steps = None, 0
-        else:
-            self._previous = self._select(self._observation(step))
-            self._pruned_steps += 1
-            self.made.append(self._previous.index.clone())
-        forecast_error = self._predictions[step].norm(dim=-1) if step else None
-        if forecast_error is not None and self._previous is not None:
-            forecast_error = forecast_error.gather(1, self._previous.index)
-        self._history.note(step, self._previous, forecast_error)
-
-    def _observation(self, step: int) -> Observation:
-        return Observation(
-            prediction=self._predictions[step - 1],
-            reference=0.5 * self._predictions[0],
-            count=self._case.count,
-            grid=self._case.grid,
-            step=step,
-            pruned_steps=self._pruned_steps,
-            time=1000.0 - step,
-            previous=self._previous,
-            age=self._history.age(step),
-            forecast_error=self._history.forecast_error,
-            gap=self._history.gap,
-            attention=self._attention,
-        )
-
-    def _weigh(self) -> Tensor:
-        """What the policy makes of the attention, of its images [B, N]."""
-        query, key = (tensor.clone() for tensor in self._case.attention)
-        with self._calling("weigh_attention"):
-            weights = self._policy.weigh_attention(query, key, scale=0.5)
-        for given, before in zip((query, key), self._case.attention, strict=True):
-            if not torch.equal(given.nan_to_num(), before.nan_to_num()):
-                raise self._error("inputs", "weigh_attention changed its queries or keys")
-        expected, came = [self._case.images, num_tokens(self._case.grid)], list(weights.shape)
-        if came != expected or weights.dtype != torch.float32:
-            detail = f"expected torch.float32 weights {expected}, got {weights.dtype} {came}"
-            raise self._error("attention", f"weigh_attention: {detail}")
-        return weights[list(self._rows)]
-
-    @contextmanager
-    def _calling(self, method: str) -> Iterator[None]:
-        """What the policy raises, and a watched one's waiting, as the properties that they break."""
-        try:
-            with no_waiting() if self._watched else nullcontext():
-                yield
-        except WaitedError as error:
-            raise self._error("synchronisation", str(error)) from None
-        except Exception as error:
-            raise self._error("selects", f"{method} raised {type(error).__name__}: {error}") from error
-
-    def _select(self, seen: Observation) -> Selection:
-        before, random_state = _tensors(seen), torch.get_rng_state()
-        with self._calling("select"):
-            selection = self._policy.select(seen, self._memory)
-        for name, tensor in _tensors(seen).items():
-            if not torch.equal(tensor.nan_to_num(), before[name].nan_to_num()):
-                raise self._error("inputs", f"select changed the observation's {name}")
-        if not torch.equal(random_state, torch.get_rng_state()):
-            raise self._error("random state", "select drew from torch's global generator, or seeded it")
-        self._check_selection(selection)
-        self._check_memory()
-        return selection
-
-    def _check_selection(self, selection: object) -> None:
-        images, count, tokens = len(self._rows), self._case.count, num_tokens(self._case.grid)
-        if not isinstance(selection, Selection):
-            raise self._error("selection", f"expected a Selection, got {type(selection).__name__}")
-        index = selection.index
-        expected, came = ([images, count], torch.int64, tokens), (list(index.shape), index.dtype, selection.num_tokens)
-        if came != expected:
-            raise self._error("selection", f"expected indices, dtype and tokens {expected}, got {came}")
-        for row in index.tolist():
-            if row != sorted(set(row)) or row[0] < 0 or row[-1] >= tokens:
-                raise self._error("selection", f"expected sorted unique indices in 0..{tokens - 1}, got {row}")
-
-    def _check_memory(self) -> None:
-        for key, tensor in self._memory.items():
-            if not isinstance(tensor, Tensor) or tensor.ndim == 0 or len(tensor) != len(self._rows):
-                came = list(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
-                raise self._error("memory", f"{key!r}: expected a tensor with {len(self._rows)} rows, got {came}")
-
-    def _error(self, broken: Property, detail: str) -> PolicyCheckError:
-        return _error(self._policy, self._case, broken, detail)
-
-
-def _error(policy: SelectionPolicy, case: _Case, broken: Property, detail: str) -> PolicyCheckError:
-    return PolicyCheckError(broken, f"{type(policy).__name__} breaks {broken!r} {case}: {detail}")
-
-
-def _tensors(seen: Observation) -> dict[str, Tensor]:
-    """Copies of all tensors in an observation."""
-    found = {field.name: getattr(seen, field.name) for field in fields(seen)}
-    found["previous"] = None if seen.previous is None else seen.previous.index
-    return {name: value.clone() for name, value in found.items() if isinstance(value, Tensor)}

@@ -11,6 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+MEGAPIXEL = (1024, 1024)
+"""Height and width of the pictures that most models make."""
+
+
 Calls = Literal["batched", "separate", "none"]
 """Classifier-free guidance: both halves in one call, a call for each branch, or none (or a distilled one)."""
 

@@ -6,9 +6,7 @@ from typing import Any
 
 import torch
 
-from tokenprune_adapters.examples.example import Example, Latents, angles, full, ids, times, zeros
-
-MEGAPIXEL = (1024, 1024)
+from tokenprune_adapters.examples.example import MEGAPIXEL, Example, Latents, angles, full, ids, times, zeros
 
 
 def _picture(model: Any, at: Latents, **more: Any) -> dict[str, Any]:
@@ -44,6 +42,17 @@ def _distilled(model: Any, at: Latents) -> dict[str, Any]:
 def _flux2(model: Any, at: Latents) -> dict[str, Any]:
     places = {"img_ids": ids(at, 4).expand(at.batch, -1, -1), "txt_ids": zeros(at.batch, at.text, 4)}
     return _tokens(model, at, **places, **_distilled(model, at))
+
+
+def _flux3(model: Any, at: Latents) -> dict[str, Any]:
+    goal = {"target_timestep": times(at) / 2000} if model.config.flow_map else {}
+    return _tokens(model, at, img_ids=ids(at, 4), txt_ids=zeros(at.text, 4), **goal)
+
+
+def _fibo(model: Any, at: Latents) -> dict[str, Any]:
+    layers = model.config.num_layers + model.config.num_single_layers
+    texts = [zeros(at.batch, at.text, model.config.text_encoder_dim) for _ in range(layers)]
+    return {**_flux_like(model, at), "text_encoder_layers": texts, **_distilled(model, at)}
 
 
 def _chroma(model: Any, at: Latents) -> dict[str, Any]:
@@ -221,8 +230,10 @@ IMAGES: dict[str, Example] = {
     "GlmImageTransformer2DModel": Example(_glm, "separate", size=MEGAPIXEL),
     "FluxTransformer2DModel": _packed(_flux, "none"),
     "Flux2Transformer2DModel": _packed(_flux2, "none"),
+    "Flux3Transformer2DModel": _packed(_flux3, "separate"),
     "ChromaTransformer2DModel": _packed(_chroma, "separate"),
     "BriaTransformer2DModel": _packed(_flux_like, "batched", text=128),
+    "BriaFiboTransformer2DModel": Example(_fibo, text=1024, size=MEGAPIXEL, scale=16, patch=1),
     "LongCatImageTransformer2DModel": _packed(_flux_like, "separate"),
     "OvisImageTransformer2DModel": _packed(_flux_like, "separate", text=256),
     "QwenImageTransformer2DModel": _packed(_qwen, "separate"),

@@ -62,5 +62,6 @@ ROTARY = [
         },
         "GlmImagePipeline",
         TWICE,
+        "pictures to edit (`kv_caches`) are refused",
     ),
 ]

@@ -62,9 +62,38 @@ CASES = [
         "Flux2Transformer2DModel",
         {**flux_config, "axes_dims_rope": (2, 2, 2, 2), "timestep_guidance_channels": 16},
         lambda: flux_inputs(columns=4, batched=True, references=True, guidance=torch.full((B,), 4.0)),
-        "Flux2Pipeline, Flux2KleinPipeline",
+        "Flux2Pipeline, Flux2KleinPipeline, Flux2KleinKVPipeline",
         "dev: distilled, one call; klein: a call for each branch",
-        "reference tokens are computed at full steps only; not the cached-reference mode of klein-KV",
+        "reference tokens are computed at full steps only, by klein-KV in its first call alone; its steps are not "
+        "skipped",
+    ),
+    Tiny(
+        "flux3",
+        "Flux3Transformer2DModel",
+        {**flux_config, "cond_in_channels": 4, "axes_dims_rope": (2, 2, 2, 2), "timestep_channels": 16},
+        lambda: flux_inputs(columns=4),
+        "Flux3ModularPipeline",
+        TWICE,
+    ),
+    Tiny(
+        "flux3-edit",
+        "Flux3Transformer2DModel",
+        {
+            **flux_config,
+            "cond_in_channels": 4,
+            "axes_dims_rope": (2, 2, 2, 2),
+            "timestep_channels": 16,
+            "flow_map": True,
+        },
+        lambda: flux_inputs(
+            columns=4,
+            image_cond_hidden_states=noise(B, 6, 4),
+            image_cond_ids=ids(2, 3, group=1, columns=4),
+            target_timestep=times / 2000,
+        ),
+        "Flux3DistilledModularPipeline, with pictures to edit",
+        ONCE,
+        "reference tokens are computed at every step",
     ),
     Tiny(
         "chroma",
@@ -81,6 +110,21 @@ CASES = [
         lambda: flux_inputs(),
         "BriaPipeline",
         GUIDED,
+    ),
+    Tiny(
+        "bria-fibo",
+        "BriaFiboTransformer2DModel",
+        {**flux_config, "text_encoder_dim": TEXT},
+        lambda: flux_inputs(
+            references=True,
+            text_encoder_layers=[noise(B, T, TEXT, seed=seed) for seed in range(4)],
+            joint_attention_kwargs={
+                "attention_mask": torch.cat([mask(), torch.ones(B, 30, dtype=torch.bool)], dim=1)[:, None, None]
+            },
+        ),
+        "BriaFiboPipeline, BriaFiboEditPipeline",
+        GUIDED,
+        "reference tokens are computed at full steps only",
     ),
     Tiny(
         "longcat",

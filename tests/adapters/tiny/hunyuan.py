@@ -97,6 +97,25 @@ VIDEOS = [
         "tokens of the given first frame are computed at full steps only",
     ),
     Tiny(
+        "hunyuan-framepack",
+        "HunyuanVideoFramepackTransformer3DModel",
+        {**hunyuan_config, "has_image_proj": True, "image_proj_dim": TEXT, "has_clean_x_embedder": True},
+        lambda: {
+            **hunyuan(),
+            "image_embeds": noise(B, T, TEXT, seed=1),
+            "indices_latents": torch.arange(7, 10),
+            "latents_clean": noise(B, 4, 3, 6, 8),
+            "indices_latents_clean": torch.tensor([0, 10, 11]),
+            "latents_history_2x": noise(B, 4, 3, 6, 8),
+            "indices_latents_history_2x": torch.arange(4, 7),
+            "latents_history_4x": noise(B, 4, 4, 6, 8),
+            "indices_latents_history_4x": torch.arange(1, 5),
+        },
+        "HunyuanVideoFramepackPipeline",
+        ONCE,
+        "tokens of the frames before are computed at full steps only",
+    ),
+    Tiny(
         "hunyuan-video-1.5",
         "HunyuanVideo15Transformer3DModel",
         {

@@ -68,6 +68,6 @@ CASES = [
         },
         "LTX2Pipeline",
         GUIDED,
-        "all of the sound is computed at every step",
+        "all of the sound is computed at every step; spatio-temporal guidance, isolated modalities",
     ),
 ]

@@ -28,8 +28,8 @@ CASES = [
         },
         "ZImagePipeline",
         COND_FIRST,
-        "padding tokens are computed at full steps only; images of one size; not the omni mode; one full step where "
-        "`cfg_truncation` ends guidance",
+        "padding tokens are computed at full steps only; images of one size; the omni mode is refused; one full step "
+        "where `cfg_truncation` ends guidance",
         image_of=rows_of("x", "t", "cap_feats"),
     ),
     Tiny(

@@ -1,10 +1,10 @@
-"""Small models of Wan and SkyReels."""
+"""Small models of Wan, ChronoEdit, SkyReels and AnyFlow."""
 
 from __future__ import annotations
 
 import torch
 
-from tiny.case import TEXT, TWICE, B, T, Tiny, noise, square, video
+from tiny.case import GUIDED, TEXT, TWICE, B, T, Tiny, noise, square, video
 
 wan_config = {
     "in_channels": 4,
@@ -75,5 +75,32 @@ SKYREELS = [
         "SkyReelsV2DiffusionForcingPipeline",
         TWICE,
         "a timestep for each frame, causal masks",
+    ),
+]
+
+CHRONOEDIT = [
+    Tiny(
+        "chronoedit",
+        "ChronoEditTransformer3DModel",
+        {**wan_config, "in_channels": 8, "image_dim": TEXT, "added_kv_proj_dim": 16},
+        lambda: video(channels=8, encoder_hidden_states_image=noise(B, T, TEXT)),
+        "ChronoEditPipeline",
+        TWICE,
+    ),
+]
+
+ANYFLOW = [
+    Tiny(
+        "anyflow",
+        "AnyFlowTransformer3DModel",
+        wan_config,
+        lambda: video(
+            hidden_states=noise(B, 3, 4, 6, 8),
+            timestep=torch.full((B, 3), 500.0),
+            r_timestep=torch.full((B, 3), 400.0),
+        ),
+        "AnyFlowPipeline",
+        GUIDED,
+        "a timestep for each frame",
     ),
 ]

@@ -84,7 +84,11 @@ class Measured(_Row):
     seconds_per_step_spread: NonNegativeFloat | None = None
     plain_seconds_per_image: NonNegativeFloat | None = None
     speedup: NonNegativeFloat | None = None
+    speedup_spread: NonNegativeFloat | None = None
+    speedup_noise: str | None = None
     transformer_speedup: NonNegativeFloat | None = None
+    transformer_speedup_spread: NonNegativeFloat | None = None
+    transformer_speedup_noise: str | None = None
     reached: NonNegativeFloat | None = None
     selection_share: NonNegativeFloat | None = None
     hook_overhead: float | None = None

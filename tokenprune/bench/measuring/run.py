@@ -45,6 +45,11 @@ def machine() -> str:
     return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
+def stamp() -> dict[str, Any]:
+    """Versions, machine and date of what is measured now."""
+    return {"versions": versions(), "machine": machine(), "date": date.today().isoformat()}
+
+
 def run(
     pipe: Any,
     configurations: Sequence[Configuration],
@@ -141,9 +146,7 @@ def describe(task: Task, repeats: int, timing_batch: int) -> dict[str, Any]:
         "repeats": repeats,
         "compared": COMPARED,
         **timing,
-        "versions": versions(),
-        "machine": machine(),
-        "date": date.today().isoformat(),
+        **stamp(),
     }
 
 

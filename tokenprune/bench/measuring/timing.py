@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from functools import wraps
 from typing import Any
 
-import numpy as np
 import torch
 
 from tokenprune.bench.configurations.configuration import Configuration
 from tokenprune.bench.measuring.measure import Task, generate
 from tokenprune.bench.measuring.memory import peak_memory
+from tokenprune.bench.measuring.speed import median_and_spread, speed_of
 from tokenprune.reports.records import Stopwatch
 from tokenprune.reports.report import Report
 
@@ -48,27 +48,35 @@ class Timing:
         pairs: (plain, configuration).
         batch: pictures of a generation.
         peak_memory_bytes: see `peak_memory`; of a generation that is not timed; None where it cannot be told.
+        bounded: whether no ratio above that of the operations can be right; compiled code may be faster than that.
     """
 
     pairs: tuple[tuple[Timed, Timed], ...]
     batch: int
     peak_memory_bytes: int | None
+    bounded: bool = True
 
     def row(self, ideal_speedup: float) -> dict[str, Any]:
         """The figures of a result file; docs/benchmarking.md says what they mean."""
         plain, own = ([pair[i] for pair in self.pairs] for i in (0, 1))
         per_image, image_spread = median_and_spread([timed.seconds / self.batch for timed in own])
         per_step, step_spread = median_and_spread([seconds for timed in own for seconds in timed.steps])
-        transformer = _median([a.transformer / b.transformer for a, b in self.pairs])
+        allowed = ideal_speedup if self.bounded else None
+        whole = speed_of([(a.seconds, b.seconds) for a, b in self.pairs], allowed)
+        transformer = speed_of([(a.transformer, b.transformer) for a, b in self.pairs], allowed)
         return {
             "seconds_per_image": per_image,
             "seconds_per_image_spread": image_spread,
             "seconds_per_step": per_step,
             "seconds_per_step_spread": step_spread,
             "plain_seconds_per_image": _median([timed.seconds / self.batch for timed in plain]),
-            "speedup": _median([a.seconds / b.seconds for a, b in self.pairs]),
-            "transformer_speedup": transformer,
-            "reached": transformer / ideal_speedup,
+            "speedup": whole.ratio,
+            "speedup_spread": whole.spread,
+            "speedup_noise": whole.noise,
+            "transformer_speedup": transformer.ratio,
+            "transformer_speedup_spread": transformer.spread,
+            "transformer_speedup_noise": transformer.noise,
+            "reached": transformer.ratio / ideal_speedup if transformer.noise is None else None,
             "selection_share": _median([selection_share(timed.report) for timed in own]),
             "hook_overhead": hook_overhead(self.pairs),
             "peak_memory_bytes": self.peak_memory_bytes,
@@ -110,7 +118,7 @@ def time_pairs(pipe: Any, configuration: Configuration, task: Task, repeats: int
         else:
             first = own()
             pairs.append((plain(), first))
-    return Timing(tuple(pairs), batch, peak_bytes)
+    return Timing(tuple(pairs), batch, peak_bytes, bounded=not configuration.compiled)
 
 
 def watch_memory(pipe: Any, configuration: Configuration, draw: Callable[[], Any]) -> int | None:
@@ -181,12 +189,6 @@ def hook_overhead(pairs: tuple[tuple[Timed, Timed], ...]) -> float | None:
         if step.full
     ]
     return _median(full) / _median([seconds for plain, _ in pairs for seconds in plain.steps]) - 1 if full else None
-
-
-def median_and_spread(values: list[float]) -> tuple[float, float]:
-    """Median and interquartile range."""
-    low, middle, high = np.percentile(np.asarray(values, dtype=np.float64), (25, 50, 75))
-    return float(middle), float(high - low)
 
 
 def _median(values: list[float]) -> float:

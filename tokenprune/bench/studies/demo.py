@@ -16,6 +16,7 @@ import tokenprune
 from tokenprune.bench.configurations.configuration import Configuration, plain
 from tokenprune.bench.figures.canvas import decibels, difference
 from tokenprune.bench.measuring.fidelity import Picture, psnr
+from tokenprune.bench.measuring.speed import speed_of
 from tokenprune.embedded.captions import parse_caption
 from tokenprune.embedded.load import Embedded
 from tokenprune.embedded.score import score
@@ -53,7 +54,7 @@ class Outcome:
 
     Attributes:
         steps: of the sampler.
-        seconds: median of the pictures.
+        seconds: of each picture, in turns with the others.
         picture: [S, S, 3].
         psnr: to the dense picture in dB; None where it is identical.
         scene_score: share of what the prompt names that the picture shows; None where it does not read like a caption.
@@ -62,21 +63,30 @@ class Outcome:
     """
 
     steps: int
-    seconds: float
+    seconds: tuple[float, ...]
     picture: Picture
     psnr: float | None
     scene_score: float | None
     report: Report | None
     run: Run | None = None
 
+    @property
+    def median(self) -> float:
+        """Median seconds of a picture."""
+        return statistics.median(self.seconds)
+
     def row(self, dense: Outcome) -> dict[str, Any]:
         """Its figures as plain data; those of the plain model are shares of `dense`."""
         report, share = self.report, self.steps / dense.steps
+        macs = report.mac_ratio if report else share
+        speed = speed_of(list(zip(dense.seconds, self.seconds, strict=True)), 1 / macs)
         return {
             "steps": self.steps,
-            "seconds": self.seconds,
-            "speedup": dense.seconds / self.seconds,
-            "mac_ratio": report.mac_ratio if report else share,
+            "seconds": self.median,
+            "speedup": speed.ratio,
+            "speedup_spread": speed.spread,
+            "speedup_noise": None if self is dense else speed.noise,
+            "mac_ratio": macs,
             "tokens_ratio": report.tokens_ratio if report else share,
             "psnr": self.psnr,
             "scene_score": self.scene_score,
@@ -150,7 +160,7 @@ def compare(
     return {
         name: Outcome(
             steps=chosen[name].steps or request.steps,
-            seconds=statistics.median(seconds for _, seconds, _ in drawn),
+            seconds=tuple(seconds for _, seconds, _ in drawn),
             picture=drawn[-1][0],
             psnr=psnr(drawn[-1][0], dense, peak=255),
             scene_score=scene_score(drawn[-1][0], request.prompt),
@@ -212,10 +222,10 @@ def save_panel(out: Path, prompt: str, outcomes: Mapping[str, Outcome]) -> None:
     figure.suptitle(prompt)
     axes = figure.subplots(1, 5)
     axes[0].imshow(dense.picture)
-    axes[0].set_title(f"dense, {dense.seconds:.2f} s")
+    axes[0].set_title(f"dense, {dense.median:.2f} s")
     for axis, name in zip(axes[1:], (CAT, PLAN), strict=False):
         axis.imshow(outcomes[name].picture)
-        axis.set_title(f"{name}, {outcomes[name].seconds:.2f} s, {decibels(outcomes[name].psnr)}")
+        axis.set_title(f"{name}, {outcomes[name].median:.2f} s, {decibels(outcomes[name].psnr)}")
     off = difference(dense.picture, plan.picture)
     shown = axes[3].imshow(off, cmap="magma", vmin=0, vmax=max(1.0, float(off.max())))
     axes[3].set_title("plan: absolute difference (of 255)")

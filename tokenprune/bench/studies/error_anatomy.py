@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 import json
 from collections import defaultdict
-from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,7 +24,7 @@ from tokenprune.bench.configurations.configuration import Configuration
 from tokenprune.bench.configurations.schedules import after_warmup
 from tokenprune.bench.measuring.fidelity import psnr_of_each, psnr_summary
 from tokenprune.bench.measuring.measure import Samples, Task, draw, draw_all
-from tokenprune.bench.measuring.run import machine, versions
+from tokenprune.bench.measuring.run import stamp
 from tokenprune.embedded import scenes
 from tokenprune.embedded.load import EMBEDDED, quiet
 from tokenprune.handles import Handle
@@ -165,9 +164,7 @@ def main(
         "split": "tuning",
         "steps": task.steps,
         "guidance_scale": task.guidance_scale,
-        "versions": versions(),
-        "machine": machine(),
-        "date": date.today().isoformat(),
+        **stamp(),
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     content = {"settings": settings, "parts": parts, "forecast_error": forecast_error}

@@ -9,6 +9,7 @@ from typing import Any
 from tokenprune.bench.measuring.fidelity import in_words
 from tokenprune.bench.measuring.quality import METRICS, ci95_field, mean_field
 from tokenprune.bench.measuring.result_file import COMPARED, Results
+from tokenprune.bench.measuring.speed import in_words as speed_in_words
 
 Row = dict[str, Any]
 
@@ -37,6 +38,11 @@ def with_interval(mean: str, ci95: str, show: str) -> Callable[[Row], str]:
     return lambda row: value(row) if NONE in (value(row), half(row)) else f"{value(row)} ± {half(row)}"
 
 
+def speed(name: str) -> Callable[[Row], str]:
+    """A cell: a ratio of times; where it says nothing, that it is noise."""
+    return lambda row: NONE if row.get(name) is None else speed_in_words(row[name], row.get(f"{name}_noise"))
+
+
 def fidelity(row: Row) -> str:
     """A cell: the PSNR, with how many pictures it leaves out because they are identical."""
     identical = sum(value is None for value in row.get("psnr_of_each") or ())
@@ -58,8 +64,8 @@ CLOCK: Mapping[str, Callable[[Row], str]] = {
     "": COLUMNS[""],
     "s/image (IQR)": with_spread("seconds_per_image", ".3f"),
     "ms/step (IQR)": with_spread("seconds_per_step", ".1f", 1e-3),
-    "speed": figure("speedup", ".2f"),
-    "in the model": figure("transformer_speedup", ".2f"),
+    "speed": speed("speedup"),
+    "in the model": speed("transformer_speedup"),
     "allowed": figure("ideal_speedup", ".2f"),
     "reached": figure("reached", ".0%"),
 }
@@ -111,6 +117,12 @@ def failures(results: Results) -> list[str]:
     return [f"{row['name']}: {row['error']}" for row in results.rows if "error" in row]
 
 
+def noises(results: Results) -> list[str]:
+    """A line for each configuration whose speed says nothing, with the reason."""
+    reasons = {row["name"]: row.get("speedup_noise") or row.get("transformer_speedup_noise") for row in results.rows}
+    return [f"{name}: noise: {reason}" for name, reason in reasons.items() if reason is not None]
+
+
 def is_timed(results: Results) -> bool:
     """Whether the table of costs has seconds."""
     return bool(results.settings.get("repeats"))
@@ -121,6 +133,7 @@ def markdown(results: Results, by_psnr: bool = True) -> str:
     lines = [source_line(results), "", *table_of(*cells(results, by_psnr))]
     if is_timed(results):
         lines += ["", *table_of(*cost_cells(results, by_psnr))]
+        lines += ["", *(f"- {line}" for line in noises(results))] if noises(results) else []
     if failed := failures(results):
         lines += ["", *(f"- `{line.replace('`', chr(39))}`" for line in failed)]
     return "\n".join(lines) + "\n"

@@ -22,9 +22,9 @@ PAGE = "results.md"
 
 HEADING = """# Results
 
-Every result file of `docs/results`, as `tokenprune bench` wrote it; made by `python -m tokenprune.bench.tables.render
-docs`. What the figures mean stands in [benchmarking.md](benchmarking.md), what follows from them in
-[analysis.md](analysis.md).
+This page shows every result file of `docs/results`, as `tokenprune bench` wrote it.
+`python -m tokenprune.bench.tables.render docs` makes it anew. [Benchmarking](benchmarking.md) explains the columns, and
+[analysis](analysis.md) says what follows from them.
 """
 
 
@@ -50,7 +50,8 @@ def page(folder: Path) -> str:
     for results in results_of(folder).values():
         settings = results.settings
         budget = f" at {settings['budget']}" if "budget" in settings else ""
-        parts.append(f"## {settings['model']}: {settings['suite']}{budget}\n\n{table(results)}")
+        title = f"{settings['model']}: {settings['suite']}{budget}, {settings['steps']} steps"
+        parts.append(f"## {title}\n\n{table(results)}")
     return "\n".join(parts)
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date
 from typing import Any
 
 from tokenprune.bench.configurations.configuration import Configuration, plain
@@ -18,7 +17,7 @@ from tokenprune.bench.measuring.fidelity import (
     psnr_summary,
 )
 from tokenprune.bench.measuring.measure import Task, draw, draw_all
-from tokenprune.bench.measuring.run import machine, versions
+from tokenprune.bench.measuring.run import stamp
 from tokenprune.bench.tuning.search import Found, Tried
 from tokenprune.bench.tuning.space import OURS
 from tokenprune.plans.files import mapping_of
@@ -108,10 +107,11 @@ def compare(
         rows.append(HeldOutRow(name, drawn.tokens_ratio or tried.tokens_ratio, drawn.mac_ratio, tried.psnr, psnr))
     fewer = plain(max(1, round(found.budget * held_out.steps)))
     begin(fewer.name)
-    return [*rows, _plain(pipe, fewer, ((tuning, found.dense), (held_out, dense)))]
+    return [*rows, plain_row(pipe, fewer, [(tuning, found.dense), (held_out, dense)])]
 
 
-def _plain(pipe: Any, fewer: Configuration, sets: tuple[tuple[Task, Pictures], tuple[Task, Pictures]]) -> HeldOutRow:
+def plain_row(pipe: Any, fewer: Configuration, sets: Sequence[tuple[Task, Pictures]]) -> HeldOutRow:
+    """The plain model with fewer steps, on the tuning prompts and on the held-out ones."""
     steps = fewer.steps or 1
     psnr = [psnr_of_each(draw_all(pipe, steps, task), dense) for task, dense in sets]
     share = steps / sets[0][0].steps
@@ -165,7 +165,5 @@ def notes(found: Found, rows: list[HeldOutRow], verdict: Verdict, settings: Mapp
         "others": {row.name: row.notes for row in rows[1:]},
         "verdict": verdict.text,
         "best_preset": preset,
-        "versions": versions(),
-        "machine": machine(),
-        "date": date.today().isoformat(),
+        **stamp(),
     }

@@ -1,14 +1,12 @@
-"""A third party's package: a transformer of its own, its adapter, and a policy, all found through entry points."""
+"""A small diffusion transformer in plain PyTorch, in the place of yours."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from tokenprune import AttentionSite, Memory, ModuleMap, Observation, ScorePolicy, latent_grid
 
 WIDTH = 16
 
@@ -21,6 +19,7 @@ class Attention(nn.Module):
         self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
 
     def forward(self, x: Tensor) -> Tensor:
+        """What tokens see of each other."""
         query, key, value = self.qkv(x).unflatten(-1, (3, 2, -1)).permute(2, 0, 3, 1, 4)
         return self.out(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
 
@@ -33,11 +32,12 @@ class Block(nn.Module):
         self.attn, self.mlp = Attention(), nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.GELU(), nn.Linear(WIDTH, WIDTH))
 
     def forward(self, x: Tensor, level: Tensor) -> Tensor:
+        """Tokens [B, N, C] after the block."""
         x = x + self.attn(x * level)
         return x + self.mlp(x)
 
 
-class Transformer(nn.Module):
+class MyTransformer(nn.Module):
     """Latents [B, 4, height, width] and times [B] to a prediction of the same shape."""
 
     def __init__(self) -> None:
@@ -47,34 +47,17 @@ class Transformer(nn.Module):
         self.final = nn.Linear(WIDTH, 16)
 
     def forward(self, latents: Tensor, t: Tensor) -> Tensor:
+        """The prediction."""
         x = self.embed(latents)
         height, width = x.shape[-2:]
         x = x.flatten(2).transpose(1, 2)
         for block in self.blocks:
             x = block(x, 1 + t.view(-1, 1, 1))
-        return self.final(x).unflatten(1, (height, width)).permute(0, 3, 1, 2)
+        patches = self.final(x).unflatten(1, (height, width)).unflatten(3, (2, 2, 4))
+        return torch.einsum("nhwpqc->nchpwq", patches).flatten(4, 5).flatten(2, 3)
 
 
-def module_map(model: Transformer) -> ModuleMap:
-    """Where things are in it."""
-    blocks = tuple(f"blocks.{i}" for i in range(len(model.blocks)))
-    return ModuleMap(
-        blocks=blocks,
-        attentions=tuple(AttentionSite(f"{path}.attn") for path in blocks),
-        exit="final",
-        grid=latent_grid("latents", 2),
-        hidden="x",
-        latents="latents",
-        time="t",
-        text=None,
-    )
-
-
-@dataclass(frozen=True)
-class DriftPolicy(ScorePolicy):
-    """The tokens furthest from where they were, the oldest first among equals."""
-
-    def score(self, seen: Observation, memory: Memory) -> Tensor:
-        """Distance from the reference, [B, N]."""
-        age = torch.zeros_like(seen.relative_noise[..., 0]) if seen.age is None else seen.age.float()
-        return seen.relative_noise.norm(dim=-1) * (1 + age)
+def example() -> tuple[nn.Module, dict[str, Any]]:
+    """A model with random weights and the arguments of a call by name, for `tokenprune inspect` and for tests."""
+    torch.manual_seed(0)
+    return MyTransformer(), {"latents": torch.randn(2, 4, 16, 24), "t": torch.full((2,), 0.5)}

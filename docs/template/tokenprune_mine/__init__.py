@@ -1,0 +1,1 @@
+"""What I add to tokenprune; pyproject.toml says by which names it is found."""

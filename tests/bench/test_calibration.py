@@ -1,0 +1,100 @@
+"""Measuring a plan's corrections, on shapes-sd3 with few steps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import tokenprune
+from tokenprune import Corrector, DensePolicy, Plan, RefreshSchedule, Taylor
+from tokenprune.bench.measuring.fidelity import psnr_of_each
+from tokenprune.bench.measuring.measure import Task, draw_all, generate
+from tokenprune.bench.tuning import calibration
+from tokenprune.bench.tuning.calibration import Measuring, PlainStep, Sums, calibrate, calibrated, recorded
+from tokenprune.embedded import scenes
+from tokenprune.embedded.load import EMBEDDED
+from tokenprune.errors import ConfigurationError
+from tokenprune.plans.presets import best_plan
+from tokenprune.reuse.corrector import DrawnAgain
+
+EVERY_OTHER = Plan(DensePolicy(), RefreshSchedule(2, last_full=1), Taylor(), Corrector())
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Any:
+    pipe = EMBEDDED["shapes-sd3"].load()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def task_of(split: Any, prompts: int, steps: int, batch: int) -> Task:
+    texts = [caption for caption, _ in scenes.captions(split, prompts)]
+    return Task(texts, steps, 4.0, batch, EMBEDDED["shapes-sd3"].arguments)
+
+
+def test_what_is_lacking_is_summed_up_by_noise_level_and_given_back() -> None:
+    way = torch.tensor([[1.0, 2.0]])
+    plain = [PlainStep(torch.tensor([[3.0, 5.0]]), torch.tensor([[-1.0, 0.0]]))]
+    measuring = Measuring(plain=plain)
+    seen = DrawnAgain(0, 0.5, torch.ones(1, 2), torch.zeros(1, 2), way, None, 0.0, 0.0, lambda change: change)
+    for level in (0.5, 0.5, 0.25):
+        latents, prediction = measuring.correct(replace(seen, level=level))
+        assert prediction is not None
+        assert (latents.tolist(), prediction.tolist()) == ([[2.0, 4.0]], [[-1.0, 0.0]])
+    assert measuring.found == {0.5: Sums(10.0, 20.0, -2.0), 0.25: Sums(5.0, 10.0, -1.0)}
+
+
+def test_told_what_the_plain_model_had_the_plan_draws_its_pictures(pipe: Any) -> None:
+    """Every gap is made good, so that the pictures are those of the plain model: the last step is full."""
+    task = task_of("tuning", 1, 8, 1)
+    with recorded(pipe.scheduler) as plain:
+        dense = generate(pipe, task.steps, task, range(1))
+    assert len(plain) == task.steps
+    assert "step" not in vars(pipe.scheduler)
+    with tokenprune.apply(pipe, replace(EVERY_OTHER, corrector=Measuring(plain=plain))):
+        told = generate(pipe, task.steps, task, range(1))
+    with tokenprune.apply(pipe, EVERY_OTHER):
+        corrected = generate(pipe, task.steps, task, range(1))
+    assert np.abs(told - dense).max() < 1e-4
+    assert np.abs(corrected - dense).max() > 1e-3
+
+
+def test_a_calibrated_plan_is_nearer_on_what_it_was_measured_on(pipe: Any) -> None:
+    task = task_of("tuning", 2, 8, 1)
+    plan = calibrated(pipe, EVERY_OTHER, task)
+    assert plan.corrector is not None
+    assert len(plan.corrector.profile) == 3  # after each of the gaps: both batches have the same full steps
+    assert plan == replace(EVERY_OTHER, corrector=replace(Corrector(), profile=plan.corrector.profile))
+    dense, found = draw_all(pipe, task.steps, task), []
+    for each in (EVERY_OTHER, plan):
+        with tokenprune.apply(pipe, each):
+            found.append(psnr_of_each(draw_all(pipe, task.steps, task), dense))
+    assert sum(filter(None, found[1])) > sum(filter(None, found[0]))
+
+
+def test_what_cannot_be_calibrated_is_refused(pipe: Any) -> None:
+    with pytest.raises(ConfigurationError, match="plan: expected one with a corrector to calibrate"):
+        calibrated(pipe, replace(EVERY_OTHER, corrector=None), task_of("tuning", 1, 4, 1))
+    with pytest.raises(ConfigurationError, match="calibrate: expected steps that are corrected, got none in 3 steps"):
+        calibrated(pipe, best_plan(0.99), task_of("tuning", 1, 3, 1))
+
+
+@pytest.mark.parametrize(("latents", "kept"), [(1.0, True), (-1.0, False)])
+def test_the_plan_stays_as_it_was_where_calibration_did_not_help(
+    pipe: Any, monkeypatch: pytest.MonkeyPatch, latents: float, kept: bool
+) -> None:
+    """Latents moved the wrong way are worse than no correction at all."""
+    poor = replace(EVERY_OTHER, corrector=Corrector(profile=((1.0, -latents, 0.0),)))
+    measured = replace(poor, corrector=Corrector(profile=((1.0, latents, 0.0),)))
+    monkeypatch.setattr(calibration, "calibrated", lambda *_: measured)
+    told: list[str] = []
+    tasks = task_of("tuning", 2, 8, 2), task_of("held-out", 2, 8, 2)
+    found = calibrate(pipe, poor, *tasks, told.append)
+    assert found.plan is (measured if kept else poor)
+    assert found.text.startswith("Calibration helped: +" if kept else "Calibration did not help (-")
+    assert [row.name for row in found.rows] == ["as it was", "calibrated", "plain, 5 steps"]
+    assert told == ["measuring", "plain", *(row.name for row in found.rows)]

@@ -1,0 +1,71 @@
+"""The chooser: its numbers are those of the tables of docs/analysis.md that it links to."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+import tokenprune
+
+DOCS = Path(tokenprune.__file__).parents[1] / "docs"
+PAGE, ANALYSIS = (DOCS / "which-plan.md").read_text(), (DOCS / "analysis.md").read_text()
+SHORT = ANALYSIS.split("## In short")[1].split("\n## ")[0]
+SETTINGS = ANALYSIS.split("## Other guidance, noise schedules and samplers")[1].split("\n## ")[0]
+
+
+def means(row: str) -> list[float]:
+    return [float(mean) for mean in re.findall(r"(\d+\.\d) ±", row)]
+
+
+def row_of(text: str, name: str) -> list[float]:
+    """The means of the first row of that name."""
+    (found, *_) = (line for line in text.splitlines() if line.startswith(f"| {name} |"))
+    return means(found)
+
+
+def test_the_table_by_goal_has_the_means_of_both_models() -> None:
+    pairs = re.findall(r"\[(\d+\.\d) and (\d+\.\d) dB\]\(analysis\.md#([\w-]+)\)", PAGE)
+    assert len(pairs) == 3
+    presets = ANALYSIS.split("## The presets")[1].split("\n## ")[0]
+    for name, pair in zip(("balanced", "quality", "fast"), pairs, strict=True):
+        rows = [means(line) for line in presets.splitlines() if line.startswith(f"| tokenprune.plan, {name} |")]
+        assert [float(each) for each in pair[:2]] == [row[0] for row in rows]
+
+
+def test_the_distance_to_step_caches() -> None:
+    plan, cache = row_of(SHORT, "`tokenprune.plan`"), row_of(SHORT, "best step cache")
+    first, second = (f"{ours - theirs:.1f}" for ours, theirs in zip(plan, cache, strict=True))
+    assert f"28 steps: {first} and {second} dB above the best step cache" in PAGE
+
+
+@pytest.mark.parametrize("steps", [20, 14, 8, 4])
+def test_the_table_by_steps(steps: int) -> None:
+    results = json.loads((DOCS / "results" / f"shapes-sd3-presets-{steps}-steps.json").read_text())
+    psnr = {row["name"]: f"{row['psnr_mean']:.1f} dB" for row in results["rows"]}
+    plan, fewer = psnr["tokenprune.plan, balanced"], psnr[f"plain, {steps // 2} steps"]
+    assert f"{steps} steps: {plan}, and {fewer} with {steps // 2} plain steps" in PAGE
+
+
+@pytest.mark.parametrize(
+    ("setting", "text"),
+    [
+        ("shapes-sd3, guidance 7, shift 1.5, Euler | 14", "by [{} dB at guidance 7 and"),
+        ("shapes-sd3, guidance 4, shift 3, Euler | 14", "and {} dB at guidance 4]"),
+        ("shapes-pixart, guidance 3, DDIM | 14", "by [{} dB at half of the steps]"),
+        ("shapes-pixart, guidance 3, DPM++ 2M | 14", "ahead, by [{} dB](analysis.md"),
+    ],
+)
+def test_the_distances_by_sampler(setting: str, text: str) -> None:
+    plan, cache, _ = row_of(SETTINGS, setting)
+    assert text.format(f"{plan - cache:.1f}") in PAGE
+
+
+def test_level_at_strong_guidance_and_at_a_quarter_of_the_steps() -> None:
+    plan, cache, _ = row_of(SETTINGS, "shapes-sd3, guidance 12, shift 3, Euler | 14")
+    assert plan <= cache + 0.5
+    quarter = SETTINGS.split("| shapes-pixart, guidance 3, DPM++ 2M | 14 |")[1]
+    plan, cache, fewer = row_of(quarter, " | 7")
+    assert plan <= min(cache, fewer) + 0.5

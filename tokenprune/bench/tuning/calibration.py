@@ -1,0 +1,190 @@
+"""Measuring how far a model's own latents and predictions are off where a plan corrects them (`Corrector.profile`).
+
+The plain model draws some prompts, and its latents and predictions are kept. Then the plan draws them, but at each
+full step it is told what the plain model had there, and goes on from that: so every gap begins without an error, and
+what is off at its end is what this one gap did. There D is the way from the latents to those drawn again (`Corrector`),
+e what the latents lack, and u what the prediction lacks. Over all pictures at one noise level, least squares give the
+multiples of D that come nearest to both: <e, D> / <D, D> and <u, D> / <D, D>.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor
+
+import tokenprune
+from tokenprune.bench.configurations.configuration import Configuration, plain
+from tokenprune.bench.measuring.fidelity import ci95_of, comparable, mean_of, psnr_of_each
+from tokenprune.bench.measuring.measure import Task, batches, draw, draw_all, generate
+from tokenprune.bench.tuning.held_out import HeldOutRow, plain_row
+from tokenprune.errors import ConfigurationError
+from tokenprune.plans.plan import Plan
+from tokenprune.reuse.corrector import Corrector, DrawnAgain
+
+DIGITS = 4
+"""Of a profile's numbers, which are means over few pictures."""
+
+AS_IT_WAS, CALIBRATED = "as it was", "calibrated"
+"""Names of the plans in tables."""
+
+
+@dataclass(frozen=True)
+class PlainStep:
+    """What the plain model had at a step: latents [B, ...], and the prediction after guidance [B, ...]."""
+
+    latents: Tensor
+    prediction: Tensor
+
+
+@dataclass
+class Sums:
+    """Sums over pictures at one noise level: <D, D>, <e, D> and <u, D>."""
+
+    squared: float = 0.0
+    latents: float = 0.0
+    prediction: float = 0.0
+
+
+@dataclass(frozen=True)
+class Measuring(Corrector):
+    """Puts what the plain model had in the place of what forecasts led to, and notes how far that was off.
+
+    Args:
+        plain: every step of the plain model, for the prompts that are drawn.
+        found: takes the sums by noise level.
+    """
+
+    plain: list[PlainStep] = field(default_factory=list)
+    found: dict[float, Sums] = field(default_factory=dict)
+
+    def correct(self, gap: DrawnAgain) -> tuple[Tensor, Tensor | None]:
+        """What is lacking, all of it."""
+        true = self.plain[gap.step]
+        latents, prediction = (
+            each.float() - was.float() for each, was in ((true.latents, gap.latents), (true.prediction, gap.prediction))
+        )
+        sums = self.found.setdefault(gap.level, Sums())
+        sums.squared += float((gap.way * gap.way).sum())
+        sums.latents += float((latents * gap.way).sum())
+        sums.prediction += float((prediction * gap.way).sum())
+        return latents, prediction
+
+
+def calibrated(pipe: Any, plan: Plan, task: Task) -> Plan:
+    """The plan with a corrector whose profile was measured on the task's prompts; the pipeline is left as it was.
+
+    Args:
+        pipe: a pipeline whose sampler gets its predictions in the shape of its latents.
+        plan: with a corrector.
+        task: what to draw.
+
+    Raises:
+        ConfigurationError: the plan has no corrector, or nothing was corrected: no step was skipped, or the sampler
+            draws noise, or the pipeline changes the latents between steps.
+    """
+    if plan.corrector is None:
+        raise ConfigurationError(f"plan: expected one with a corrector to calibrate, got {plan}")
+    found: dict[float, Sums] = {}
+    for places in batches(task):
+        with recorded(pipe.scheduler) as plain:
+            generate(pipe, task.steps, task, places)
+        measuring = Measuring(plan.corrector.response, plain=plain, found=found)
+        with tokenprune.apply(pipe, replace(plan, corrector=measuring)):
+            generate(pipe, task.steps, task, places)
+    points = sorted(((level, sums) for level, sums in found.items() if sums.squared > 0), reverse=True)
+    if not points:
+        raise ConfigurationError(
+            f"calibrate: expected steps that are corrected, got none in {task.steps} steps: none is skipped, or the "
+            f"sampler {type(pipe.scheduler).__name__} draws noise, or the pipeline changes latents between steps"
+        )
+    profile = tuple(
+        (level, round(sums.latents / sums.squared, DIGITS), round(sums.prediction / sums.squared, DIGITS))
+        for level, sums in points
+    )
+    return replace(plan, corrector=replace(plan.corrector, profile=profile))
+
+
+@contextmanager
+def recorded(scheduler: Any) -> Iterator[list[PlainStep]]:
+    """What a sampler gets at each of its steps meanwhile."""
+    found: list[PlainStep] = []
+    own = scheduler.step
+
+    def step(model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
+        found.append(PlainStep(sample.clone(), model_output.clone()))
+        return own(model_output, timestep, sample, *args, **kwargs)
+
+    scheduler.step = step
+    try:
+        yield found
+    finally:
+        del scheduler.step
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What measuring a plan's corrections came to.
+
+    Attributes:
+        plan: the calibrated plan if it won, else the plan as it was.
+        rows: the plan as it was, calibrated, and the plain model with as many fewer steps, on both sets of prompts.
+        text: what it won, in a sentence or two.
+    """
+
+    plan: Plan
+    rows: list[HeldOutRow]
+    text: str
+
+
+def calibrate(
+    pipe: Any, plan: Plan, tuning: Task, held_out: Task, begin: Callable[[str], None] | None = None
+) -> Calibration:
+    """Measure on some prompts, draw others, and keep what was measured only if it won on both sets.
+
+    Args:
+        pipe: the pipeline; left as it was.
+        plan: with a corrector.
+        tuning: the prompts to measure on.
+        held_out: other prompts, all else as in `tuning`.
+        begin: told what is done next.
+
+    Raises:
+        ConfigurationError: as `calibrated`.
+    """
+    begin = begin or (lambda _: None)
+    begin("measuring")
+    better = calibrated(pipe, plan, tuning)
+    sets = [tuning, held_out]
+    begin("plain")
+    plain_pictures = [draw_all(pipe, task.steps, task) for task in sets]
+    rows = []
+    for name, each in ((AS_IT_WAS, plan), (CALIBRATED, better)):
+        begin(name)
+        drawn = [draw(pipe, Configuration(name, each), task) for task in sets]
+        psnr = [psnr_of_each(found.pictures, true) for found, true in zip(drawn, plain_pictures, strict=True)]
+        rows.append(HeldOutRow(name, drawn[1].tokens_ratio or 0.0, drawn[1].mac_ratio, *psnr))
+    fewer = plain(max(1, round(rows[0].mac_ratio * held_out.steps)))
+    begin(fewer.name)
+    rows.append(plain_row(pipe, fewer, list(zip(sets, plain_pictures, strict=True))))
+    gains = [
+        [after - before for before, after in zip(*(comparable(psnr, true) for psnr in pair), strict=True)]
+        for pair, true in zip(
+            ((rows[0].tuning, rows[1].tuning), (rows[0].held_out, rows[1].held_out)), plain_pictures, strict=True
+        )
+    ]
+    won = all(mean_of(gain) > 0 for gain in gains)
+    return Calibration(better if won else plan, rows, _in_words(won, *gains))
+
+
+def _in_words(won: bool, tuning: list[float], held_out: list[float]) -> str:
+    gain, ci95 = mean_of(held_out), ci95_of(held_out)
+    on_both = f"{mean_of(tuning):+.2f} dB on the prompts it was measured on, {gain:+.2f}"
+    on_both += f" {'' if ci95 is None else f'± {ci95:.2f} '}dB on held-out ones"
+    if not won:
+        return f"Calibration did not help ({on_both}): the file holds the plan as it was."
+    chance = "" if ci95 is not None and gain > ci95 else " That may be chance: the interval reaches 0."
+    return f"Calibration helped: {on_both}.{chance}"
