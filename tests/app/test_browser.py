@@ -85,6 +85,8 @@ def test_both_pictures_come(page: Any) -> None:
     assert pictures.count() == 2
     sizes = pictures.evaluate_all("all => all.map(each => [each.naturalWidth, each.naturalHeight])")
     assert sizes == [[64, 64], [64, 64]]
+    fits = pictures.evaluate_all("all => all.map(each => getComputedStyle(each).objectFit)")
+    assert fits == ["contain", "contain"], "a small picture is not enlarged"
     first, second = pictures.evaluate_all("all => all.map(each => each.src)")
     assert first != second
 

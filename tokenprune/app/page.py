@@ -21,7 +21,7 @@ FRAME = (
 )
 """Holds the page of steps; nothing in it reaches the page around it."""
 
-STYLE = ".pictures img { image-rendering: pixelated; width: 100% !important; height: 100% !important; }"
+STYLE = ".pictures img { image-rendering: pixelated; object-fit: contain !important; width: 100%; height: 100%; }"
 """Small pictures are enlarged pixel by pixel."""
 
 
