@@ -41,6 +41,11 @@ def frames_first(patch: tuple[int, ...], argument: str = "hidden_states") -> Cal
     return grid
 
 
+def frames_or_picture(frames: int, height: int, width: int) -> TokenGrid:
+    """The grid of a video, or of a picture where there is one frame."""
+    return (height, width) if frames == 1 else (frames, height, width)
+
+
 def pooled_tokens(arguments: Arguments, pictures: Mapping[str, int], patch: tuple[int, ...]) -> int:
     """How many tokens videos [B, C, F, h, w] among the arguments give, each in patches so many times as large.
 

@@ -17,7 +17,7 @@ from tokenprune import (
     UnsupportedCallError,
     latent_grid,
 )
-from tokenprune_adapters.common import paths, rotary, sites
+from tokenprune_adapters.common import frames_or_picture, paths, rotary, sites
 
 
 def two(model: CosmosTransformer3DModel) -> ModuleMap:
@@ -60,8 +60,7 @@ def omni(model: Cosmos3OmniTransformer) -> ModuleMap:
 
     def grid(arguments: Arguments) -> TokenGrid:
         _, height, width = arguments["vision_token_shapes"][0]
-        _, drawn = frames(arguments)
-        return (height, width) if drawn == 1 else (drawn, height, width)
+        return frames_or_picture(frames(arguments)[1], height, width)
 
     def given(arguments: Arguments) -> tuple[int, int]:
         _, height, width = arguments["vision_token_shapes"][0]

@@ -14,15 +14,12 @@ from tokenprune import (
     latent_grid,
     num_tokens,
 )
-from tokenprune_adapters.common import after, paths, sites
+from tokenprune_adapters.common import after, frames_or_picture, paths, sites
 
 
 def edit(model: JoyImageEditTransformer3DModel) -> ModuleMap:
     """Joint attention over [image, text]; the model puts the picture to draw before those to edit, all of one size."""
-    sizes = tuple(model.config.patch_size)
-
-    def grid(arguments: Arguments) -> TokenGrid:
-        return latent_grid("latents", sizes)({"latents": arguments["hidden_states"]})
+    grid = latent_grid("hidden_states", tuple(model.config.patch_size))
 
     def others(arguments: Arguments) -> tuple[int, int]:
         pictures = arguments["hidden_states"].shape[1] if arguments["hidden_states"].ndim == 6 else 1
@@ -50,8 +47,7 @@ def edit_plus(model: JoyImageEditPlusTransformer3DModel) -> ModuleMap:
                 f"{type(model).__name__}: shape_list: expected pictures of one size to draw, got "
                 f"{', '.join(map(str, sorted(extents)))}; call the model for each size"
             )
-        frames, height, width = extents.pop()
-        return (height, width) if frames == 1 else (frames, height, width)
+        return frames_or_picture(*extents.pop())
 
     blocks = paths(model, "double_blocks")
     return ModuleMap(

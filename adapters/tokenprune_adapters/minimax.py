@@ -8,7 +8,7 @@ from diffusers import MiniMaxH3Transformer3DModel
 from torch import Tensor
 
 from tokenprune import Arguments, AttentionSite, ExitSite, ModuleMap, TokenArgument, TokenGrid
-from tokenprune_adapters.common import paths, rectangle, sites
+from tokenprune_adapters.common import frames_or_picture, paths, rectangle, sites
 
 
 def _places(arguments: Arguments) -> Tensor:
@@ -22,8 +22,8 @@ def _places(arguments: Arguments) -> Tensor:
 def _grid(arguments: Arguments) -> TokenGrid:
     places = _places(arguments)
     frames = 1 + int((places[1:, 0] != places[:-1, 0]).sum())
-    picture = rectangle(places[: len(places) // frames])
-    return picture if frames == 1 else (frames, *picture)
+    height, width = rectangle(places[: len(places) // frames])
+    return frames_or_picture(frames, height, width)
 
 
 def _level(arguments: Arguments) -> Any:

@@ -18,7 +18,7 @@ from tokenprune import (
     UnsupportedModelError,
     num_tokens,
 )
-from tokenprune_adapters.common import after, paths, sites
+from tokenprune_adapters.common import after, frames_or_picture, paths, sites
 
 SLOT = 4
 """Tokens for each place that Qwen-Image 2.1's text encoder keeps for a picture."""
@@ -27,8 +27,7 @@ SLOT = 4
 def _grid(arguments: Arguments, picture: int = 0) -> TokenGrid:
     """Extents of one of an image's pictures, the first if not said otherwise; the others are references."""
     first = arguments["img_shapes"][0]
-    frames, height, width = first[picture] if isinstance(first, list) else first
-    return (height, width) if frames == 1 else (frames, height, width)
+    return frames_or_picture(*(first[picture] if isinstance(first, list) else first))
 
 
 def _last(arguments: Arguments) -> TokenGrid:

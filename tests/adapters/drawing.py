@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
-from tiny import TEXT, T, noise
-from torch import Tensor
+from diffusers import AutoencoderKLWan
+from tiny import ALL, TEXT, T, noise
+from torch import Tensor, nn
 
 import tokenprune
 from tokenprune import DensePolicy, NoisePolicy
@@ -25,7 +27,25 @@ TEXTS = {
     }.items()
 }
 ENCODERS = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
+PROMPTS = {name: TEXTS[name] for name in ("prompt_embeds", "negative_prompt_embeds")}
+MASKS = dict.fromkeys(("prompt_embeds_mask", "negative_prompt_embeds_mask"), MASK)
+ONE = {name: ENCODERS[name] for name in ("text_encoder", "tokenizer")}
+SIZE = {"height": 64, "width": 96, "guidance_scale": 3.0}
+SMALL = {"height": 48, "width": 64, "num_frames": 9, "guidance_scale": 3.0}
+WAN_VAE = {"base_dim": 8, "z_dim": 4, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1}
+TINY = {tiny.name: tiny for tiny in ALL}
 Draw = Callable[[], Tensor]
+
+
+def transformer(name: str, **config: Any) -> nn.Module:
+    """The small model of that name, with other settings."""
+    tiny = TINY[name]
+    return replace(tiny, config=tiny.config | config).make()
+
+
+def wan_vae() -> AutoencoderKLWan:
+    """Wan's autoencoder, small."""
+    return AutoencoderKLWan(**WAN_VAE, latents_mean=[0.0] * 4, latents_std=[1.0] * 4)
 
 
 def drawing(pipe: Any, **arguments: Any) -> tuple[Any, Draw]:

@@ -6,7 +6,6 @@ What needs an encoder to be built gets made-up embeddings in its place.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +14,6 @@ import pytest
 import torch
 from diffusers import (
     AutoencoderKLHunyuanVideo,
-    AutoencoderKLWan,
     ClassifierFreeGuidance,
     FlowMapEulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
@@ -23,10 +21,26 @@ from diffusers import (
 )
 from diffusers.models.transformers.transformer_glm_image import GlmImageKVCache
 from diffusers.models.transformers.transformer_qwenimage21 import QwenImage21KVCache
-from drawing import ENCODERS, MASK, STEPS, TEXTS, WARMUP, Draw, calls, drawing
+from drawing import (
+    ENCODERS,
+    MASK,
+    MASKS,
+    ONE,
+    PROMPTS,
+    SIZE,
+    SMALL,
+    STEPS,
+    TEXTS,
+    TINY,
+    WARMUP,
+    Draw,
+    calls,
+    drawing,
+    transformer,
+    wan_vae,
+)
 from PIL import Image
-from tiny import ALL, TEXT, T, ids, noise
-from torch import nn
+from tiny import TEXT, T, ids, noise
 
 import tokenprune
 from tokenprune import DensePolicy, NoisePolicy, UnsupportedCallError
@@ -35,22 +49,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning"),  # HeliosScheduler's own
 ]
-TINY = {tiny.name: tiny for tiny in ALL}
-PROMPTS = {name: TEXTS[name] for name in ("prompt_embeds", "negative_prompt_embeds")}
-MASKS = dict.fromkeys(("prompt_embeds_mask", "negative_prompt_embeds_mask"), MASK)
-ONE = {name: ENCODERS[name] for name in ("text_encoder", "tokenizer")}
-SIZE = {"height": 64, "width": 96, "guidance_scale": 3.0}
-SMALL = {"height": 48, "width": 64, "num_frames": 9, "guidance_scale": 3.0}
-WAN_VAE = {"base_dim": 8, "z_dim": 4, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1}
-
-
-def transformer(name: str, **config: Any) -> nn.Module:
-    tiny = TINY[name]
-    return replace(tiny, config=tiny.config | config).make()
-
-
-def wan_vae() -> AutoencoderKLWan:
-    return AutoencoderKLWan(**WAN_VAE, latents_mean=[0.0] * 4, latents_std=[1.0] * 4)
 
 
 def given(*_: Any, **__: Any) -> torch.Tensor:
@@ -137,8 +135,8 @@ def chronoedit() -> tuple[Any, Draw]:
     return drawing(pipe, **PROMPTS, **SMALL, image=torch.zeros(1, 3, 48, 64))
 
 
-def kandinsky() -> tuple[Any, Draw]:
-    """Without the sound, whose attention to the video then does not run."""
+def kandinsky(sound: bool = False) -> tuple[Any, Draw]:
+    """Without the sound its attention to the video does not run."""
     pipe = diffusers.Kandinsky6TI2VAPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(),
         transformer=transformer("kandinsky6"),
@@ -146,7 +144,8 @@ def kandinsky() -> tuple[Any, Draw]:
         **ENCODERS,
     )
     pooled = {f"{sign}pooled_prompt_embeds": noise(1, TEXT, seed=len(sign)) for sign in ("", "negative_")}
-    return drawing(pipe, **PROMPTS, **pooled, **SMALL, sample_audio=False)
+    pipe.audio_vae = pipe.vocoder = SimpleNamespace()  # which latents do not need
+    return drawing(pipe, **PROMPTS, **pooled, **SMALL, sample_audio=sound)
 
 
 def klein(references: bool = True) -> tuple[Any, Draw]:
@@ -180,6 +179,7 @@ WAYS: dict[str, tuple[Callable[[], tuple[Any, Draw]], int, int, int]] = {
     "a guider": (motif, TWICE, 36, 1),
     "a picture to go on from": (chronoedit, TWICE, 24, 1),
     "video without its sound": (kandinsky, TWICE, 36, 1),
+    "video with its sound": (lambda: kandinsky(sound=True), TWICE, 36, 1),
     "reference images in the first call alone": (klein, ONCE, 24, 1),
     "no reference images": (lambda: klein(references=False), ONCE, 24, 1),
     "one piece": (helios, TWICE, 36, 1),

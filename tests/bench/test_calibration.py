@@ -65,11 +65,12 @@ def test_told_what_the_plain_model_had_the_plan_draws_its_pictures(pipe: Any) ->
 
 def test_a_calibrated_plan_is_nearer_on_what_it_was_measured_on(pipe: Any) -> None:
     task = task_of("tuning", 2, 8, 1)
-    plan = calibrated(pipe, EVERY_OTHER, task)
+    plan, dense = calibrated(pipe, EVERY_OTHER, task)
     assert plan.corrector is not None
     assert len(plan.corrector.profile) == 3  # after each of the gaps: both batches have the same full steps
     assert plan == replace(EVERY_OTHER, corrector=replace(Corrector(), profile=plan.corrector.profile))
-    dense, found = draw_all(pipe, task.steps, task), []
+    assert np.array_equal(dense, draw_all(pipe, task.steps, task))
+    found = []
     for each in (EVERY_OTHER, plan):
         with tokenprune.apply(pipe, each):
             found.append(psnr_of_each(draw_all(pipe, task.steps, task), dense))
@@ -90,11 +91,12 @@ def test_the_plan_stays_as_it_was_where_calibration_did_not_help(
     """Latents moved the wrong way are worse than no correction at all."""
     poor = replace(EVERY_OTHER, corrector=Corrector(profile=((1.0, -latents, 0.0),)))
     measured = replace(poor, corrector=Corrector(profile=((1.0, latents, 0.0),)))
-    monkeypatch.setattr(calibration, "calibrated", lambda *_: measured)
+    monkeypatch.setattr(calibration, "calibrated", lambda pipe, _, task: (measured, draw_all(pipe, task.steps, task)))
     told: list[str] = []
     tasks = task_of("tuning", 2, 8, 2), task_of("held-out", 2, 8, 2)
     found = calibrate(pipe, poor, *tasks, told.append)
     assert found.plan is (measured if kept else poor)
+    assert found.won is kept
     assert found.text.startswith("Calibration helped: +" if kept else "Calibration did not help (-")
     assert [row.name for row in found.rows] == ["as it was", "calibrated", "plain, 5 steps"]
     assert told == ["measuring", "plain", *(row.name for row in found.rows)]

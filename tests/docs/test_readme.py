@@ -56,7 +56,7 @@ def test_the_first_screen_is_short_and_its_reasons_are_measured() -> None:
     assert "| tokenprune.plan, balanced | ours | 0.50 | 0.50 | 21.0 ±" in chooser
     assert "[21 dB](" in reasons[2]
     (seven,) = re.findall(r"^\| shapes-pixart, guidance 3, DPM.*\n.*\n\|  \| 7 \| (.*) \|$", analysis, re.M)
-    plan, _, fewer = re.findall(r"(\d+\.\d) ±", seven)
+    plan, _, _, fewer = re.findall(r"(\d+\.\d) ±", seven)
     assert f"[no nearer ({plan} dB)](" in reasons[3]
     assert f"7 plain steps ({fewer} dB)" in reasons[3]
     assert f"[{len(policies.ALL) - 1} more policies]" in reasons[1]

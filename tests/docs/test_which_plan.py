@@ -59,13 +59,13 @@ def test_the_table_by_steps(steps: int) -> None:
     ],
 )
 def test_the_distances_by_sampler(setting: str, text: str) -> None:
-    plan, cache, _ = row_of(SETTINGS, setting)
+    plan, _, cache, _ = row_of(SETTINGS, setting)
     assert text.format(f"{plan - cache:.1f}") in PAGE
 
 
-def test_level_at_strong_guidance_and_at_a_quarter_of_the_steps() -> None:
-    plan, cache, _ = row_of(SETTINGS, "shapes-sd3, guidance 12, shift 3, Euler | 14")
-    assert plan <= cache + 0.5
+def test_ahead_at_strong_guidance_and_level_at_a_quarter_of_the_steps() -> None:
+    plan, _, cache, _ = row_of(SETTINGS, "shapes-sd3, guidance 12, shift 3, Euler | 14")
+    assert f"at guidance 12 | ahead, by [{plan - cache:.1f} dB]" in PAGE
     quarter = SETTINGS.split("| shapes-pixart, guidance 3, DPM++ 2M | 14 |")[1]
-    plan, cache, fewer = row_of(quarter, " | 7")
+    plan, _, cache, fewer = row_of(quarter, " | 7")
     assert plan <= min(cache, fewer) + 0.5

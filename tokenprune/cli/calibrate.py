@@ -22,16 +22,12 @@ STAGES = 5
 
 def calibrate(
     budget: Annotated[float, typer.Option(help="Share of the plain model's operations, between 0 and 1.")] = 0.5,
-    prompts: Annotated[Path | None, typer.Option(help="Text file of prompts, one a line.")] = None,
-    held_out_prompts: Annotated[
-        Path | None, typer.Option(help="Text file of prompts to report on; else the last part of --prompts.")
-    ] = None,
+    prompts: options.PromptFile = None,
+    held_out_prompts: options.HeldOutPrompts = None,
     measure_on: Annotated[
         int | None, typer.Option(min=1, help="Prompts to measure on; else 6 captions, or what a file has left.")
     ] = None,
-    hold_out: Annotated[
-        int | None, typer.Option(min=1, help="Prompts to report on; else 16 captions, or half of the file.")
-    ] = None,
+    hold_out: options.HoldOut = None,
     model: options.Pipeline = "shapes-sd3",
     dtype: options.Dtype = "float32",
     device: options.Device = None,
@@ -50,7 +46,7 @@ def calibrate(
     from tokenprune.bench.measuring.measure import Task
     from tokenprune.bench.measuring.run import stamp
     from tokenprune.bench.subjects.pipelines import find_subject, read_arguments
-    from tokenprune.bench.tuning.calibration import AS_IT_WAS
+    from tokenprune.bench.tuning.calibration import AS_IT_WAS, CALIBRATED
     from tokenprune.bench.tuning.calibration import calibrate as measure
     from tokenprune.plans.files import save_plan
     from tokenprune.plans.presets import best_plan
@@ -98,4 +94,4 @@ def calibrate(
     title = f"{model}, {budget} of the operations, {task.steps} steps"
     show_rows(found.rows, title, task, replace(task, prompts=held_out.texts))
     print(found.text)
-    print(f"plan ({AS_IT_WAS if found.plan == best_plan(budget) else 'calibrated'}): {path}")
+    print(f"plan ({CALIBRATED if found.won else AS_IT_WAS}): {path}")

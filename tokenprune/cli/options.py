@@ -48,6 +48,13 @@ CallArgument: TypeAlias = Annotated[
     list[str] | None, typer.Option(help="name=value for the pipeline's call; may be repeated.", show_default=False)
 ]
 Steps: TypeAlias = Annotated[int | None, typer.Option(min=2, help="Steps of the sampler; else the model's own.")]
+PromptFile: TypeAlias = Annotated[Path | None, typer.Option(help="Text file of prompts, one a line.")]
+HeldOutPrompts: TypeAlias = Annotated[
+    Path | None, typer.Option(help="Text file of prompts to report on; else the last part of --prompts.")
+]
+HoldOut: TypeAlias = Annotated[
+    int | None, typer.Option(min=1, help="Prompts to report on; else 16 captions, or half of the file.")
+]
 GuidanceScale: TypeAlias = Annotated[float | None, typer.Option(help="Classifier-free guidance; else the model's own.")]
 
 

@@ -27,16 +27,12 @@ if TYPE_CHECKING:
 def tune(
     budget: Annotated[float, typer.Option(help="Share of the plain model's cost, between 0 and 1.")] = 0.5,
     cost: Annotated[str, typer.Option(help="What the budget counts: tokens (computed) or macs.")] = "tokens",
-    prompts: Annotated[Path | None, typer.Option(help="Text file of prompts, one a line.")] = None,
-    held_out_prompts: Annotated[
-        Path | None, typer.Option(help="Text file of prompts to report on; else the last part of --prompts.")
-    ] = None,
+    prompts: options.PromptFile = None,
+    held_out_prompts: options.HeldOutPrompts = None,
     tune_on: Annotated[
         int | None, typer.Option(min=1, help="Prompts to tune on; else 6 captions, or what a file has left.")
     ] = None,
-    hold_out: Annotated[
-        int | None, typer.Option(min=1, help="Prompts to report on; else 16 captions, or half of the file.")
-    ] = None,
+    hold_out: options.HoldOut = None,
     model: options.Pipeline = "shapes-sd3",
     dtype: options.Dtype = "float32",
     device: options.Device = None,

@@ -64,7 +64,11 @@ class MetaWins(TorchFunctionMode):
             if _writes(func) and not args[0].is_meta:
                 return args[0]
             given = tree_map(_without_numbers, given)
-        return func(*given[0], **given[1])
+        output = func(*given[0], **given[1])
+        if func is F.scaled_dot_product_attention and output.is_meta:
+            # kernels give [B, l, H, D] transposed, as some processors expect; the meta device's does not
+            return output.transpose(1, 2).contiguous().transpose(1, 2)
+        return output
 
 
 def _writes(func: Any) -> bool:

@@ -57,8 +57,7 @@ class Counted(TorchFunctionMode):
         self._add(*args, **(kwargs or {}))
         output = func(*args, **(kwargs or {}))
         self._flops_in_attention += self._flops.get_total_flops() - before
-        # Kernels give [B, l, H, D] transposed, and there are processors that view it so; the meta device's does not.
-        return output.transpose(1, 2).contiguous().transpose(1, 2) if output.is_meta else output
+        return output
 
     def _add(self, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> None:
         self._attention += query.shape[:-1].numel() * key.shape[-2] * (query.shape[-1] + value.shape[-1])

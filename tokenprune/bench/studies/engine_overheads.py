@@ -27,7 +27,7 @@ from tokenprune.reuse.linear_key_value import LinearBuffer
 
 PARTS: dict[str, tuple[Any, str]] = {
     "choosing tokens": (Generation, "_select"),
-    "gathering rows at the entry": (block_hooks, "gather"),
+    "gathering rows at the entry": (block_hooks, "gather_first"),
     "writing keys and values, held": (KeyValueBuffer, "update"),
     "writing and moving keys and values, forecast": (LinearBuffer, "update"),
     "completing the prediction": (masked_module.MaskedModule, "complete"),

@@ -93,7 +93,7 @@ def compare(
     found: dict[int, dict[str, dict[str, Any]]] = {}
     for full in FULL_STEPS:
         found[full] = {}
-        plan = calibrated(pipe, best_plan(full / STEPS), measured_on)
+        plan, _ = calibrated(pipe, best_plan(full / STEPS), measured_on)
         for kind, configurations in rivals(full, plan).items():
             drawn = []
             for configuration in configurations:

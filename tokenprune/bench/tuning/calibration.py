@@ -14,11 +14,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 import tokenprune
 from tokenprune.bench.configurations.configuration import Configuration, plain
-from tokenprune.bench.measuring.fidelity import ci95_of, comparable, mean_of, psnr_of_each
+from tokenprune.bench.measuring.fidelity import Pictures, ci95_of, comparable, mean_of, psnr_of_each
 from tokenprune.bench.measuring.measure import Task, batches, draw, draw_all, generate
 from tokenprune.bench.tuning.held_out import HeldOutRow, plain_row
 from tokenprune.errors import ConfigurationError
@@ -74,11 +75,11 @@ class Measuring(Corrector):
         return latents, prediction
 
 
-def calibrated(pipe: Any, plan: Plan, task: Task) -> Plan:
-    """The plan with a corrector whose profile was measured on the task's prompts; the pipeline is left as it was.
+def calibrated(pipe: Any, plan: Plan, task: Task) -> tuple[Plan, Pictures]:
+    """The plan with a corrector whose profile was measured on the task's prompts, and the plain model's pictures.
 
     Args:
-        pipe: a pipeline whose sampler gets its predictions in the shape of its latents.
+        pipe: a pipeline whose sampler gets its predictions in the shape of its latents; left as it was.
         plan: with a corrector.
         task: what to draw.
 
@@ -89,11 +90,11 @@ def calibrated(pipe: Any, plan: Plan, task: Task) -> Plan:
     if plan.corrector is None:
         raise ConfigurationError(f"plan: expected one with a corrector to calibrate, got {plan}")
     found: dict[float, Sums] = {}
+    pictures = []
     for places in batches(task):
         with recorded(pipe.scheduler) as plain:
-            generate(pipe, task.steps, task, places)
-        measuring = Measuring(plan.corrector.response, plain=plain, found=found)
-        with tokenprune.apply(pipe, replace(plan, corrector=measuring)):
+            pictures.append(generate(pipe, task.steps, task, places))
+        with tokenprune.apply(pipe, replace(plan, corrector=Measuring(plain=plain, found=found))):
             generate(pipe, task.steps, task, places)
     points = sorted(((level, sums) for level, sums in found.items() if sums.squared > 0), reverse=True)
     if not points:
@@ -105,7 +106,7 @@ def calibrated(pipe: Any, plan: Plan, task: Task) -> Plan:
         (level, round(sums.latents / sums.squared, DIGITS), round(sums.prediction / sums.squared, DIGITS))
         for level, sums in points
     )
-    return replace(plan, corrector=replace(plan.corrector, profile=profile))
+    return replace(plan, corrector=replace(plan.corrector, profile=profile)), np.concatenate(pictures)
 
 
 @contextmanager
@@ -131,11 +132,13 @@ class Calibration:
 
     Attributes:
         plan: the calibrated plan if it won, else the plan as it was.
+        won: whether it was nearer to the plain model on both sets of prompts.
         rows: the plan as it was, calibrated, and the plain model with as many fewer steps, on both sets of prompts.
         text: what it won, in a sentence or two.
     """
 
     plan: Plan
+    won: bool
     rows: list[HeldOutRow]
     text: str
 
@@ -157,27 +160,24 @@ def calibrate(
     """
     begin = begin or (lambda _: None)
     begin("measuring")
-    better = calibrated(pipe, plan, tuning)
-    sets = [tuning, held_out]
+    better, of_tuning = calibrated(pipe, plan, tuning)
     begin("plain")
-    plain_pictures = [draw_all(pipe, task.steps, task) for task in sets]
+    sets = [(tuning, of_tuning), (held_out, draw_all(pipe, held_out.steps, held_out))]
     rows = []
     for name, each in ((AS_IT_WAS, plan), (CALIBRATED, better)):
         begin(name)
-        drawn = [draw(pipe, Configuration(name, each), task) for task in sets]
-        psnr = [psnr_of_each(found.pictures, true) for found, true in zip(drawn, plain_pictures, strict=True)]
+        drawn = [draw(pipe, Configuration(name, each), task) for task, _ in sets]
+        psnr = [psnr_of_each(found.pictures, true) for found, (_, true) in zip(drawn, sets, strict=True)]
         rows.append(HeldOutRow(name, drawn[1].tokens_ratio or 0.0, drawn[1].mac_ratio, *psnr))
+    gains = []
+    for before, after in ((rows[0].tuning, rows[1].tuning), (rows[0].held_out, rows[1].held_out)):
+        pairs = zip(comparable(before, of_tuning), comparable(after, of_tuning), strict=True)
+        gains.append([new - old for old, new in pairs])
     fewer = plain(max(1, round(rows[0].mac_ratio * held_out.steps)))
     begin(fewer.name)
-    rows.append(plain_row(pipe, fewer, list(zip(sets, plain_pictures, strict=True))))
-    gains = [
-        [after - before for before, after in zip(*(comparable(psnr, true) for psnr in pair), strict=True)]
-        for pair, true in zip(
-            ((rows[0].tuning, rows[1].tuning), (rows[0].held_out, rows[1].held_out)), plain_pictures, strict=True
-        )
-    ]
+    rows.append(plain_row(pipe, fewer, sets))
     won = all(mean_of(gain) > 0 for gain in gains)
-    return Calibration(better if won else plan, rows, _in_words(won, *gains))
+    return Calibration(better if won else plan, won, rows, _in_words(won, *gains))
 
 
 def _in_words(won: bool, tuning: list[float], held_out: list[float]) -> str:
