@@ -16,6 +16,9 @@ from tokenprune.ops.guidance import Guidance
 Layout = Literal["image", "image-text", "text-image", "image-image"]
 """The order of a sequence's tokens; in the last the image has two rows for each token, one of each of two streams."""
 
+Rowed = Layout | Literal["text"]
+"""What rows belong to: the tokens of a sequence, or the text tokens of joint sequences alone."""
+
 
 Arguments = Mapping[str, Any]
 """The arguments of a call of the model, by name."""
@@ -26,11 +29,13 @@ class TokenArgument:
     """An argument that holds a row for each token: a tensor, or a tuple, list or dictionary of tensors.
 
     A pruned step gathers the computed rows of every such tensor whose length is that of the whole sequence; tensors
-    of another length (or without that dimension) stay as they are.
+    of another length (or without that dimension) stay as they are. Rows of the layout "text" all stay, or none of
+    them at steps that leave out the text (`HeldText`).
 
     Args:
         name: of the argument.
-        layout: what the rows belong to: the image tokens, or the whole sequence of image and text tokens.
+        layout: what the rows belong to: the image tokens, the whole sequence of image and text tokens, or the text
+            tokens of joint sequences alone.
         dim: the dimension that counts tokens.
         batch: the dimension that counts images, of size 1 or B. None: there is none, so all images of a batch must
             share one selection (`ModuleMap.shared`). The same as `dim`: both in one, [B * N, ...].
@@ -40,7 +45,7 @@ class TokenArgument:
     """
 
     name: str
-    layout: Layout = "image"
+    layout: Rowed = "image"
     dim: int = 1
     batch: int | None = 0
     item: int | None = None
@@ -131,8 +136,6 @@ class ModuleMap:
         constants: paths of modules whose output depends on the text alone (cross-attention keys and values).
         token_inputs: further arguments of the model with a row for each image token; a name alone stands for tensors
             [B, N, ...], or lists of them.
-        text_inputs: the model's arguments with a row for each text token of its joint sequences. At pruned steps that
-            hold the text's keys and values it is called with none of those rows. Empty: it must always have them.
         references: how many image tokens that are no part of the grid lie before and after it (reference images,
             padding), from the model's arguments; they are computed at full steps only. None: none.
         text_lengths: how many text tokens lie before each image in its joint sequence [B], where that is not all of
@@ -168,7 +171,6 @@ class ModuleMap:
     text: str | None = "encoder_hidden_states"
     constants: tuple[str, ...] = ()
     token_inputs: tuple[str | TokenArgument, ...] = ()
-    text_inputs: tuple[str | TokenArgument, ...] = ()
     references: Callable[[Arguments], tuple[int, int]] | None = None
     text_lengths: Callable[[Arguments], Tensor | None] | None = None
     frames: Callable[[Arguments], int] | None = None
@@ -198,16 +200,21 @@ class ModuleMap:
         return tuple(TokenArgument(given) if isinstance(given, str) else given for given in self.token_inputs)
 
     @property
-    def texts(self) -> tuple[TokenArgument, ...]:
-        """The model's own arguments with a row for each text token of its joint sequences."""
-        return tuple(TokenArgument(given) if isinstance(given, str) else given for given in self.text_inputs)
-
-    @property
     def layouts(self) -> tuple[Layout, ...]:
         """The kinds of sequences in the arguments and outputs that are gathered or expanded."""
-        given = [*self.inputs, *(argument for site in self.block_sites for argument in site.tokens)]
-        found: set[Layout] = {"image", self.exit_site.expand_layout, *(argument.layout for argument in given)}
+        found: set[Layout] = {"image", self.exit_site.expand_layout}
+        found.update(argument.layout for argument in self.arguments if argument.layout != "text")
         return tuple(sorted(found))
+
+    @property
+    def arguments(self) -> tuple[TokenArgument, ...]:
+        """All arguments with a row for each token, the model's own and those of its blocks."""
+        return (*self.inputs, *(argument for site in self.block_sites for argument in site.tokens))
+
+    @property
+    def may_leave_out_text(self) -> bool:
+        """Whether it says which arguments hold the text tokens of joint sequences."""
+        return any(argument.layout == "text" for argument in self.arguments)
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -261,11 +268,10 @@ class ModuleMap:
             )
         named = [(self.latents, "latents"), (self.time, "time")]
         named += [(given.name, "token_inputs") for given in self.inputs]
-        named += [(given.name, "text_inputs") for given in self.texts]
         self._check_arguments(model, "", named)
-        every = [*self.inputs, *(argument for site in self.block_sites for argument in site.tokens)]
-        if not self.shared and any(argument.batch is None for argument in every):
-            names = sorted({argument.name for argument in every if argument.batch is None})
+        alike = {argument.name for argument in self.arguments if argument.batch is None and argument.layout != "text"}
+        if not self.shared and alike:
+            names = sorted(alike)
             raise ModuleMapError(
                 f"{type(model).__name__}: {', '.join(names)} has no dimension for images, so all images of a batch "
                 f"must have the same tokens selected: the module map needs shared=True"

@@ -19,8 +19,8 @@ from tokenprune_adapters.common import after, grid_of_ids, paths
 CONTROLS = ("controlnet_block_samples", "controlnet_single_block_samples")
 IDS = (TokenArgument("img_ids", dim=0, batch=None), TokenArgument("img_ids", dim=1))
 """Positions [N, 3] or [B, N, 4]; in both cases the models use one image's for all."""
-TEXTS = ("encoder_hidden_states", TokenArgument("txt_ids", dim=-2))
-"""Text features [B, T, C] and positions [T, 3] or [B, T, 4]."""
+TEXTS = ("encoder_hidden_states", "text_encoder_layers")
+"""Text features [B, T, C], and a list of them."""
 
 
 def module_map(model: nn.Module) -> ModuleMap:
@@ -33,8 +33,13 @@ def module_map(model: nn.Module) -> ModuleMap:
         attentions=tuple(AttentionSite(f"{path}.attn", "text-image") for path in blocks),
         exit="proj_out",
         grid=grid,
-        token_inputs=("hidden_states", *IDS, *(name for name in CONTROLS if name in accepted)),
-        text_inputs=TEXTS,
+        token_inputs=(
+            "hidden_states",
+            *IDS,
+            *(name for name in CONTROLS if name in accepted),
+            *(TokenArgument(name, "text") for name in TEXTS if name in accepted),
+            TokenArgument("txt_ids", "text", dim=-2),
+        ),
         references=after("hidden_states", grid),
         shared=True,
     )

@@ -23,7 +23,7 @@ from tokenprune import (
     UnsupportedCallError,
     latent_grid,
 )
-from tokenprune_adapters.common import paths, pooled_tokens, rotary, sites
+from tokenprune_adapters.common import TEXT, paths, pooled_tokens, rotary, sites
 
 HISTORY = {"latents_clean": 1, "latents_history_2x": 2, "latents_history_4x": 4}
 """Framepack's arguments with the frames before those to draw, and by how much larger their patches are."""
@@ -111,7 +111,7 @@ def _joint(model: nn.Module, patch: tuple[int, ...], embeddings: str | tuple[str
     names = (embeddings, embeddings) if isinstance(embeddings, str) else embeddings
     blocks: tuple[BlockSite, ...] = ()
     for kind, name in zip(("transformer_blocks", *more), names, strict=False):
-        blocks += sites(paths(model, kind), "hidden_states", rotary(name))
+        blocks += sites(paths(model, kind), "hidden_states", TEXT, rotary(name))
     return ModuleMap(
         blocks=blocks,
         attentions=tuple(AttentionSite(f"{block.path}.attn", "image-text") for block in blocks),

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Hashable, Mapping
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves
 
 from tokenprune.engine.rows import Rows, gather
 from tokenprune.errors import UnsupportedCallError
@@ -116,14 +115,10 @@ class CallArguments:
             return self.given
         bound = self._signature.bind(*self.given[0], **self.given[1])
         present = [given for given in self._map.inputs if bound.arguments.get(given.name) is not None]
-        texts = [] if rows.with_text else [t for t in self._map.texts if bound.arguments.get(t.name) is not None]
-        if not present and not texts:
+        if not present:
             return self.given
         for given in present:  # some arguments have several parts, each with an entry of its own
             bound.arguments[given.name] = gather(rows, given, bound.arguments[given.name])
-        for text in texts:
-            none = partial(torch.narrow, dim=text.dim, start=0, length=0)
-            bound.arguments[text.name] = tree_map_only(Tensor, none, bound.arguments[text.name])
         return bound.args, bound.kwargs
 
     def _needed(self, name: str) -> Any:

@@ -12,10 +12,10 @@ from tokenprune.schedule import Schedule
 
 def refuse_model(model: nn.Module, module_map: ModuleMap, schedule: Schedule) -> None:
     """Raise UnsupportedModelError if a schedule leaves out text tokens that the model must have."""
-    if not schedule.holds_text or module_map.text_inputs:
+    if not schedule.holds_text or module_map.may_leave_out_text:
         return
     if any("text" in site.layout for site in module_map.attentions):
-        reason = "its module map names no `text_inputs`, the arguments with a row for each text token of its sequences"
+        reason = "its module map names no arguments with a row for each text token (layout 'text')"
     else:
         reason = "its image tokens share no sequence with text tokens, so that there are none to leave out"
     raise UnsupportedModelError(

@@ -297,8 +297,9 @@ class MaskedModule:
         tokens = 0 if self._call.skips else selection.count if selection else whole
         with_text = selection is None or generation.with_text
         record = CallRecord(position.branch, tokens, Stopwatch(latents.device), given.form, with_text)
+        self._keep_example(record, given)  # a report in another thread needs it for every recorded call
         generation.records[-1].calls.append(record)
-        self._keep_example(record, given)
+        generation.records[-1].calls.append(record)
         return given.gathered(self.sites.exit.rows)
 
     def _announce(self, position: CallPosition) -> None:

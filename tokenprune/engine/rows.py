@@ -104,7 +104,7 @@ def rows_of(first: int, count: int, batch: Tensor) -> Tensor:
 
 
 def gather(rows: Rows, argument: TokenArgument, value: Any) -> Any:
-    """An argument with its computed rows only; what is of another length stays as it is."""
+    """An argument with its computed rows only; what is of another length stays as it is, text rows stay or go."""
     if isinstance(value, dict):
         return {key: gather(rows, argument, item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -113,6 +113,8 @@ def gather(rows: Rows, argument: TokenArgument, value: Any) -> Any:
         return type(value)(gather(rows, whole, item) if c else item for item, c in zip(value, chosen, strict=True))
     if not isinstance(value, Tensor) or value.ndim <= argument.dim or value.ndim < argument.ndim:
         return value
+    if argument.layout == "text":
+        return value if rows.with_text else value.narrow(argument.dim, 0, 0)
     folded = argument.batch == argument.dim
     selection = rows.on(value.device, None if folded else argument.layout)
     length = selection.num_tokens * (selection.batch_size if folded else 1)

@@ -70,7 +70,7 @@ def check_adapter(
       of their predictions has been overwritten with NaN. What such a step takes from its caches is then just what it
       would have computed, so it shows that all places are found and every token is treated on its own. One step
       computes a single token, or the map's `least_tokens`;
-    - "held text": where the map has `text_inputs`, so does a step that computes some image tokens and no text token;
+    - "held text": where the map names text rows, so does a step that computes some image tokens and no text token;
     - "exit": no layer behind the exit works on its tokens one by one: it is the last projection;
     - "stale": with the cached keys and values of any attention module changed, the output does change, so every
       module reads its cache;
@@ -182,8 +182,8 @@ class _Check:
                 )
 
     def check_held_text(self) -> str:
-        if not self.map.text_inputs:
-            raise NotChecked("the map names no `text_inputs`")
+        if not self.map.may_leave_out_text:
+            raise NotChecked("the map names no arguments with the layout 'text'")
         counts = [self.tokens, self.count, self.count, self.count]
         self.same_pruned("held text", self.inputs, counts, self.plain, "without text tokens, ", held=(1, 3))
         return f"steps of {self.count} image tokens and no text token, the plain model's up to rounding"
