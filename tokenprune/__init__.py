@@ -16,8 +16,8 @@ from tokenprune.errors import (
     UnsupportedCallError,
     UnsupportedModelError,
 )
-from tokenprune.held_text import HeldText
 from tokenprune.handles import Handle, handle_of, remove
+from tokenprune.held_text import HeldText
 from tokenprune.modulemap import Arguments, AttentionSite, BlockSite, ExitSite, ModuleMap, TokenArgument, latent_grid
 from tokenprune.ops.grid import TokenGrid, num_tokens
 from tokenprune.ops.selection import Selection

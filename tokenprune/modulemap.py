@@ -29,8 +29,8 @@ class TokenArgument:
     """An argument that holds a row for each token: a tensor, or a tuple, list or dictionary of tensors.
 
     A pruned step gathers the computed rows of every such tensor whose length is that of the whole sequence; tensors
-    of another length (or without that dimension) stay as they are. Rows of the layout "text" all stay, or none of
-    them at steps that leave out the text (`HeldText`).
+    of another length (or without that dimension) stay as they are. Rows of the layout "text" all stay; at
+    steps that hold the text (`HeldText`) only the first one does.
 
     Args:
         name: of the argument.

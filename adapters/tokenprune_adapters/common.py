@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from tokenprune import Arguments, BlockSite, TokenArgument, TokenGrid, latent_grid, num_tokens
 
-
 TEXT = TokenArgument("encoder_hidden_states", "text")
 """Text tokens of joint sequences [B, T, C]."""
 

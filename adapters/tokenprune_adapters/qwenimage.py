@@ -45,13 +45,9 @@ def module_map(model: QwenImageTransformer2DModel) -> ModuleMap:
     """Joint attention over [text, image]; reference pictures follow the image and are computed at full steps only."""
     blocks = paths(model, "transformer_blocks")
     of_image = TokenArgument("image_rotary_emb", dim=0, batch=None, item=0)
-    of_text = (
-        TEXT,
-        TokenArgument("encoder_hidden_states_mask", "text"),
-        TokenArgument("image_rotary_emb", "text", 0, None, item=1),
-    )
+    of_text = TokenArgument("image_rotary_emb", "text", 0, None, item=1)
     return ModuleMap(
-        blocks=sites(blocks, "hidden_states", of_image, "modulate_index", *of_text),
+        blocks=sites(blocks, "hidden_states", of_image, "modulate_index", TEXT, of_text),
         attentions=tuple(AttentionSite(f"{path}.attn", "text-image") for path in blocks),
         exit="proj_out",
         grid=_grid,

@@ -7,7 +7,8 @@ import torch
 from tiny import ALL
 
 import tokenprune
-from tokenprune import CATPolicy, Plan, RefreshSchedule, SequentialPolicy
+from tokenprune import CATPolicy, HeldText, Plan, RefreshSchedule, SequentialPolicy
+from tokenprune.macs.counting import counting_calls
 from tokenprune.macs.rehearsal import CallPattern, counts_of, rehearse
 from tokenprune.plans.presets import best_plan, token_plan
 from tokenprune.registry import find_adapter
@@ -40,6 +41,22 @@ def test_it_computes_and_keeps_what_a_real_generation_does(name: str, plan: Plan
     assert rehearsal.dense == report.dense_macs
     assert rehearsal.cache_bytes == report.cache_bytes
     assert rehearsal.grid == report.grid or rehearsal.tokens == torch.Size(report.grid).numel()
+
+
+@pytest.mark.parametrize("name", ["sd3", "flux"])
+@pytest.mark.parametrize("every", [2, None])
+def test_held_text_is_counted(name: str, every: int | None) -> None:
+    model, inputs = CASES[name].make(), CASES[name].inputs()
+    found, policy = find_adapter(model)(model), SequentialPolicy(0.3, 4)
+    plan = Plan(policy, HeldText(policy.schedule(), every))
+    rehearsal = rehearse(model, found, CallPattern(inputs), plan, STEPS)
+    assert [i for i, text in enumerate(rehearsal.texts) if not text] == ([4, 6, 8] if every else list(range(4, STEPS)))
+    with tokenprune.apply(model, plan, guidance="none") as handle, torch.no_grad(), counting_calls(model) as counted:
+        for time in torch.linspace(1000, 100, STEPS):
+            model(**{**inputs, found.time: time.expand(2)})
+        macs = handle.report().macs
+    assert rehearsal.macs == macs == counted.macs
+    assert macs.total < rehearse(model, found, CallPattern(inputs), Plan(policy), STEPS).macs.total
 
 
 def test_keys_and_values_of_another_precision_and_size() -> None:

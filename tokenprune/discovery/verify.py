@@ -160,8 +160,8 @@ def without_constants(found: ModuleMap) -> ModuleMap:
 
 def expanded(found: ModuleMap) -> ModuleMap:
     """All rows are there again behind the last block."""
-    tokens = found.block_sites[-1].tokens
-    layout = tokens[0].layout if tokens else "image"
+    layouts = [argument.layout for argument in found.block_sites[-1].tokens]
+    layout = next((layout for layout in layouts if layout != "text"), "image")
     return replace(found, exit=replace(found.exit_site, expand=found.block_sites[-1].path, expand_layout=layout))
 
 

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from tokenprune.engine.attention_calls import CallShape, Held, SeenCall, Walk
 from tokenprune.engine.attention_masks import between_tokens, fit_mask
 from tokenprune.engine.attention_state import AttentionPlan, AttentionState, ImageTokens, KeptKeys, Weigh
-from tokenprune.errors import AttentionError
+from tokenprune.errors import AttentionError, UnsupportedCallError
 from tokenprune.ops.static_memory import store
 from tokenprune.reuse.key_value import BufferKey
 
@@ -208,10 +208,10 @@ class FullAttention(AttentionService):
         """Raise if text may be left out, and images attend to more than one sequence of keys."""
         rows = sum(call.shape.rows for call in self._firsts)
         if self.plan.coming.holds_text and len(self._firsts) > 1 and rows > self.plan.coming.batch:
-            raise AttentionError(
-                f"{self.path}: steps cannot leave out the text tokens (HeldText) where images attend to {len(self._firsts)} "
-                f"sequences of keys, such as an image prompt's beside the text's: it is not known which of them are "
-                f"the text's. Take the schedule within HeldText"
+            raise UnsupportedCallError(
+                f"{self.path}: steps cannot leave out the text tokens (HeldText) where images attend to "
+                f"{len(self._firsts)} sequences of keys, such as an image prompt's beside the text's: it is not known "
+                f"which of them is the text. Take the schedule within HeldText"
             )
 
     def _refuse_unknown_queries(self, sizes: set[int]) -> None:
@@ -256,9 +256,9 @@ class PrunedAttention(AttentionService):
     def _text_left_out(self, streams: int) -> int:
         """How many text keys are not computed."""
         rows, runs = self.plan.coming.rows, self.plan.seen.runs
-        if rows is None or rows.with_text or not runs:
+        if rows is None or rows.most_text is None or not runs:
             return 0
-        return runs[0].shape.keys - streams * self.plan.coming.tokens
+        return max(0, runs[0].shape.keys - streams * self.plan.coming.tokens - rows.most_text)
 
     def attend(
         self,
@@ -289,7 +289,7 @@ class PrunedAttention(AttentionService):
             raise self._changed(f"other keys {list(key.shape)} in attention call {self.made}")
         if attn_mask is not None:
             between = seen.between.get(number)
-            attn_mask = fit_mask(self.state, kept.fresh.selection, kept.images, attn_mask, shape.queries, between)
+            attn_mask = fit_mask(self.state, kept, attn_mask, shape.queries, between)
         if self.state.site.keeps_scale:
             options["scale"] = seen.scales[number]
         return SDPA(query, *self._whole[number], attn_mask, dropout_p, is_causal, **options)

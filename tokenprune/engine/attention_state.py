@@ -16,6 +16,7 @@ from tokenprune.engine.rows import Rows, rows_of
 from tokenprune.errors import AttentionError
 from tokenprune.modulemap import AttentionSite, Layout
 from tokenprune.ops.guidance import Guidance, conditional_rows
+from tokenprune.ops.selection import Selection
 from tokenprune.reuse.key_value import BufferKey, FreshKeys, KeyValueBuffer, Span
 
 Weigh: TypeAlias = Callable[[Tensor, Tensor, float], Tensor]
@@ -65,12 +66,14 @@ class KeptKeys:
     Attributes:
         buffer: their memory.
         images: where image tokens lie among them.
-        fresh: at a pruned call, which of them are computed: selected image tokens and all text tokens.
+        fresh: at a pruned call, which of them are computed: selected image tokens and text tokens.
+        columns: which of them masks may have a column for: the same, or with all text tokens.
     """
 
     buffer: KeyValueBuffer
     images: ImageTokens
     fresh: FreshKeys | None = None
+    columns: Selection | None = None
 
 
 @dataclass(frozen=True)
@@ -223,7 +226,7 @@ def kept_keys(site: AttentionSite, coming: Coming, call: SeenCall, fresh: FreshK
 
 def prepare(states: Iterable[AttentionState], coming: Coming) -> None:
     """Tell all attention modules what the coming call computes."""
-    found: dict[Hashable, FreshKeys] = {}
+    found: dict[Hashable, tuple[FreshKeys, Selection]] = {}
     clocks: dict[torch.device, Tensor] = {coming.clock.device: coming.clock}
     rows = coming.rows
     for state in states:
@@ -239,8 +242,12 @@ def prepare(states: Iterable[AttentionState], coming: Coming) -> None:
                 part = None if call.shape.rows == coming.batch else (call.first, call.shape.rows)
                 key = (kept.images.layout, call.shape.keys, part, device)
                 if key not in found:
-                    computed = rows.sequence(kept.images.layout, call.shape.keys, part).to(device)
-                    found[key] = FreshKeys.of(computed, kept.images.span(call.shape.keys), rows.static.part(key), rows.with_text)
-                kept = replace(kept, fresh=found[key])
+                    computed, columns = (
+                        rows.sequence(kept.images.layout, call.shape.keys, part, whole_text).to(device)
+                        for whole_text in (False, True)
+                    )
+                    span, static = kept.images.span(call.shape.keys), rows.static.part(key)
+                    found[key] = FreshKeys.of(computed, span, static, rows.most_text), columns
+                kept = replace(kept, fresh=found[key][0], columns=found[key][1])
             plan.keys.append(kept)
         state.prepare(plan)

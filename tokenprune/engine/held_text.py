@@ -27,7 +27,7 @@ def refuse_call(model: nn.Module, given: CallArguments) -> None:
     """Raise UnsupportedCallError if the images of a call that may leave out text begin at places of their own."""
     if given.image_starts is not None:
         raise UnsupportedCallError(
-            f"{type(model).__name__}: steps cannot leave out the text tokens (HeldText) where images begin at places of "
-            f"their own in their sequences (texts of several lengths, or other tokens beside them). Take the schedule "
-            f"within HeldText"
+            f"{type(model).__name__}: steps cannot leave out the text tokens (HeldText) where images begin at places "
+            f"of their own in their sequences (texts of several lengths, or other tokens beside them). Take the "
+            f"schedule within HeldText"
         )

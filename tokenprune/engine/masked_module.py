@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_structure
 
-from tokenprune.engine.block_outputs import BlockOutputs
 from tokenprune.engine import held_text
+from tokenprune.engine.block_outputs import BlockOutputs
 from tokenprune.engine.branch_cache import BranchCache
 from tokenprune.engine.cache_conflicts import refuse_hooks, without_guided
 from tokenprune.engine.call_arguments import CallArguments, Given
@@ -298,7 +298,6 @@ class MaskedModule:
         with_text = selection is None or generation.with_text
         record = CallRecord(position.branch, tokens, Stopwatch(latents.device), given.form, with_text)
         self._keep_example(record, given)  # a report in another thread needs it for every recorded call
-        generation.records[-1].calls.append(record)
         generation.records[-1].calls.append(record)
         return given.gathered(self.sites.exit.rows)
 

@@ -126,7 +126,10 @@ def pruned_twin(
     else:
         # In single precision: operations count the same, and layers of mixed precision fit together.
         twin, given = meta_twin(model, torch.float32), tree_map(_single, arguments)
-    policy, schedule = SequentialPolicy(), CountSchedule([None, *counts], () if with_text else range(1, len(counts) + 1))
+    policy, schedule = (
+        SequentialPolicy(),
+        CountSchedule([None, *counts], () if with_text else range(1, len(counts) + 1)),
+    )
     settings = PruningSettings(policy, schedule, Hold(), guidance="none", trusting=True)
     MaskedModule(twin, module_map, settings, Timeline(OneGeneration)).install()
     return twin, given

@@ -14,6 +14,9 @@ from tokenprune.modulemap import Layout, TokenArgument
 from tokenprune.ops.selection import Selection
 from tokenprune.ops.static_memory import StaticBuffers
 
+LEAST_TEXT = 1
+"""Text tokens that a pruned call computes where it may leave them out: some models cannot do without any."""
+
 
 class Rows:
     """Which rows of every kind of sequence a pruned call computes.
@@ -25,14 +28,14 @@ class Rows:
         starts: where each image begins in its joint sequence [B], if that differs.
         frames: how many sequences of the batch belong to each image.
         static: where the indices are kept from step to step.
-        with_text: whether text tokens are computed, too; if not, the model gets none.
+        with_text: whether all text tokens are computed; if not, only the first ones are.
 
     Attributes:
         images: as above.
         image: the same for every sequence of image tokens, frames of an image one by one.
         by_layout: the computed rows of sequences of each layout.
         static: as above.
-        with_text: as above.
+        most_text: how many text tokens are computed, from the first on; None is all.
     """
 
     def __init__(
@@ -45,7 +48,7 @@ class Rows:
         static: StaticBuffers | None = None,
         with_text: bool = True,
     ) -> None:
-        self.with_text = with_text
+        self.most_text = None if with_text else LEAST_TEXT
         self.static = StaticBuffers() if static is None else static
         self._made: dict[Hashable, Selection] = {}
         self.images = self.image = self._once("images", lambda: images)
@@ -65,16 +68,21 @@ class Rows:
             return selection
         return self._once((device, layout), lambda: selection.to(device))
 
-    def sequence(self, layout: Layout, length: int, part: tuple[int, int] | None = None) -> Selection:
-        """The computed rows of sequences of any length: the selected image tokens, and all text tokens or none.
+    def sequence(
+        self, layout: Layout, length: int, part: tuple[int, int] | None = None, whole_text: bool = False
+    ) -> Selection:
+        """The computed rows of sequences of any length: the selected image tokens and the computed text tokens.
 
         Args:
             layout: of the sequences.
             length: N and how many text tokens there are.
             part: takes so many sequences of the batch only: the first of them, and how many.
+            whole_text: counts all text tokens in, whichever of them are computed.
         """
         if part is None and length == self.image.num_tokens and layout != "image-image":
             return self.image
+
+        most = None if whole_text else self.most_text
 
         def make() -> Selection:
             chosen, starts = self.image, self._starts
@@ -86,9 +94,9 @@ class Rows:
             first: int | Tensor = 0
             if layout == "text-image":
                 first = length - chosen.num_tokens if starts is None else starts
-            return chosen.within(length, first) if self.with_text else chosen.alone_within(length, first)
+            return chosen.within(length, first, most)
 
-        return self._once((layout, length, part), make)
+        return self._once((layout, length, part, most), make)
 
     def _once(self, name: Hashable, make: Callable[[], Selection]) -> Selection:
         """What goes by this name, made when it is first asked for and kept at its address."""
@@ -104,7 +112,7 @@ def rows_of(first: int, count: int, batch: Tensor) -> Tensor:
 
 
 def gather(rows: Rows, argument: TokenArgument, value: Any) -> Any:
-    """An argument with its computed rows only; what is of another length stays as it is, text rows stay or go."""
+    """An argument with its computed rows only. What is of another length stays as it is."""
     if isinstance(value, dict):
         return {key: gather(rows, argument, item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -114,7 +122,8 @@ def gather(rows: Rows, argument: TokenArgument, value: Any) -> Any:
     if not isinstance(value, Tensor) or value.ndim <= argument.dim or value.ndim < argument.ndim:
         return value
     if argument.layout == "text":
-        return value if rows.with_text else value.narrow(argument.dim, 0, 0)
+        count = value.shape[argument.dim]
+        return value if rows.most_text is None else value.narrow(argument.dim, 0, min(rows.most_text, count))
     folded = argument.batch == argument.dim
     selection = rows.on(value.device, None if folded else argument.layout)
     length = selection.num_tokens * (selection.batch_size if folded else 1)

@@ -18,7 +18,6 @@ from tokenprune.reports.records import StepRecord
 from tokenprune.reports.report import Macs, Report
 from tokenprune.reports.trace import Trace
 
-
 Computed = tuple[int, bool]
 """What a call computes: image tokens of each image, and whether the text tokens of joint sequences, too."""
 
@@ -119,12 +118,12 @@ class Part:
         for (branch, form), example in dict(generation.examples).items():
             alike = [c for record in records for c in record.calls if (c.branch, c.form) == (branch, form)]
             for with_text in (True, False):
-                counts = {call.tokens for call in alike if call.with_text is with_text} - {0}
-                missing = sorted(count for count in counts if (form, (count, with_text)) not in self._costs)
+                wanted = {(call.tokens, with_text) for call in alike if call.with_text is with_text and call.tokens}
+                missing = sorted(tokens for tokens, _ in wanted if (form, (tokens, with_text)) not in self._costs)
                 if missing or (form, None) not in self._costs:
                     full, pruned = count_steps(masked.model, masked.map, example, missing, with_text)
                     self._costs[form, None] = full
-                    self._costs.update({(form, (count, with_text)): cost for count, cost in pruned.items()})
-                found.update({(branch, form, (count, with_text)): self._costs[form, (count, with_text)] for count in counts})
+                    self._costs.update({(form, (tokens, with_text)): cost for tokens, cost in pruned.items()})
+                found.update({(branch, form, computed): self._costs[form, computed] for computed in wanted})
             found[branch, form, (0, True)], found[branch, form, None] = Macs(0, 0), self._costs[form, None]
         return found

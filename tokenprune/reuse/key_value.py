@@ -40,7 +40,7 @@ def narrow(fresh: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 @dataclass(frozen=True)
 class FreshKeys:
-    """Which keys a pruned call computes: those of selected image tokens, and all others or none of them.
+    """Which keys a pruned call computes: those of selected image tokens, and all others or the first of them.
 
     Attributes:
         selection: them all, out of whole sequences.
@@ -57,13 +57,21 @@ class FreshKeys:
     first: int
 
     @classmethod
-    def of(cls, selection: Selection, span: Span, static: StaticBuffers, with_text: bool = True) -> FreshKeys:
-        """The keys of a selection out of whole sequences, in which image tokens lie at `span`."""
+    def of(cls, selection: Selection, span: Span, static: StaticBuffers, most: int | None = None) -> FreshKeys:
+        """The keys of a selection out of whole sequences, in which image tokens lie at `span`.
+
+        Args:
+            selection: the computed tokens.
+            span: where those of the image lie.
+            static: where indices are kept from step to step.
+            most: how many of the others are computed, the first ones; None is all.
+        """
         (first, images), length = span, selection.num_tokens
         rows = static.put("rows", selection.rows(length))
         if images == length:
             return cls(selection, rows, rows, rows, 0)
-        begin, others = (first, length - images) if with_text else (0, 0)
+        others = length - images if most is None else min(most, length - images)
+        begin = min(first, others)
         index = selection.index[:, begin : begin + selection.count - others]
         chosen, places = Selection(index, length).rows(length), Selection(index - first, images).rows(images)
         return cls(selection, rows, static.put("chosen", chosen), static.put("places", places), begin)

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 import tokenprune
-from tokenprune import AttentionRankPolicy, CATPolicy, Plan, SelectionPolicy
+from tokenprune import AttentionRankPolicy, CATPolicy, HeldText, Plan, SelectionPolicy
 from tokenprune.plans.presets import best_plan, token_plan
 
 KINDS_OF_BLOCK = 3  # with dual attention, without, and the last one, which drops the text
 POLICY = CATPolicy(alpha=0.3, warmup_steps=3, num_clusters=5)
+HOLDING = Plan(POLICY, HeldText(POLICY.schedule(), every=2))  # steps with and without text have a graph each
 ASKING = AttentionRankPolicy(alpha=0.3, warmup_steps=3)
 
 
@@ -48,8 +49,8 @@ def draw_pixart(pipe: PixArtSigmaPipeline, seed: int) -> Tensor:
 
 @pytest.mark.parametrize(
     ("configuration", "graphs"),
-    [(POLICY, 2), (token_plan(0.5), 2), (ASKING, 2), (best_plan(0.5), 1)],
-    ids=["cat", "pruned plan", "attention", "skipping plan"],
+    [(POLICY, 2), (token_plan(0.5), 2), (ASKING, 2), (best_plan(0.5), 1), (HOLDING, 3)],
+    ids=["cat", "pruned plan", "attention", "skipping plan", "held text"],
 )
 def test_compiled_blocks_have_a_graph_for_full_steps_and_one_for_pruned_ones(
     sd3_pipeline: StableDiffusion3Pipeline, configuration: SelectionPolicy | Plan, graphs: int
