@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokenprune import ClusterCorrection, PlacedSchedule, Schedule
+from tokenprune import ClusterCorrection, HeldText, PlacedSchedule, Schedule
 from tokenprune.reuse.taylor import Taylor
 from tokenprune.schedule import (
     BudgetSchedule,
@@ -63,6 +63,7 @@ def test_the_tables_list_every_argument() -> None:
         "ListSchedule",
         "LevelSchedule",
         "PlacedSchedule",
+        "HeldText",
         "Hold",
         "Taylor",
         "ClusterCorrection",
@@ -74,6 +75,7 @@ def test_the_tables_list_every_argument() -> None:
         ListSchedule,
         LevelSchedule,
         PlacedSchedule,
+        HeldText,
         Taylor,
         ClusterCorrection,
     ):
