@@ -1,4 +1,4 @@
-"""Schedules whose pruned steps leave out the text tokens, too."""
+"""A schedule whose pruned steps leave out text tokens, too."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ class HeldText(Schedule):
     """Another schedule, whose pruned steps compute the text tokens only now and then.
 
     In models with joint attention (SD3, FLUX), text tokens run through the blocks beside the image tokens, and a pruned
-    step computes all of them. With this schedule, some pruned steps give the model no text tokens at all; image tokens
-    then attend to the text's keys and values of the last step that computed them. Full steps always compute them. In
-    models where image tokens see the text by cross-attention (PixArt, Wan) there are none to leave out, and `apply`
-    refuses the schedule.
+    step computes all of them. With this schedule, some pruned steps give the model the first text token alone (the code
+    of some models cannot do without any); image tokens then attend to the text's keys and values of the last step that
+    computed them. Full steps always compute them. In models where image tokens see the text by cross-attention
+    (PixArt, Wan) there are none to leave out, and `apply` refuses the schedule.
 
         tokenprune.apply(pipe, policy, schedule=HeldText(policy.schedule(), every=2))
 
