@@ -76,8 +76,8 @@ def apply(
             has a number for each transformer of a pipeline, by name (Wan 2.2's `guidance_scale_2` is that of
             "transformer_2").
         trace: record what happens to every token at every step, for `Handle.trace`; costs memory, see `Trace`.
-        cache_dtype: what keys and values are kept in, such as torch.float8_e4m3fn in place of the model type: less
-            memory, some error, see docs/speed.md. None is the model's own.
+        cache_dtype: what keys and values are kept in, such as torch.bfloat16, or torch.int8 with a scale for each row,
+            in place of the model's type: less memory, some error, see docs/speed.md. None is the model's own.
         discover: whether to find the map of a model that no adapter serves by watching it at its first call; that call
             raises UnknownModelError, and takes the hook off, where this fails. See docs/discovery.md.
         transformers: which of a pipeline's transformers to prune, by name; None prunes all.
@@ -180,11 +180,13 @@ def _by_name(scale: float | Mapping[str, float] | None, names: Sequence[str]) ->
 def _check_cache_dtype(dtype: torch.dtype | None, reuse: Reuse) -> None:
     """Raise unless what keeps keys and values under a rule can keep them in this type."""
     least = reuse.start_keys().least_bytes
-    if dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype.itemsize >= least):
+    floating = isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype.itemsize >= least
+    if dtype is None or floating or (dtype == torch.int8 and least == 1):
         return
+    whole = " or torch.int8" if least == 1 else ""
     raise TypeError(
-        f"apply: cache_dtype: expected a floating type of at least {8 * least} bits for {reuse!r}, such as "
-        f"{'torch.float8_e4m3fn' if least == 1 else 'torch.bfloat16'}, got {dtype!r}"
+        f"apply: cache_dtype: expected a floating type of at least {8 * least} bits{whole} for {reuse!r}, such as "
+        f"torch.bfloat16, got {dtype!r}"
     )
 
 

@@ -38,6 +38,20 @@ def narrow(fresh: Tensor, dtype: torch.dtype | None) -> Tensor:
     return (fresh.clamp(range_.min, range_.max) if range_.max < torch.finfo(fresh.dtype).max else fresh).to(dtype)
 
 
+LEVELS = 127
+"""The largest whole number of 8 bits that rows are kept as."""
+
+
+def in_levels(fresh: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows [..., D] as whole numbers of 8 bits, and what to multiply each row by to get it back [..., 1].
+
+    The largest number of a row becomes 127 or -127, so that a row is off by 1/254 of it at most.
+    """
+    largest = fresh.abs().amax(-1, keepdim=True)
+    scale = (largest / LEVELS).clamp_min(torch.finfo(fresh.dtype).tiny)
+    return (fresh / scale).round().clamp(-LEVELS, LEVELS).to(torch.int8), scale
+
+
 @dataclass(frozen=True)
 class FreshKeys:
     """Which keys a pruned call computes: those of selected image tokens, and all others or the first of them.
@@ -87,7 +101,9 @@ class KeyValueBuffer:
         key: the keys [B, L, H, D]; None before the first record.
         value: the values [B, L, H, D].
         clock: the timestep of the call under way, a tensor [] that the engine renews in place.
-        dtype: what keys and values are kept in; None keeps them as they come.
+        dtype: what keys and values are kept in; None keeps them as they come, torch.int8 as whole numbers with a scale
+            for each row of a head.
+        scales: of keys and values [B, L, H, 1], where they are whole numbers.
     """
 
     least_bytes = 1
@@ -98,6 +114,7 @@ class KeyValueBuffer:
         self.value: Tensor | None = None
         self.clock: Tensor | None = None
         self.dtype: torch.dtype | None = None
+        self.scales: tuple[Tensor, Tensor] | None = None
 
     def restart(self) -> None:
         """A new generation begins: what is in the memory belongs to another one."""
@@ -110,8 +127,14 @@ class KeyValueBuffer:
             value: [B, H, L, D].
             span: where image tokens lie among the L.
         """
-        self.key = store(self.key, narrow(key.transpose(1, 2), self.dtype))
-        self.value = store(self.value, narrow(value.transpose(1, 2), self.dtype))
+        fresh = key.transpose(1, 2), value.transpose(1, 2)
+        if self.dtype == torch.int8:
+            (first, first_scale), (second, second_scale) = map(in_levels, fresh)
+            former = (None, None) if self.scales is None else self.scales
+            self.scales = store(former[0], first_scale), store(former[1], second_scale)
+        else:
+            first, second = (narrow(each, self.dtype) for each in fresh)
+        self.key, self.value = store(self.key, first), store(self.value, second)
 
     def update(self, fresh: FreshKeys, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Overwrite rows with fresh ones and return the whole key and value [B, H, L, D].
@@ -121,13 +144,22 @@ class KeyValueBuffer:
             key: fresh keys [B, H, l, D].
             value: fresh values [B, H, l, D].
         """
-        whole = []
-        for kept, given in zip(self.kept, (key, value), strict=True):
-            new = narrow(given.transpose(1, 2).flatten(0, 1), kept.dtype)
-            bits = torch.uint8 if kept.dtype.itemsize == 1 else kept.dtype  # torch cannot index floats of 8 bits
-            kept.view(bits).flatten(0, 1).index_copy_(0, fresh.rows, new.view(bits))
-            whole.append(kept.transpose(1, 2).to(given.dtype))
-        return whole[0], whole[1]
+        scales = (None, None) if self.scales is None else self.scales
+        pairs = zip(self.kept, scales, (key, value), strict=True)
+        first, second = (self._complete(fresh.rows, kept, scale, given) for kept, scale, given in pairs)
+        return first, second
+
+    def _complete(self, rows: Tensor, kept: Tensor, scale: Tensor | None, fresh: Tensor) -> Tensor:
+        """The kept rows with fresh ones [B, H, l, D] among them, as [B, H, L, D]."""
+        new = fresh.transpose(1, 2).flatten(0, 1)
+        if scale is not None:
+            levels, new_scale = in_levels(new)
+            kept.flatten(0, 1).index_copy_(0, rows, levels)
+            scale.flatten(0, 1).index_copy_(0, rows, new_scale)
+            return torch.mul(kept, scale).transpose(1, 2)
+        bits = torch.uint8 if kept.dtype.itemsize == 1 else kept.dtype  # torch cannot index floats of 8 bits
+        kept.view(bits).flatten(0, 1).index_copy_(0, rows, narrow(new, kept.dtype).view(bits))
+        return kept.transpose(1, 2).to(fresh.dtype)
 
     @property
     def kept(self) -> tuple[Tensor, Tensor]:
@@ -149,4 +181,4 @@ class KeyValueBuffer:
     @property
     def nbytes(self) -> int:
         """Bytes of tensor memory held."""
-        return sum(t.nbytes for t in (self.key, self.value) if t is not None)
+        return sum(t.nbytes for t in (self.key, self.value, *(self.scales or ())) if t is not None)

@@ -221,7 +221,7 @@ def speed(budget: float, steps: int) -> list[Configuration]:
     return [fewer, *eager, *(Configuration(f"{name}, compiled", plan, compiled=True) for name, plan in plans.items())]
 
 
-STORAGE = (None, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
+STORAGE = (None, torch.bfloat16, torch.int8, torch.float8_e4m3fn, torch.float8_e5m2)
 """Types to keep keys and values in; None is the model's own."""
 
 
