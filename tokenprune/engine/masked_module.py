@@ -286,7 +286,7 @@ class MaskedModule:
             with_text=generation.with_text,
             holds_text=self.settings.schedule.holds_text,
         )
-        self.sites.prepare_text(given, branch, pruned=selection is not None)
+        self.sites.prepare_text(given, branch, selection is not None, keeps)
         if weighed is not None or seen or (not known and branch.makes_buffers):
             # Compiled blocks must never see the buffers being made: that would be another graph for each layer. Nor
             # the attention being weighed or their outputs noted, once a generation: that would be further graphs.

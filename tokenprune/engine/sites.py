@@ -125,9 +125,9 @@ class Sites:
                     if number == 0 or call.shape.rows < batch:
                         yield call.shape.keys
 
-    def prepare_text(self, call: CallArguments, branch: BranchCache, pruned: bool) -> None:
-        """Tell text-only modules whether the coming call reuses their outputs."""
-        text_hooks.prepare(self.text_layers, branch, call.text, pruned)
+    def prepare_text(self, call: CallArguments, branch: BranchCache, pruned: bool, keeps: bool = True) -> None:
+        """Tell text-only modules whether the coming call reuses their outputs, and whether any keeps them."""
+        text_hooks.prepare(self.text_layers, branch, call.text, pruned, keeps)
 
     def attention_weights(self) -> list[Tensor]:
         """What the policy made of each attention module at this full call [B, N]; nothing where it does not ask."""
