@@ -72,6 +72,8 @@ def run_with_ray(request: Request, jobs: Sequence[Job], folder: Folder, workers:
     missing = prepare(request, jobs, folder)
     if not missing:
         return Summary.of(jobs, (), start)
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False)  # what workers print would go to the standard output
     places = ray.data.from_items(
         [{"batch": place} for place in missing], override_num_blocks=min(len(missing), MOST_BLOCKS)
     )
