@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate.commands import launch
 
 from tokenprune.errors import ConfigurationError
 from tokenprune.generate import run as runs
@@ -143,10 +142,10 @@ def test_a_killed_run_goes_on_where_it_was(
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
     before = written(cut)
-    done = {name for name in before if name.endswith(".json") and name != "settings.json"}
-    assert 2 <= len(done) < len(PROMPTS)
-    assert run(request, jobs, Folder(cut)).drawn == len(PROMPTS) - len(done)
-    after = written(cut)
+    reports = [name for name in before if name.endswith(".json") and name != "settings.json"]
+    assert 2 <= len(reports) < len(PROMPTS)
+    assert run(request, jobs, Folder(cut)).drawn == len(PROMPTS) - len(reports)
+    after, done = written(cut), {*reports, *(name.replace(".json", ".png") for name in reports)}
     assert {name: after[name] for name in done} == {name: before[name] for name in done}
     assert len(pictures(whole)) == len(PROMPTS)
     assert pictures(cut) == pictures(whole)
@@ -155,14 +154,21 @@ def test_a_killed_run_goes_on_where_it_was(
 
 @pytest.mark.usefixtures("one_thread")
 def test_two_processes_draw_what_one_does(
-    tmp_path: Path, prompts: Path, request_of: Callable[..., Request], pictures: Callable[[Path], dict[str, bytes]]
+    tmp_path: Path,
+    prompts: Path,
+    request_of: Callable[..., Request],
+    pictures: Callable[[Path], dict[str, bytes]],
+    two_processes: list[str],
 ) -> None:
     request, one, two = request_of(guidance_scale=7.0), tmp_path / "one", tmp_path / "two"
     run(request, jobs_of(PROMPTS), Folder(one))
-    options = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
-    started = [sys.executable, launch.__file__, *options, "--dynamo_backend", "no", *words(prompts, two, request)]
     ended = subprocess.run(
-        [*started, "--json"], capture_output=True, text=True, check=False, timeout=PATIENCE, env=ENVIRONMENT
+        [*two_processes, *words(prompts, two, request), "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
+        env=ENVIRONMENT,
     )
     assert ended.returncode == 0, ended.stderr[-3000:]
     told = json.loads(ended.stdout)
