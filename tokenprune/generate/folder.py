@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,7 +105,7 @@ class Folder:
 
 
 @contextlib.contextmanager
-def _writing(path: Path) -> Any:
+def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
