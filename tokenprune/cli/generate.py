@@ -49,7 +49,7 @@ def generate(
     steps: options.Steps = None,
     guidance_scale: options.GuidanceScale = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the first picture; each further one's is one more.")] = 0,
-    batch: Annotated[int, typer.Option(min=1, help="Pictures drawn at a time; they depend a little on each other.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, help="Pictures drawn at a time; each depends a bit on the others.")] = 1,
     ray: Annotated[
         int | None, typer.Option(min=1, help="Workers of a Ray Data job that draws; else this process does.")
     ] = None,
