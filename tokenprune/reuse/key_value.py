@@ -136,6 +136,10 @@ class KeyValueBuffer:
             first, second = (narrow(each, self.dtype) for each in fresh)
         self.key, self.value = store(self.key, first), store(self.value, second)
 
+    def needed(self, key: Tensor, value: Tensor, span: Span) -> int:
+        """Bytes that recording these would take where nothing is kept yet; arguments as of `record`."""
+        return sum(each.numel() * (self.dtype or each.dtype).itemsize for each in (key, value))
+
     def update(self, fresh: FreshKeys, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Overwrite rows with fresh ones and return the whole key and value [B, H, L, D].
 
