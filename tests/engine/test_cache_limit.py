@@ -111,12 +111,20 @@ def test_smaller_types_take_less(sd3: nn.Module, generate: Callable[..., Tensor]
         generate(sd3)
 
 
-@pytest.mark.parametrize("rule", [tokenprune.Hold(), Taylor(keys=True)])
+@pytest.mark.parametrize(
+    ("rule", "dtype"),
+    [
+        (tokenprune.Hold(), None),
+        (tokenprune.Hold(), torch.bfloat16),
+        (tokenprune.Hold(), torch.int8),
+        (Taylor(keys=True), None),
+        (Taylor(keys=True), torch.bfloat16),
+    ],
+)
 @pytest.mark.parametrize("guidance", ["none", "uncond-first"])
-@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
 @pytest.mark.parametrize("span", [(0, 9), (3, 6)])
 def test_a_buffer_takes_what_it_says(
-    rule: Reuse, guidance: Guidance, dtype: torch.dtype | None, span: tuple[int, int]
+    rule: Reuse, dtype: torch.dtype | None, guidance: Guidance, span: tuple[int, int]
 ) -> None:
     buffer: KeyValueBuffer = rule.start_keys(guidance)
     buffer.dtype, buffer.clock = dtype, torch.tensor(3.0)

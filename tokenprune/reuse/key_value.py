@@ -138,7 +138,9 @@ class KeyValueBuffer:
 
     def needed(self, key: Tensor, value: Tensor, span: Span) -> int:
         """Bytes that recording these would take where nothing is kept yet; arguments as of `record`."""
-        return sum(each.numel() * (self.dtype or each.dtype).itemsize for each in (key, value))
+        numbers = sum(each.numel() * (self.dtype or each.dtype).itemsize for each in (key, value))
+        scales = sum(each[..., 0].numel() * each.itemsize for each in (key, value)) if self.dtype == torch.int8 else 0
+        return numbers + scales
 
     def update(self, fresh: FreshKeys, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Overwrite rows with fresh ones and return the whole key and value [B, H, L, D].
