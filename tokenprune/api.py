@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -51,6 +52,7 @@ def apply(
     cache_limit: str | int | None = None,
     discover: bool = True,
     transformers: str | Sequence[str] | None = None,
+    scheduler: Any = None,
 ) -> Handle:
     """Prune the tokens of a diffusion transformer, or of all those of a pipeline, from the next generation on.
 
@@ -86,6 +88,8 @@ def apply(
         discover: whether to find the map of a model that no adapter serves by watching it at its first call; that call
             raises UnknownModelError, and takes the hook off, where this fails. See docs/discovery.md.
         transformers: which of a pipeline's transformers to prune, by name; None prunes all.
+        scheduler: where the target is a model that a loop of your own calls, the diffusers scheduler of that loop. It
+            tells how many steps are left, and `corrector` needs it. A pipeline has its own.
 
     Raises:
         UnknownModelError: no adapter serves the model, and it may not or cannot be discovered.
@@ -119,6 +123,7 @@ def apply(
     for name, value, kind in wanted:
         check(f"apply: {name}", value, kind, _EXAMPLES.get(name, ""))
     named = target_of(target, transformers)
+    sampler = _sampler(target, scheduler, named.is_pipeline)
     scales = _by_name(guidance_scale, list(named.models))
     for model in named.models.values():
         refuse_hooks(model)
@@ -127,7 +132,7 @@ def apply(
     _check_cache_dtype(cache_dtype, keeping)
     most_bytes = None if cache_limit is None else bytes_of(cache_limit)
 
-    sampler, window, notices = Sampler(target) if named.is_pipeline else None, ThreadLabel(), Notices()
+    window, notices = ThreadLabel(), Notices()
     correction = SamplerCorrection(sampler, corrector) if corrector is not None and sampler is not None else None
     timeline = Timeline(
         lambda rises: StepTracker(rises, guidance != "none", sampler),
@@ -146,7 +151,11 @@ def apply(
     handle = Handle(parts, timeline, window, notices)
     handle.install()
     if corrector is not None and correction is None:
-        notices.warn("corrector", "the corrector needs the sampler, and is left out: give apply the pipeline")
+        notices.warn(
+            "corrector",
+            "the corrector needs the sampler, and is left out: give apply the pipeline, or the scheduler of your own "
+            "loop (scheduler=...)",
+        )
     if len(parts) > 1:
         notices.inform(
             "transformers",
@@ -170,6 +179,23 @@ def _source(
         return PendingModule(model, make)
     with misfits_explained(model):
         return make(found(model))
+
+
+def _sampler(target: Any, scheduler: Any, is_pipeline: bool) -> Sampler | None:
+    """The pipeline's sampler, or that of the user's own loop; None where neither is known."""
+    if scheduler is None:
+        return Sampler(target) if is_pipeline else None
+    if is_pipeline:
+        raise TypeError(
+            f"apply: scheduler: expected none beside a pipeline, whose own is used, got {type(scheduler).__name__}; "
+            f"set pipe.scheduler to draw with another one"
+        )
+    if not callable(getattr(scheduler, "step", None)) or not hasattr(scheduler, "timesteps"):
+        raise TypeError(
+            f"apply: scheduler: expected a scheduler of diffusers, with `timesteps` and `step`, such as "
+            f"FlowMatchEulerDiscreteScheduler(), got {scheduler!r}"
+        )
+    return Sampler(SimpleNamespace(scheduler=scheduler))
 
 
 def _by_name(scale: float | Mapping[str, float] | None, names: Sequence[str]) -> dict[str, float | None]:
