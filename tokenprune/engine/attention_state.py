@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from tokenprune.engine.attention_calls import SeenCall, SeenCalls
 from tokenprune.engine.branch_cache import BranchCache
 from tokenprune.engine.rows import Rows, rows_of
+from tokenprune.engine.shards import ALONE, Shards
 from tokenprune.errors import AttentionError
 from tokenprune.modulemap import AttentionSite, Layout
 from tokenprune.ops.guidance import Guidance, conditional_rows
@@ -66,11 +67,15 @@ class KeptKeys:
         buffer: their memory.
         images: where image tokens lie among them.
         fresh: at a pruned call, which of them are computed: selected image tokens and all text tokens.
+        order: where each of all keys lies in what a full call gives; None: in order.
+        fresh_order: where each of the computed ones lies in what a pruned call gives; None: in order.
     """
 
     buffer: KeyValueBuffer
     images: ImageTokens
     fresh: FreshKeys | None = None
+    order: Tensor | None = None
+    fresh_order: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,7 @@ class Coming:
         starts: where image tokens begin in each joint sequence [B], if that differs.
         before: how many tokens lie before the image in every joint sequence, at a full call: one with fewer keys than
             these and N sees no image.
+        shards: over which ranks the model's tokens are divided.
     """
 
     branch: BranchCache
@@ -101,6 +107,7 @@ class Coming:
     before: int = 0
     siblings: tuple[BranchCache, ...] = ()
     weighed: Guidance | None = None
+    shards: Shards = ALONE
 
     @property
     def conditional_rows(self) -> range:
@@ -197,7 +204,7 @@ class AttentionState:
         return torch.where(calls > 0, total / calls.clamp_min(1), 1 / tokens)
 
 
-def kept_keys(site: AttentionSite, coming: Coming, call: SeenCall, fresh: FreshKeys | None = None) -> KeptKeys:
+def kept_keys(site: AttentionSite, coming: Coming, call: SeenCall) -> KeptKeys:
     """Where the keys of an attention call with image keys are kept.
 
     Raises:
@@ -215,8 +222,10 @@ def kept_keys(site: AttentionSite, coming: Coming, call: SeenCall, fresh: FreshK
         )
     if "text" in layout:
         images = replace(images, starts=coming.starts_of(call))
-    whole = shape.rows == coming.batch
-    return KeptKeys(coming.branch.buffer(BufferKey(site.path, number), paired=whole), images, fresh)
+    buffer = coming.branch.buffer(BufferKey(site.path, number), paired=shape.rows == coming.batch)
+    buffer.total = None if coming.shards.group is None else coming.shards.total
+    order = coming.shards.order(layout, coming.tokens, shape.keys, coming.clock.device)
+    return KeptKeys(buffer, images, order=order)
 
 
 def prepare(states: Iterable[AttentionState], coming: Coming) -> None:
@@ -239,6 +248,7 @@ def prepare(states: Iterable[AttentionState], coming: Coming) -> None:
                 if key not in found:
                     computed = rows.sequence(kept.images.layout, call.shape.keys, part).to(device)
                     found[key] = FreshKeys.of(computed, kept.images.span(call.shape.keys), rows.static.part(key))
-                kept = replace(kept, fresh=found[key])
+                order = coming.shards.order(kept.images.layout, plan.selected, found[key].selection.count, device)
+                kept = replace(kept, fresh=found[key], fresh_order=order)
             plan.keys.append(kept)
         state.prepare(plan)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -78,6 +79,8 @@ class KeyValueBuffer:
         key: the keys [B, L, H, D]; None before the first record.
         value: the values [B, L, H, D].
         clock: the timestep of the call under way, a tensor [] that the engine renews in place.
+        total: adds up what is found over this buffer's heads with what other processes find over theirs; None: all
+            heads are here.
         dtype: what keys and values are kept in; None keeps them as they come.
     """
 
@@ -88,6 +91,7 @@ class KeyValueBuffer:
         self.key: Tensor | None = None
         self.value: Tensor | None = None
         self.clock: Tensor | None = None
+        self.total: Callable[[Tensor], Tensor] | None = None
         self.dtype: torch.dtype | None = None
 
     def restart(self) -> None:

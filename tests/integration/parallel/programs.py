@@ -1,0 +1,193 @@
+"""What each rank does for the tests of this folder: processes import it by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from diffusers import ContextParallelConfig, FlowMatchEulerDiscreteScheduler, FluxPipeline
+from tiny import ALL, TEXT, T, noise
+from torch import Tensor, nn
+
+import tokenprune
+from tokenprune import CATPolicy, Memory, Observation, Plan, Selection, SelectionPolicy, TokenPruneError
+
+TINY = {tiny.name: tiny for tiny in ALL}
+STEPS, LENGTH = 6, 8
+TEXTS = ("encoder_hidden_states", "encoder_hidden_states_mask", "txt_ids")
+UNDIVIDED = {"controlnet_block_samples", "encoder_attention_mask"}
+"""What plain models cannot be given on several ranks, as diffusers does not divide it, or to another length."""
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What a generation gave.
+
+    Attributes:
+        outputs: the model's, of each step.
+        computed: which tokens each step computed [B, N].
+        keys: bytes of keys and values.
+        cache_bytes: of all that was kept.
+        macs: operations in all.
+    """
+
+    outputs: list[Tensor]
+    computed: list[Tensor]
+    keys: int
+    cache_bytes: int
+    macs: float
+
+
+def longer(text: Tensor) -> Tensor:
+    """A text of a length that two and four ranks can divide."""
+    dim = text.ndim - 2 if text.shape[-2] == T else 1
+    return torch.cat([text, text.narrow(dim, 0, LENGTH - T)], dim)
+
+
+def make(name: str, heads: int = 2) -> tuple[nn.Module, dict[str, Any]]:
+    """A small model, and what to call it with."""
+    tiny = TINY[name]
+    inputs = tiny.inputs()
+    inputs.update({given: longer(inputs[given]) for given in TEXTS if given in inputs})
+    inputs.update(dict.fromkeys(inputs.keys() & UNDIVIDED))
+    return replace(tiny, config={**tiny.config, "num_attention_heads": heads}).make(), inputs
+
+
+def divide(model: nn.Module, plan: dict[str, Any] | None = None, **degrees: Any) -> None:
+    model.enable_parallelism(config=ContextParallelConfig(**degrees), cp_plan=plan)
+
+
+def calls(model: nn.Module, inputs: dict[str, Any], stop: int | None = None) -> list[Tensor]:
+    """The outputs of the steps of a generation, each with latents of its own."""
+    start, end = inputs["hidden_states"], noise(*inputs["hidden_states"].shape, seed=1)
+    outputs = []
+    for step in range(STEPS)[:stop]:
+        given = {
+            **inputs,
+            "hidden_states": torch.lerp(start, end, 0.1 * step),
+            "timestep": inputs["timestep"] * (1 - step / STEPS),
+        }
+        with torch.no_grad():
+            outputs.append(model(**given, return_dict=False)[0])
+    return outputs
+
+
+def generate(model: nn.Module, inputs: dict[str, Any], plan: Plan | SelectionPolicy) -> Generated:
+    with tokenprune.apply(model, plan, trace=True) as handle:
+        outputs = calls(model, inputs)
+        branches = handle._masked.generation.branches.values()
+        keys = sum(buffer.nbytes for branch in branches for buffer in branch.buffers.values())
+        report = handle.report()
+        computed = [step.computed for step in handle.trace.steps]
+    return Generated(outputs, computed, keys, report.cache_bytes, report.macs.total)
+
+
+def alone_and_divided(
+    name: str, plan: Plan | SelectionPolicy, heads: int = 2
+) -> tuple[Generated, Generated, list[list[Tensor]]]:
+    """A pruned generation on this rank alone, one on all ranks; and plain ones: alone, on all ranks, and behind it."""
+    model, inputs = make(name, heads)
+    plain, alone = calls(model, inputs), generate(model, inputs, plan)
+    divide(model, ulysses_degree=dist.get_world_size())
+    divided = calls(model, inputs)
+    return alone, generate(model, inputs, plan), [plain, divided, calls(model, inputs)]
+
+
+def divided_later(plan: Plan | SelectionPolicy) -> tuple[list[Tensor], list[int], list[Tensor], list[Tensor]]:
+    """A generation on a handle that saw another half of one before the model was divided; as a new one, and plain."""
+    model, inputs = make("flux")
+    with tokenprune.apply(model, plan) as handle:
+        calls(model, inputs, 4)
+        divide(model, ulysses_degree=dist.get_world_size())
+        later, tokens = calls(model, inputs), [step.tokens for step in handle.report().steps]
+    return later, tokens, generate(model, inputs, plan).outputs, calls(model, inputs)
+
+
+@dataclass(frozen=True)
+class Ranked(SelectionPolicy):
+    """Selects other tokens on each rank."""
+
+    alpha: float = 0.5
+    warmup_steps: int = 2
+
+    def select(self, seen: Observation, memory: Memory) -> Selection:
+        first = dist.get_rank() + seen.step
+        index = torch.arange(first, first + seen.count).expand(len(seen.prediction), -1)
+        return Selection.from_index(index, seen.prediction.shape[1])
+
+
+def divided(name: str, plan: Plan | SelectionPolicy, heads: int = 2) -> Generated:
+    """A generation on all ranks."""
+    model, inputs = make(name, heads)
+    for given in inputs.keys() & TEXTS:
+        dim = 0 if inputs[given].ndim == 2 and given == "txt_ids" else 1
+        inputs[given] = inputs[given].narrow(dim, 0, dist.get_world_size())
+    divide(model, ulysses_degree=dist.get_world_size())
+    return generate(model, inputs, plan)
+
+
+def others_latents() -> str:
+    """What is said where each rank has latents of its own."""
+    model, inputs = make("flux")
+    divide(model, ulysses_degree=dist.get_world_size())
+    inputs["hidden_states"] = inputs["hidden_states"] + dist.get_rank()
+    with tokenprune.apply(model, CATPolicy()):
+        return refusal(lambda: calls(model, inputs))
+
+
+def pictures(cost: float) -> tuple[Tensor, list[int], Tensor, list[int], Tensor]:
+    """What a pipeline draws by the recommended plan on this rank alone and on all ranks, and plain on all."""
+    model, _ = make("flux")
+    absent = dict.fromkeys(("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2", "vae"))
+    pipe = FluxPipeline(transformer=model, scheduler=FlowMatchEulerDiscreteScheduler(), **absent)
+    pipe.set_progress_bar_config(disable=True)
+
+    def draw() -> Tensor:
+        texts = {"prompt_embeds": noise(1, LENGTH, TEXT), "pooled_prompt_embeds": noise(1, TEXT)}
+        seed = torch.Generator().manual_seed(0)
+        size = {"height": 64, "width": 96, "num_inference_steps": 10, "output_type": "latent"}
+        return pipe(**texts, **size, generator=seed, return_dict=False)[0]
+
+    def planned() -> tuple[Tensor, list[int]]:
+        with tokenprune.apply(pipe, tokenprune.plan(pipe, cost)) as handle:
+            return draw(), [step.tokens for step in handle.report().steps]
+
+    alone = planned()
+    divide(model, ulysses_degree=dist.get_world_size())
+    return *alone, *planned(), draw()
+
+
+def refusal(work: Callable[[], object]) -> str:
+    """What a refusal says."""
+    try:
+        work()
+    except TokenPruneError as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing was refused"
+
+
+def leftovers(model: nn.Module) -> list[str]:
+    """What of tokenprune hangs on a model."""
+    hooks = [
+        hook
+        for module in model.modules()
+        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    ]
+    names = [name for module in model.modules() for name in module.__dict__ if "tokenprune" in name]
+    return names + [str(hook) for hook in hooks if "tokenprune" in (getattr(hook, "__module__", "") or "")]
+
+
+def refused(name: str, plan: dict[str, Any] | None, degrees: dict[str, Any]) -> tuple[str, list[str], str, list[str]]:
+    """What is said of a model that is divided in some way, before `apply` and after it; and what is left on it."""
+    model, inputs = make(name)
+    divide(model, plan, **degrees)
+    early, left = refusal(lambda: tokenprune.apply(model, CATPolicy())), leftovers(model)
+    model, inputs = make(name)
+    handle = tokenprune.apply(model, CATPolicy())
+    divide(model, plan, **degrees)
+    late = refusal(lambda: calls(model, inputs))
+    handle.remove()
+    return early, left, late, leftovers(model)
