@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from ranks import on_ranks
+from ranks import Ranks, on_ranks
 
 
 @pytest.fixture
-def ranks(tmp_path: Path) -> Callable[..., list[Any]]:
+def ranks(tmp_path: Path) -> Ranks:
     """Runs a program on each of so many ranks."""
-    return lambda world, program, *args, **kwargs: on_ranks(world, tmp_path / "store", program, *args, **kwargs)
+    return lambda world, program, *args: on_ranks(world, tmp_path / "store", program, *args)

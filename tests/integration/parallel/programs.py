@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
-from diffusers import ContextParallelConfig, FlowMatchEulerDiscreteScheduler, FluxPipeline
+from diffusers import ContextParallelConfig, FlowMatchEulerDiscreteScheduler, FluxPipeline, TensorParallelConfig
+from diffusers.hooks import tensor_parallel
 from tiny import ALL, TEXT, T, noise
 from torch import Tensor, nn
 
 import tokenprune
-from tokenprune import CATPolicy, Memory, Observation, Plan, Selection, SelectionPolicy, TokenPruneError
+from tokenprune import CATPolicy, Memory, Observation, Plan, Report, Selection, SelectionPolicy, TokenPruneError
 
+Divide = Callable[[nn.Module], None]
 TINY = {tiny.name: tiny for tiny in ALL}
-STEPS, LENGTH = 6, 8
+STEPS, LENGTH = 5, 8
 TEXTS = ("encoder_hidden_states", "encoder_hidden_states_mask", "txt_ids")
 UNDIVIDED = {"controlnet_block_samples", "encoder_attention_mask"}
 """What plain models cannot be given on several ranks, as diffusers does not divide it, or to another length."""
@@ -31,14 +36,12 @@ class Generated:
         computed: which tokens each step computed [B, N].
         keys: bytes of keys and values.
         cache_bytes: of all that was kept.
-        macs: operations in all.
     """
 
     outputs: list[Tensor]
     computed: list[Tensor]
     keys: int
     cache_bytes: int
-    macs: float
 
 
 def longer(text: Tensor) -> Tensor:
@@ -56,8 +59,15 @@ def make(name: str, heads: int = 2) -> tuple[nn.Module, dict[str, Any]]:
     return replace(tiny, config={**tiny.config, "num_attention_heads": heads}).make(), inputs
 
 
-def divide(model: nn.Module, plan: dict[str, Any] | None = None, **degrees: Any) -> None:
-    model.enable_parallelism(config=ContextParallelConfig(**degrees), cp_plan=plan)
+def by_context(model: nn.Module) -> None:
+    """Divide sequences over all ranks, and heads in attention."""
+    model.enable_parallelism(config=ContextParallelConfig(ulysses_degree=dist.get_world_size()))
+
+
+def by_tensors(model: nn.Module) -> None:
+    """Divide weights over all ranks, and so heads and features."""
+    with mock.patch.object(tensor_parallel, "_SUPPORTED_TP_DEVICES", ("cpu",)):  # diffusers knows accelerators alone
+        model.enable_parallelism(config=TensorParallelConfig(tp_degree=dist.get_world_size()))
 
 
 def calls(model: nn.Module, inputs: dict[str, Any], stop: int | None = None) -> list[Tensor]:
@@ -80,30 +90,43 @@ def generate(model: nn.Module, inputs: dict[str, Any], plan: Plan | SelectionPol
         outputs = calls(model, inputs)
         branches = handle._masked.generation.branches.values()
         keys = sum(buffer.nbytes for branch in branches for buffer in branch.buffers.values())
-        report = handle.report()
         computed = [step.computed for step in handle.trace.steps]
-    return Generated(outputs, computed, keys, report.cache_bytes, report.macs.total)
+        return Generated(outputs, computed, keys, handle._masked.peak_bytes)
 
 
 def alone_and_divided(
-    name: str, plan: Plan | SelectionPolicy, heads: int = 2
+    divide: Divide, name: str, plan: Plan | SelectionPolicy, heads: int = 2
 ) -> tuple[Generated, Generated, list[list[Tensor]]]:
     """A pruned generation on this rank alone, one on all ranks; and plain ones: alone, on all ranks, and behind it."""
     model, inputs = make(name, heads)
     plain, alone = calls(model, inputs), generate(model, inputs, plan)
-    divide(model, ulysses_degree=dist.get_world_size())
+    divide(model)
     divided = calls(model, inputs)
-    return alone, generate(model, inputs, plan), [plain, divided, calls(model, inputs)]
+    return alone, generate(model, inputs, plan), [plain, divided, calls(model, inputs, 2)]
 
 
-def divided_later(plan: Plan | SelectionPolicy) -> tuple[list[Tensor], list[int], list[Tensor], list[Tensor]]:
+def reports(divide: Divide, plan: Plan | SelectionPolicy) -> tuple[Report, Report]:
+    """Of a generation on this rank alone, and of one on all ranks; there the first rank alone asks."""
+    model, inputs = make("flux")
+    with tokenprune.apply(model, plan) as handle:
+        calls(model, inputs)
+        alone = handle.report()
+    divide(model)
+    with tokenprune.apply(model, plan) as handle:
+        calls(model, inputs)
+        return alone, handle.report() if dist.get_rank() == 0 else alone
+
+
+def divided_later(
+    divide: Divide, plan: Plan | SelectionPolicy
+) -> tuple[list[Tensor], list[int], list[Tensor], list[Tensor]]:
     """A generation on a handle that saw another half of one before the model was divided; as a new one, and plain."""
     model, inputs = make("flux")
     with tokenprune.apply(model, plan) as handle:
         calls(model, inputs, 4)
-        divide(model, ulysses_degree=dist.get_world_size())
-        later, tokens = calls(model, inputs), [step.tokens for step in handle.report().steps]
-    return later, tokens, generate(model, inputs, plan).outputs, calls(model, inputs)
+        divide(model)
+        later, tokens = calls(model, inputs), [record.calls[0].tokens for record in handle._masked.generation.records]
+    return later, tokens, generate(model, inputs, plan).outputs, calls(model, inputs, 2)
 
 
 @dataclass(frozen=True)
@@ -119,26 +142,26 @@ class Ranked(SelectionPolicy):
         return Selection.from_index(index, seen.prediction.shape[1])
 
 
-def divided(name: str, plan: Plan | SelectionPolicy, heads: int = 2) -> Generated:
+def divided(divide: Divide, name: str, plan: Plan | SelectionPolicy, heads: int = 2) -> Generated:
     """A generation on all ranks."""
     model, inputs = make(name, heads)
     for given in inputs.keys() & TEXTS:
         dim = 0 if inputs[given].ndim == 2 and given == "txt_ids" else 1
         inputs[given] = inputs[given].narrow(dim, 0, dist.get_world_size())
-    divide(model, ulysses_degree=dist.get_world_size())
+    divide(model)
     return generate(model, inputs, plan)
 
 
-def others_latents() -> str:
+def others_latents(divide: Divide) -> str:
     """What is said where each rank has latents of its own."""
     model, inputs = make("flux")
-    divide(model, ulysses_degree=dist.get_world_size())
+    divide(model)
     inputs["hidden_states"] = inputs["hidden_states"] + dist.get_rank()
     with tokenprune.apply(model, CATPolicy()):
         return refusal(lambda: calls(model, inputs))
 
 
-def pictures(cost: float) -> tuple[Tensor, list[int], Tensor, list[int], Tensor]:
+def pictures(divide: Divide, cost: float) -> tuple[Tensor, list[int], Tensor, list[int], Tensor]:
     """What a pipeline draws by the recommended plan on this rank alone and on all ranks, and plain on all."""
     model, _ = make("flux")
     absent = dict.fromkeys(("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2", "vae"))
@@ -156,7 +179,7 @@ def pictures(cost: float) -> tuple[Tensor, list[int], Tensor, list[int], Tensor]
             return draw(), [step.tokens for step in handle.report().steps]
 
     alone = planned()
-    divide(model, ulysses_degree=dist.get_world_size())
+    divide(model)
     return *alone, *planned(), draw()
 
 
@@ -183,11 +206,34 @@ def leftovers(model: nn.Module) -> list[str]:
 def refused(name: str, plan: dict[str, Any] | None, degrees: dict[str, Any]) -> tuple[str, list[str], str, list[str]]:
     """What is said of a model that is divided in some way, before `apply` and after it; and what is left on it."""
     model, inputs = make(name)
-    divide(model, plan, **degrees)
+    model.enable_parallelism(config=ContextParallelConfig(**degrees), cp_plan=plan)
     early, left = refusal(lambda: tokenprune.apply(model, CATPolicy())), leftovers(model)
     model, inputs = make(name)
     handle = tokenprune.apply(model, CATPolicy())
-    divide(model, plan, **degrees)
+    model.enable_parallelism(config=ContextParallelConfig(**degrees), cp_plan=plan)
     late = refusal(lambda: calls(model, inputs))
     handle.remove()
     return early, left, late, leftovers(model)
+
+
+# What the groups of processes are tested with
+
+
+def ranks_and_worlds() -> tuple[int, int]:
+    return dist.get_rank(), dist.get_world_size()
+
+
+def fail() -> None:
+    if dist.get_rank() == 1:
+        raise ValueError("on purpose")
+    dist.barrier()
+
+
+def die() -> None:
+    if dist.get_rank() == 1:
+        os._exit(1)
+    dist.barrier()
+
+
+def sleep() -> None:
+    time.sleep(3600)

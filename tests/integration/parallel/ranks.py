@@ -20,15 +20,19 @@ PATIENCE = 60.0
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     [
-        "torch.distributed",
+        "torch.distributed.tensor.parallel",
         "diffusers.hooks",
-        "diffusers.pipelines.flux",
+        "diffusers.pipelines.flux.pipeline_flux",
         *(f"diffusers.models.transformers.transformer_{name}" for name in ("flux", "qwenimage", "wan")),
         "tokenprune",
         "torch_geometric.nn",
         "torch_geometric.utils",
     ]
 )
+
+
+Ranks = Callable[..., list[Any]]
+"""Runs a program on each of so many ranks."""
 
 
 class RankFailedError(AssertionError):
