@@ -119,11 +119,12 @@ def _misfit_of_map(module_map: ModuleMap, dividers: list[Divider]) -> str | None
             f"its plan divides {module_map.latents!r} before the model runs; expected a module map that names it in "
             f"`token_inputs`"
         )
-    joint = [a.name for site in blocks for a in site.tokens if a.layout != "image"]
-    if joint or module_map.exit_site.layout != "image":
+    shared = [a.name for site in blocks for a in site.tokens if a.layout != "image" or a.batch == a.dim]
+    if shared or module_map.exit_site.layout != "image":
         return (
-            f"image and text tokens share the rows of {', '.join(dict.fromkeys(joint)) or module_map.exit_site.path}, "
-            f"so a device may have parts of both; expected a model that has them in arguments of their own"
+            f"the rows of {', '.join(dict.fromkeys(shared)) or module_map.exit_site.path} belong to image and text "
+            f"tokens, or to several images, so which of them a device has is not known; expected a model that has them "
+            f"in arguments of their own"
         )
     if module_map.exit_site.expand is not None or any(site.leading or site.counting for site in blocks):
         return "the model reckons with the number of all tokens between its blocks and its exit"

@@ -103,7 +103,9 @@ class Shards:
         """Whether all ranks have the same numbers in a tensor of one shape; waits for them and for the device."""
         if self.group is None:
             return True
-        return not bool(self.total((tensor != self.agreed(tensor)).any().to(torch.int64)))
+        first = self.agreed(tensor)
+        differ = (tensor != first) & ~(tensor.isnan() & first.isnan())
+        return not bool(self.total(differ.any().to(torch.int64)))
 
 
 ALONE = Shards()

@@ -113,10 +113,20 @@ def test_ranks_compute_what_the_first_one_selects(divide: str, ranks: Ranks) -> 
     assert all(map(torch.equal, first.outputs, second.outputs))
 
 
-@pytest.mark.parametrize("divide", DIVISIONS)
-def test_parallelism_that_is_enabled_after_apply(divide: str, ranks: Ranks) -> None:
-    for later, tokens, fresh, behind in ranks(2, programs.divided_later, DIVISIONS[divide], CAT):
-        assert tokens == [24, 24, 12, 12, 12]
+@pytest.mark.parametrize(
+    ("divide", "plan", "expected"),
+    [
+        ("context", CAT, [24, 24, 12, 12, 12]),
+        ("context", SKIPPING, [24, 24, 0, 0, 24]),
+        ("tensors", CAT, [24, 24, 12, 12, 12]),
+    ],
+    ids=["context", "context, skipped steps", "tensors"],
+)
+def test_parallelism_that_is_enabled_after_apply(
+    divide: str, plan: Plan | SelectionPolicy, expected: list[int], ranks: Ranks
+) -> None:
+    for later, tokens, fresh, behind in ranks(2, programs.divided_later, DIVISIONS[divide], plan):
+        assert tokens == expected
         assert all(map(torch.equal, later, fresh))
         assert all(map(torch.equal, later[:2], behind))
 
