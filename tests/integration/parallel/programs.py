@@ -11,10 +11,11 @@ from unittest import mock
 
 import torch
 import torch.distributed as dist
-from diffusers import ContextParallelConfig, FlowMatchEulerDiscreteScheduler, FluxPipeline, TensorParallelConfig
+from diffusers import ContextParallelConfig, TensorParallelConfig
 from diffusers.hooks import tensor_parallel
-from tiny import ALL, TEXT, T, noise
+from tiny import ALL, T, noise
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
 
 import tokenprune
 from tokenprune import CATPolicy, Memory, Observation, Plan, Report, Selection, SelectionPolicy, TokenPruneError
@@ -54,7 +55,8 @@ def make(name: str, heads: int = 2) -> tuple[nn.Module, dict[str, Any]]:
     """A small model, and what to call it with."""
     tiny = TINY[name]
     inputs = tiny.inputs()
-    inputs.update({given: longer(inputs[given]) for given in TEXTS if given in inputs})
+    if "img_mask" not in inputs:  # which has the text's length, too
+        inputs.update({given: longer(inputs[given]) for given in TEXTS if given in inputs})
     inputs.update(dict.fromkeys(inputs.keys() & UNDIVIDED))
     return replace(tiny, config={**tiny.config, "num_attention_heads": heads}).make(), inputs
 
@@ -161,28 +163,6 @@ def others_latents(divide: Divide) -> str:
         return refusal(lambda: calls(model, inputs))
 
 
-def pictures(divide: Divide, cost: float) -> tuple[Tensor, list[int], Tensor, list[int], Tensor]:
-    """What a pipeline draws by the recommended plan on this rank alone and on all ranks, and plain on all."""
-    model, _ = make("flux")
-    absent = dict.fromkeys(("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2", "vae"))
-    pipe = FluxPipeline(transformer=model, scheduler=FlowMatchEulerDiscreteScheduler(), **absent)
-    pipe.set_progress_bar_config(disable=True)
-
-    def draw() -> Tensor:
-        texts = {"prompt_embeds": noise(1, LENGTH, TEXT), "pooled_prompt_embeds": noise(1, TEXT)}
-        seed = torch.Generator().manual_seed(0)
-        size = {"height": 64, "width": 96, "num_inference_steps": 10, "output_type": "latent"}
-        return pipe(**texts, **size, generator=seed, return_dict=False)[0]
-
-    def planned() -> tuple[Tensor, list[int]]:
-        with tokenprune.apply(pipe, tokenprune.plan(pipe, cost)) as handle:
-            return draw(), [step.tokens for step in handle.report().steps]
-
-    alone = planned()
-    divide(model)
-    return *alone, *planned(), draw()
-
-
 def refusal(work: Callable[[], object]) -> str:
     """What a refusal says."""
     try:
@@ -237,3 +217,21 @@ def die() -> None:
 
 def sleep() -> None:
     time.sleep(3600)
+
+
+# Each rank draws pictures of its own
+
+
+def by_fully_shard(model: nn.Module) -> nn.Module:
+    for block in model.blocks:
+        fully_shard(block)
+    return fully_shard(model)
+
+
+def own_pictures(wrap: Callable[[nn.Module], nn.Module]) -> tuple[Generated, Generated]:
+    """A generation of each rank's own latents, on this rank alone and with weights or gradients in common."""
+    model, inputs = make("wan")
+    inputs["hidden_states"] = noise(*inputs["hidden_states"].shape, seed=10 + dist.get_rank())
+    plan = CATPolicy(0.5, 2, num_clusters=5)
+    alone, wrapped = generate(model, inputs, plan), wrap(model)
+    return alone, generate(wrapped, inputs, plan)

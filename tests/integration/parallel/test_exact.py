@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import drawing_programs
 import programs
 import pytest
 import torch
@@ -45,12 +46,14 @@ CASES: dict[str, tuple[str, str, Plan | SelectionPolicy]] = {
     "wan, CAT": ("context", "wan", CAT),
     "wan, a timestep for each token": ("context", "wan-ti2v", CAT),
     "wan, forecast keys": ("context", "wan", Plan(SequentialPolicy(0.5, 2), reuse=Taylor(keys=True))),
+    "chronoedit, CAT": ("context", "chronoedit", CAT),
     "ltx, CAT": ("context", "ltx", CAT),
     "flux, tensors, CAT": ("tensors", "flux", CAT),
     "flux, tensors, forecast keys": ("tensors", "flux", FORECAST_KEYS),
     "flux, tensors, skipped steps": ("tensors", "flux", SKIPPING),
     "flux2, tensors, attention": ("tensors", "flux2", ATTENTION),
     "qwenimage, tensors, CAT": ("tensors", "qwenimage", CAT),
+    "qwenimage 2.1, tensors, CAT": ("tensors", "qwenimage-2.1", CAT),
 }
 
 
@@ -89,9 +92,9 @@ def test_four_ranks(divide: str, ranks: Ranks) -> None:
 
 @pytest.mark.parametrize("divide", DIVISIONS)
 def test_the_recommended_plan(divide: str, ranks: Ranks) -> None:
-    for alone, tokens, picture, divided, plain in ranks(2, programs.pictures, DIVISIONS[divide], 0.5):
+    for alone, tokens, picture, divided, plain in ranks(2, drawing_programs.pictures, DIVISIONS[divide], 0.5):
         assert divided == tokens
-        assert set(tokens) == {0, 24}
+        assert set(tokens) == {0, 36}
         torch.testing.assert_close(picture, alone, rtol=0, atol=1e-4)
         assert not torch.allclose(picture, plain, atol=1e-2)
 

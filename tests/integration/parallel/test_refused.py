@@ -45,6 +45,12 @@ REFUSED: dict[str, tuple[str, dict[str, Any] | None, dict[str, Any], str]] = {
     ),
     "within a block": ("wan", INSIDE, ULYSSES, r"divides the tokens at blocks\.0\.attn1; expected before the blocks"),
     "as latents": ("wan", EARLY, ULYSSES, "divides 'hidden_states' before the model runs; expected a module map that"),
+    "ltx2": (
+        "ltx2",
+        None,
+        ULYSSES,
+        "divides 'hidden_states' before the model runs; expected a module map that names it",
+    ),
     "text among them": ("minimax-h3", OF_JOINT_BLOCKS, ULYSSES, "rows of hidden_states, .* belong to image and text"),
     "minimax": (
         "minimax-h3",
