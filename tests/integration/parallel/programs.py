@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 
 import tokenprune
-from tokenprune import CATPolicy, Memory, Observation, Plan, Report, Selection, SelectionPolicy, TokenPruneError
+from tokenprune import CATPolicy, Handle, Memory, Observation, Plan, Report, Selection, SelectionPolicy, TokenPruneError
 
 Divide = Callable[[nn.Module], None]
 TINY = {tiny.name: tiny for tiny in ALL}
@@ -72,14 +72,14 @@ def by_tensors(model: nn.Module) -> None:
         model.enable_parallelism(config=TensorParallelConfig(tp_degree=dist.get_world_size()))
 
 
-def calls(model: nn.Module, inputs: dict[str, Any], stop: int | None = None) -> list[Tensor]:
-    """The outputs of the steps of a generation, each with latents of its own."""
-    start, end = inputs["hidden_states"], noise(*inputs["hidden_states"].shape, seed=1)
+def calls(model: nn.Module, inputs: dict[str, Any], stop: int | None = None, start: int = 0) -> list[Tensor]:
+    """The outputs of the steps of a generation, or of some of them, each with latents of its own."""
+    first, last = inputs["hidden_states"], noise(*inputs["hidden_states"].shape, seed=1)
     outputs = []
-    for step in range(STEPS)[:stop]:
+    for step in range(STEPS)[start:stop]:
         given = {
             **inputs,
-            "hidden_states": torch.lerp(start, end, 0.1 * step),
+            "hidden_states": torch.lerp(first, last, 0.1 * step),
             "timestep": inputs["timestep"] * (1 - step / STEPS),
         }
         with torch.no_grad():
@@ -119,16 +119,23 @@ def reports(divide: Divide, plan: Plan | SelectionPolicy) -> tuple[Report, Repor
         return alone, handle.report() if dist.get_rank() == 0 else alone
 
 
+def tokens_of(handle: Handle) -> list[int]:
+    """How many tokens each step of the latest generation computed."""
+    return [record.calls[0].tokens for record in handle._masked.generation.records]
+
+
 def divided_later(
     divide: Divide, plan: Plan | SelectionPolicy
-) -> tuple[list[Tensor], list[int], list[Tensor], list[Tensor]]:
-    """A generation on a handle that saw another half of one before the model was divided; as a new one, and plain."""
+) -> tuple[list[int], list[int], list[Tensor], list[Tensor], list[Tensor]]:
+    """A generation that goes on when the model was divided in its midst, and another; as a new one, and plain."""
     model, inputs = make("flux")
     with tokenprune.apply(model, plan) as handle:
-        calls(model, inputs, 4)
+        calls(model, inputs, 3)
         divide(model)
-        later, tokens = calls(model, inputs), [record.calls[0].tokens for record in handle._masked.generation.records]
-    return later, tokens, generate(model, inputs, plan).outputs, calls(model, inputs, 2)
+        calls(model, inputs, start=3)
+        rest = tokens_of(handle)
+        later, tokens = calls(model, inputs), tokens_of(handle)
+    return rest, tokens, later, generate(model, inputs, plan).outputs, calls(model, inputs, 2)
 
 
 @dataclass(frozen=True)

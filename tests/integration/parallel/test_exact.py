@@ -128,7 +128,8 @@ def test_ranks_compute_what_the_first_one_selects(divide: str, ranks: Ranks) -> 
 def test_parallelism_that_is_enabled_after_apply(
     divide: str, plan: Plan | SelectionPolicy, expected: list[int], ranks: Ranks
 ) -> None:
-    for later, tokens, fresh, behind in ranks(2, programs.divided_later, DIVISIONS[divide], plan):
+    for rest, tokens, later, fresh, behind in ranks(2, programs.divided_later, DIVISIONS[divide], plan):
+        assert rest == [24, 24]  # what was kept before is of no use
         assert tokens == expected
         assert all(map(torch.equal, later, fresh))
         assert all(map(torch.equal, later[:2], behind))
