@@ -12,18 +12,20 @@ import small
 import torch
 import torch.distributed as dist
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
-from programs import LENGTH, Divide, make
+from programs import LENGTH, Divide, make, tokens_of
 from tiny import TEXT, noise
 from torch import Tensor
 
 import tokenprune
+from tokenprune import SelectionPolicy
 
 
 class SmallFlux(FluxPipeline):
-    """A picture of 24 x 24 pixels, 36 tokens; every prompt is the same."""
+    """A picture of 24 x 24 pixels, 36 tokens; a text gets the shorter the longer its prompt is."""
 
-    def encode_prompt(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        return noise(1, LENGTH, TEXT), noise(1, TEXT), torch.zeros(LENGTH, 3)
+    def encode_prompt(self, prompt: str, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        length = max(2, LENGTH - 2 * len(prompt))
+        return noise(1, length, TEXT), noise(1, TEXT), torch.zeros(length, 3)
 
     def to(self, *args: Any, **kwargs: Any) -> SmallFlux:
         return self
@@ -39,17 +41,20 @@ def make_pipeline() -> SmallFlux:
     return pipe
 
 
-def pictures(divide: Divide, cost: float) -> tuple[Tensor, list[int], Tensor, list[int], Tensor]:
-    """What a pipeline draws by the recommended plan on this rank alone and on all ranks, and plain on all."""
+def pictures(
+    divide: Divide, plan: SelectionPolicy | float, **options: Any
+) -> tuple[Tensor, list[int], Tensor, list[int], Tensor]:
+    """What a pipeline draws on this rank alone and on all ranks, and plain on all; a number is the plan's cost."""
     pipe = make_pipeline()
 
     def draw() -> Tensor:
-        seed = torch.Generator().manual_seed(0)
-        return pipe("", num_inference_steps=10, output_type="latent", generator=seed, return_dict=False)[0]
+        common = {"num_inference_steps": 10, "output_type": "latent", "return_dict": False, **options}
+        return pipe("", generator=torch.Generator().manual_seed(0), **common)[0]
 
     def planned() -> tuple[Tensor, list[int]]:
-        with tokenprune.apply(pipe, tokenprune.plan(pipe, cost)) as handle:
-            return draw(), [step.tokens for step in handle.report().steps]
+        policy = tokenprune.plan(pipe, plan) if isinstance(plan, float) else plan
+        with tokenprune.apply(pipe, policy) as handle:
+            return draw(), tokens_of(handle)
 
     alone = planned()
     divide(pipe.transformer)

@@ -6,6 +6,7 @@ that difference of one process; and bit for bit what diffusers gives on several 
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import drawing_programs
@@ -90,11 +91,22 @@ def test_four_ranks(divide: str, ranks: Ranks) -> None:
         assert divided.cache_bytes - divided.keys == alone.cache_bytes - alone.keys
 
 
-@pytest.mark.parametrize("divide", DIVISIONS)
-def test_the_recommended_plan(divide: str, ranks: Ranks) -> None:
-    for alone, tokens, picture, divided, plain in ranks(2, drawing_programs.pictures, DIVISIONS[divide], 0.5):
+@pytest.mark.parametrize(
+    ("divide", "plan", "options", "expected"),
+    [
+        ("context", 0.5, {}, {0, 36}),
+        ("tensors", 0.5, {}, {0, 36}),
+        ("context", CAT, {"negative_prompt": "n", "true_cfg_scale": 3.0}, {18, 36}),
+    ],
+    ids=["context, recommended", "tensors, recommended", "context, texts of two lengths"],
+)
+def test_a_pipeline(
+    divide: str, plan: SelectionPolicy | float, options: dict[str, Any], expected: set[int], ranks: Ranks
+) -> None:
+    program = functools.partial(drawing_programs.pictures, **options)
+    for alone, tokens, picture, divided, plain in ranks(2, program, DIVISIONS[divide], plan):
         assert divided == tokens
-        assert set(tokens) == {0, 36}
+        assert set(tokens) == expected
         torch.testing.assert_close(picture, alone, rtol=0, atol=1e-4)
         assert not torch.allclose(picture, plain, atol=1e-2)
 
