@@ -25,8 +25,9 @@ from tokenprune.errors import ConfigurationError
 from tokenprune.reports.outputs import check_output
 
 ROOT = Path(tokenprune.__file__).parents[1]
-COMMANDS = ("demo", "bench", "figures", "macs", "inspect", "tune", "calibrate")
+COMMANDS = ("demo", "app", "generate", "bench", "figures", "macs", "inspect", "tune", "calibrate")
 MODEL = {"inspect": ["shapes-sd3"]}
+PROMPTS = {"generate": ["--prompts", "a.txt"]}
 HEAVY = {
     "torch_geometric",
     "diffusers",
@@ -36,6 +37,7 @@ HEAVY = {
     "accelerate",
     "torchmetrics",
     "datasets",
+    "gradio",
 }
 
 
@@ -106,10 +108,10 @@ def test_a_missing_extra_ends_the_command_before_anything_is_done(
     command: str, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., None], nothing_done: Path
 ) -> None:
     """As after `pip install '.[diffusers]'`."""
-    absent = {"matplotlib", "optuna", "torchmetrics"}
+    absent = {"gradio", "matplotlib", "optuna", "torchmetrics"}
     monkeypatch.setattr(commands, "is_installed", lambda name: name not in absent)
-    extra = "tune" if command == "tune" else "cli"
-    names = ", ".join(sorted(absent if command == "tune" else absent - {"optuna"}))
+    extra = commands.EXTRAS.get(command, "cli")
+    names = ", ".join(sorted(absent & set(required(extra))))
     message = (
         f"the extra '{extra}' is needed, of which {names} are not installed: pip install 'tokenprune-dit[{extra}]'"
     )
@@ -152,6 +154,8 @@ def test_a_package_that_is_only_there_as_source_says_so(monkeypatch: pytest.Monk
 
 OUTPUTS = [
     ("demo", "out", "a.txt/panel.png"),
+    ("generate", "out", "a.txt/pictures"),
+    ("generate", "out", "a.txt"),
     ("figures", "out", "a.txt/figures"),
     ("figures", "out", "a.txt"),
     ("tune", "out", "a.txt/plan.yaml"),
@@ -168,7 +172,7 @@ def test_an_output_that_cannot_be_written_ends_the_command_before_anything_is_do
 ) -> None:
     (nothing_done / "a.txt").write_text("a red circle\n")
     (nothing_done / "folder").mkdir()
-    result = run(command, f"--{option}", path)
+    result = run(command, *PROMPTS.get(command, []), f"--{option}", path)
     refused(command, result, f"{option}: expected a file that can be written, got {path}")
     assert sorted(each.name for each in nothing_done.rglob("*")) == ["a.txt", "folder"]
 

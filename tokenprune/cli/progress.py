@@ -10,6 +10,9 @@ from typing import Self
 from rich.console import Console
 from rich.progress import Progress as Bar
 
+LOOK_BACK = 24 * 3600.0
+"""Seconds from which the speed is told."""
+
 
 class Progress:
     """A bar on a terminal; elsewhere a plain line for each thing that is finished. Both go to standard error.
@@ -24,9 +27,11 @@ class Progress:
         self._shown = shown
         self._bar = None
         if shown and console.is_terminal and not console.is_dumb_terminal:
-            self._bar = Bar(console=console, transient=True)
+            # what remains is told from the whole run: rich looks back 30 s, which a slow picture alone can take
+            self._bar = Bar(console=console, transient=True, speed_estimate_period=LOOK_BACK)
             self._task = self._bar.add_task("", total=total)
         self._name: str | None = None
+        self._failure = ""
         self._start = 0.0
 
     def begin(self, name: str, note: str = "") -> None:
@@ -36,6 +41,10 @@ class Progress:
         if self._bar is not None:
             self._bar.update(self._task, description=name + note)
 
+    def fail(self, reason: str) -> None:
+        """What began last failed."""
+        self._failure = reason
+
     def expect(self, total: int) -> None:
         """Say how many there will be, what is finished included."""
         if self._bar is not None:
@@ -44,10 +53,15 @@ class Progress:
     def _finish(self) -> None:
         if self._name is None:
             return
+        seconds = f"{time.perf_counter() - self._start:.1f} s"
+        line = f"{self._name}: failed after {seconds}: {self._failure}" if self._failure else ""
         if self._bar is not None:
             self._bar.update(self._task, advance=1)
+            if line:
+                self._bar.console.print(line, markup=False, highlight=False)
         elif self._shown:
-            print(f"{self._name}: finished in {time.perf_counter() - self._start:.1f} s", file=sys.stderr, flush=True)
+            print(line or f"{self._name}: finished in {seconds}", file=sys.stderr, flush=True)
+        self._failure = ""
         self._name = None
 
     def __enter__(self) -> Self:
