@@ -111,10 +111,10 @@ class MaskedModule:
     ) -> None:
         self.model = model
         self.map = module_map
+        self.settings = settings
         self._shards = self._refuse_foreign()
         with misfits_explained(model):
             module_map.check(model)
-        self.settings = settings
         self.signature = inspect.signature(model.forward)
         weigh = settings.policy.weigh_attention if "attention" in settings.policy.needs else None
         self.sites = Sites(module_map, weigh, settings.trusting)
@@ -233,8 +233,8 @@ class MaskedModule:
         Raises:
             HookConflictError: hooks or forwards of others on the model cannot go with pruning.
         """
-        shards = shards_of(self.model, self.map)
-        refuse_hooks(self.model, served=() if shards.degree == 1 else DIVIDING)
+        shards = shards_of(self.model, self.map, self.settings.keeps_keys)
+        refuse_hooks(self.model, served=() if shards.group is None else DIVIDING)
         refuse_foreign_forwards(self.model, (site.path for site in self.map.block_sites))
         return shards
 

@@ -45,25 +45,36 @@ class Divider(NamedTuple):
     config: Any
 
 
-def shards_of(model: nn.Module, module_map: ModuleMap) -> Shards:
+def shards_of(model: nn.Module, module_map: ModuleMap, keeps_keys: bool = True) -> Shards:
     """How the model's tokens are divided over processes.
+
+    Args:
+        model: the model.
+        module_map: its map.
+        keeps_keys: whether steps may compute a part of the tokens. Where all are full or skipped, only the exit's
+            output has to be whole.
 
     Raises:
         HookConflictError: in a way in which pruned steps would not be exact.
     """
     dividers = list(_dividers(model))
-    if dividers:
-        reason = _misfit(model, module_map, dividers)
-        if reason is not None:
-            raise HookConflictError(
-                f"{type(model).__name__}: is divided over several devices (enable_parallelism) in a way that cannot "
-                f"be pruned: {reason}; or remove() the handle"
-            )
-        config = dividers[0].config
-        divided = {site.path: _divided_at(site.path, dividers) for site in module_map.block_sites}
-        return Shards(config._ulysses_mesh.get_group(), config.ulysses_degree, config._ulysses_local_rank, divided)
-    tensors = getattr(vars(model).get(CONFIG), "tensor_parallel_config", None)
-    return ALONE if tensors is None else Shards(tensors._mesh.get_group())
+    if not dividers:
+        tensors = getattr(vars(model).get(CONFIG), "tensor_parallel_config", None)
+        return ALONE if tensors is None else Shards(tensors._mesh.get_group())
+    config = dividers[0].config
+    whole = any(divider.joins and divider.path == module_map.exit_site.path for divider in dividers)
+    reason = _misfit(model, module_map, dividers) if keeps_keys or not whole else None
+    if reason is not None:
+        rest = ". A plan of full and skipped steps alone, as tokenprune.plan gives, is served" if whole else ""
+        raise HookConflictError(
+            f"{type(model).__name__}: is divided over several devices (enable_parallelism) in a way that cannot be "
+            f"pruned: {reason}; or remove() the handle{rest}"
+        )
+    group = config._flattened_mesh.get_group()
+    if not keeps_keys:
+        return Shards(group)
+    divided = {site.path: _divided_at(site.path, dividers) for site in module_map.block_sites}
+    return Shards(group, config.ulysses_degree, config._ulysses_local_rank, divided)
 
 
 def _dividers(model: nn.Module) -> Iterator[Divider]:
@@ -106,10 +117,11 @@ def _misfit(model: nn.Module, module_map: ModuleMap, dividers: list[Divider]) ->
 def _misfit_of_map(module_map: ModuleMap, dividers: list[Divider]) -> str | None:
     """Why arguments cannot be gathered where they are divided; None where they can."""
     blocks = module_map.block_sites
+    paths = {site.path for site in blocks}
     inside = [
         divider.path
         for divider in dividers
-        if divider.names and divider.path and not any(divider.path == site.path for site in blocks)
+        if (divider.names and divider.path not in {"", *paths}) or any(divider.path.startswith(f"{p}.") for p in paths)
     ]
     if inside:
         return f"its plan divides the tokens at {inside[0]}; expected before the blocks"

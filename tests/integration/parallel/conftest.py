@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -11,4 +12,5 @@ from ranks import Ranks, on_ranks
 @pytest.fixture
 def ranks(tmp_path: Path) -> Ranks:
     """Runs a program on each of so many ranks."""
-    return lambda world, program, *args: on_ranks(world, tmp_path / "store", program, *args)
+    calls = itertools.count()
+    return lambda world, program, *args: on_ranks(world, tmp_path / f"store {next(calls)}", program, *args)

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from diffusers import ContextParallelConfig, TensorParallelConfig
 from diffusers.hooks import tensor_parallel
+from diffusers.models import attention_dispatch
 from tiny import ALL, T, noise
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
@@ -43,6 +44,25 @@ class Generated:
     computed: list[Tensor]
     keys: int
     cache_bytes: int
+
+
+def with_sums(ctx: Any, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+    """Attention [B, l, H, D] with the logarithms of its sums [B, l, H], which torch gives on accelerators alone."""
+    query, key, value = (each.transpose(1, 2) for each in (query, key, value))
+    products = query @ key.transpose(2, 3) * query.shape[-1] ** -0.5
+    return (products.softmax(-1) @ value).transpose(1, 2), products.logsumexp(-1).transpose(1, 2)
+
+
+def by_ring(model: nn.Module) -> None:
+    """Divide sequences over all ranks, also in attention, which goes round."""
+    attention_dispatch._native_attention_forward_op = with_sums
+    model.enable_parallelism(config=ContextParallelConfig(ring_degree=dist.get_world_size()))
+
+
+def by_uneven_context(model: nn.Module) -> None:
+    """Divide sequences over all ranks in parts that need not be alike, and heads in attention."""
+    config = ContextParallelConfig(ulysses_degree=dist.get_world_size(), ulysses_anything=True)
+    model.enable_parallelism(config=config)
 
 
 def longer(text: Tensor) -> Tensor:

@@ -35,6 +35,8 @@ TOLERANCE = 1e-5
 """What diffusers' own outputs, of size 1, differ at most between one process and several in single precision."""
 
 DIVISIONS = {"context": by_context, "tensors": by_tensors}
+HOWEVER = {"ring": programs.by_ring, "uneven": programs.by_uneven_context}
+"""Ways that serve full and skipped steps alone."""
 CASES: dict[str, tuple[str, str, Plan | SelectionPolicy]] = {
     "flux, all tokens": ("context", "flux", DensePolicy()),
     "flux, CAT": ("context", "flux", CAT),
@@ -81,6 +83,15 @@ def test_two_ranks(case: str, ranks: Ranks) -> None:
         assert alone.keys / 2 <= divided.keys <= (0.55 if forecast else 0.5) * alone.keys
     (_, first, _), (_, second, _) = found
     assert all(map(torch.equal, first.outputs, second.outputs))
+
+
+@pytest.mark.parametrize(("divide", "world", "heads"), [("ring", 2, 2), ("uneven", 3, 5)])
+def test_full_and_skipped_steps_are_served_however_tokens_are_divided(
+    divide: str, world: int, heads: int, ranks: Ranks
+) -> None:
+    for alone, divided, plain in ranks(world, programs.alone_and_divided, HOWEVER[divide], "flux", SKIPPING, heads):
+        check(alone, divided, plain)
+        assert [computed.sum(1).tolist() for computed in divided.computed] == [[24]] * 2 + [[0]] * 2 + [[24]]
 
 
 @pytest.mark.parametrize("divide", DIVISIONS)
