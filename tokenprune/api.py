@@ -15,6 +15,7 @@ from tokenprune.engine.cache_limit import bytes_of
 from tokenprune.engine.correction import SamplerCorrection
 from tokenprune.engine.foreign_forwards import misfits_explained, refuse_foreign_forwards
 from tokenprune.engine.masked_module import MaskedModule
+from tokenprune.engine.parallelism import DIVIDING
 from tokenprune.engine.pruning_watch import PruningWatch
 from tokenprune.engine.sampler import Sampler
 from tokenprune.engine.settings import PruningSettings
@@ -126,7 +127,7 @@ def apply(
     sampler = _sampler(target, scheduler, named.is_pipeline)
     scales = _by_name(guidance_scale, list(named.models))
     for model in named.models.values():
-        refuse_hooks(model)
+        refuse_hooks(model, served=DIVIDING)  # which are looked at with the model's map
         refuse_foreign_forwards(model)
     numbers, keeping = schedule or policy.schedule(), reuse or Hold()
     _check_cache_dtype(cache_dtype, keeping)

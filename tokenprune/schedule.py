@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -118,10 +119,18 @@ class Schedule(Settings, ABC):
         return None
 
 
-def tokens_at(schedule: Schedule, step: Step, num_tokens: int, least: int = 1) -> int:
-    """How many of N = num_tokens tokens a step computes, of a model that cannot compute fewer than `least` but none."""
+def tokens_at(schedule: Schedule, step: Step, num_tokens: int, least: int = 1, multiple: int = 1) -> int:
+    """How many of N = num_tokens tokens a step computes.
+
+    Args:
+        schedule: says how many it should.
+        step: the step.
+        num_tokens: N.
+        least: fewer than these a model cannot compute, but none.
+        multiple: it computes a multiple of this, rounded up, or all.
+    """
     count = schedule.count(step, num_tokens)
-    return min(max(count, least), num_tokens) if count > 0 else 0
+    return min(multiple * math.ceil(max(count, least) / multiple), num_tokens) if count > 0 else 0
 
 
 def rehearsed(schedule: Schedule, steps: int) -> Iterator[Step]:

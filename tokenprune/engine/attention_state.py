@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from tokenprune.engine.attention_calls import SeenCall, SeenCalls
 from tokenprune.engine.branch_cache import BranchCache
 from tokenprune.engine.rows import Rows, rows_of
+from tokenprune.engine.shards import ALONE, Shards
 from tokenprune.errors import AttentionError
 from tokenprune.modulemap import AttentionSite, Layout
 from tokenprune.ops.guidance import Guidance, conditional_rows
@@ -68,12 +69,16 @@ class KeptKeys:
         images: where image tokens lie among them.
         fresh: at a pruned call, which of them are computed: selected image tokens and text tokens.
         columns: which of them masks may have a column for: the same, or with all text tokens.
+        order: where each of all keys lies in what a full call gives; None: in order.
+        fresh_order: where each of the computed ones lies in what a pruned call gives; None: in order.
     """
 
     buffer: KeyValueBuffer
     images: ImageTokens
     fresh: FreshKeys | None = None
     columns: Selection | None = None
+    order: Tensor | None = None
+    fresh_order: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,7 @@ class Coming:
         starts: where image tokens begin in each joint sequence [B], if that differs.
         before: how many tokens lie before the image in every joint sequence, at a full call: one with fewer keys than
             these and N sees no image.
+        shards: over which ranks the model's tokens are divided.
     """
 
     branch: BranchCache
@@ -106,6 +112,7 @@ class Coming:
     siblings: tuple[BranchCache, ...] = ()
     weighed: Guidance | None = None
     holds_text: bool = False
+    shards: Shards = ALONE
 
     @property
     def conditional_rows(self) -> range:
@@ -202,7 +209,7 @@ class AttentionState:
         return torch.where(calls > 0, total / calls.clamp_min(1), 1 / tokens)
 
 
-def kept_keys(site: AttentionSite, coming: Coming, call: SeenCall, fresh: FreshKeys | None = None) -> KeptKeys:
+def kept_keys(site: AttentionSite, coming: Coming, call: SeenCall) -> KeptKeys:
     """Where the keys of an attention call with image keys are kept.
 
     Raises:
@@ -220,8 +227,10 @@ def kept_keys(site: AttentionSite, coming: Coming, call: SeenCall, fresh: FreshK
         )
     if "text" in layout:
         images = replace(images, starts=coming.starts_of(call))
-    whole = shape.rows == coming.batch
-    return KeptKeys(coming.branch.buffer(BufferKey(site.path, number), paired=whole), images, fresh)
+    buffer = coming.branch.buffer(BufferKey(site.path, number), paired=shape.rows == coming.batch)
+    buffer.total = None if coming.shards.group is None else coming.shards.total
+    order = coming.shards.order(layout, coming.tokens, shape.keys, coming.clock.device)
+    return KeptKeys(buffer, images, order=order)
 
 
 def prepare(states: Iterable[AttentionState], coming: Coming) -> None:
@@ -248,6 +257,8 @@ def prepare(states: Iterable[AttentionState], coming: Coming) -> None:
                     )
                     span, static = kept.images.span(call.shape.keys), rows.static.part(key)
                     found[key] = FreshKeys.of(computed, span, static, rows.most_text), columns
-                kept = replace(kept, fresh=found[key][0], columns=found[key][1])
+                fresh, columns = found[key]
+                order = coming.shards.order(kept.images.layout, plan.selected, fresh.selection.count, device)
+                kept = replace(kept, fresh=fresh, columns=columns, fresh_order=order)
             plan.keys.append(kept)
         state.prepare(plan)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from tokenprune.engine.call_arguments import CallArguments
+from tokenprune.engine.shards import Shards
 from tokenprune.errors import UnsupportedCallError, UnsupportedModelError
 from tokenprune.modulemap import ModuleMap
 from tokenprune.schedule import Schedule
@@ -23,8 +24,16 @@ def refuse_model(model: nn.Module, module_map: ModuleMap, schedule: Schedule) ->
     )
 
 
-def refuse_call(model: nn.Module, given: CallArguments) -> None:
-    """Raise UnsupportedCallError if the images of a call that may leave out text begin at places of their own."""
+def refuse_call(model: nn.Module, given: CallArguments, shards: Shards) -> None:
+    """Raise UnsupportedCallError if a call that may leave out text has sequences in which that cannot be done.
+
+    That is where images begin at places of their own, or where tokens are divided over ranks.
+    """
+    if shards.degree > 1:
+        raise UnsupportedCallError(
+            f"{type(model).__name__}: steps cannot leave out the text tokens (HeldText) where sequences are "
+            f"divided over {shards.degree} ranks, as the one that is left cannot be. Take the schedule within HeldText"
+        )
     if given.image_starts is not None:
         raise UnsupportedCallError(
             f"{type(model).__name__}: steps cannot leave out the text tokens (HeldText) where images begin at places "

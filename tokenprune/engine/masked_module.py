@@ -27,9 +27,11 @@ from tokenprune.engine.foreign_forwards import (
 )
 from tokenprune.engine.generation import Generation
 from tokenprune.engine.installation import HookInstallation
+from tokenprune.engine.parallelism import DIVIDING, refuse_other_inputs, refuse_unequal_parts, shards_of
 from tokenprune.engine.policy_view import PolicyView
 from tokenprune.engine.set_aside import SetAside
 from tokenprune.engine.settings import PruningSettings
+from tokenprune.engine.shards import Shards
 from tokenprune.engine.sites import Sites
 from tokenprune.engine.skipped_steps import OutputMap
 from tokenprune.engine.step_tracker import CallPosition, StepTracker
@@ -110,11 +112,11 @@ class MaskedModule:
     ) -> None:
         self.model = model
         self.map = module_map
-        self._refuse_foreign()
+        self.settings = settings
+        self._shards = self._refuse_foreign()
         with misfits_explained(model):
             module_map.check(model)
         held_text.refuse_model(model, module_map, settings.schedule)
-        self.settings = settings
         self.signature = inspect.signature(model.forward)
         weigh = settings.policy.weigh_attention if "attention" in settings.policy.needs else None
         self.sites = Sites(module_map, weigh, settings.trusting)
@@ -225,13 +227,26 @@ class MaskedModule:
         finally:
             self.timeline.reset()
         self._installation.put_on_parts()
-        self._refuse_foreign()
-        self._forwards = ForwardWatch(self.model)
+        self._look_again()
 
-    def _refuse_foreign(self) -> None:
-        """Raise HookConflictError if hooks or forwards of others on the model cannot go with pruning."""
-        refuse_hooks(self.model)
+    def _refuse_foreign(self) -> Shards:
+        """How the model is divided over devices.
+
+        Raises:
+            HookConflictError: hooks or forwards of others on the model cannot go with pruning.
+        """
+        shards = shards_of(self.model, self.map, self.settings.keeps_keys)
+        refuse_hooks(self.model, served=() if shards.group is None else DIVIDING)
         refuse_foreign_forwards(self.model, (site.path for site in self.map.block_sites))
+        return shards
+
+    def _look_again(self) -> None:
+        """Look at what others did to the model; if they divided it over devices, what was kept is of another kind."""
+        shards = self._refuse_foreign()
+        if shards != self._shards:
+            self.timeline.reset()
+            self._shards = shards
+        self._forwards = ForwardWatch(self.model)
 
     # One call of the model -------------------------------------------------------------------------------------
 
@@ -249,13 +264,13 @@ class MaskedModule:
                 f"gradients; call the model under torch.no_grad() or remove() the handle to train"
             )
         if self._forwards is not None and self._forwards.changed:
-            self._refuse_foreign()
-            self._forwards = ForwardWatch(self.model)
+            self._look_again()
         if self._installation.displaced is not None:
             self._follow_displaced()
         given = self._arguments(args, kwargs)
         if self.settings.schedule.holds_text:
-            held_text.refuse_call(self.model, given)
+            held_text.refuse_call(self.model, given, self._shards)
+        refuse_unequal_parts(self.name, self._shards, given)
         latents = given.latents
         position = self._find_position(given, latents)
         generation = self.generation
@@ -285,6 +300,7 @@ class MaskedModule:
             keeps=keeps,
             with_text=generation.with_text,
             holds_text=self.settings.schedule.holds_text,
+            shards=self._shards,
         )
         self.sites.prepare_text(given, branch, selection is not None, keeps)
         if weighed is not None or seen or (not known and branch.makes_buffers):
@@ -407,9 +423,10 @@ class MaskedModule:
 
     def _begin_generation(self, position: CallPosition, given: CallArguments) -> None:
         """Start anew; key and value buffers stay, for their memory, while the latents keep their shape."""
-        self._refuse_foreign()
+        self._shards = self._refuse_foreign()
         self._installation.stand_in_forward()
         self._forwards = ForwardWatch(self.model)
+        refuse_other_inputs(self.name, self._shards, given)
         last, window = self.generation.branches, self._window
         inherited = self.timeline.handed_on(self._label, position)
         window.generation = self._new_generation(self._view(given), position.generation, inherited)
@@ -429,7 +446,8 @@ class MaskedModule:
 
     def _new_generation(self, view: PolicyView, token: object, inherited: Mapping[BranchKey, Tensor]) -> Generation:
         full_steps = self.timeline.full_steps.setdefault(self._label, [])
-        return Generation(view, Recorder() if self.settings.trace else None, token, inherited, full_steps)
+        recorder = Recorder() if self.settings.trace else None
+        return Generation(view, recorder, token, inherited, full_steps, self._shards)
 
     def _view(self, given: CallArguments) -> PolicyView:
         """What policies see of the coming generation."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from tokenprune.engine.shards import ALONE, Shards
 from tokenprune.modulemap import Layout, TokenArgument
 from tokenprune.ops.selection import Selection
 from tokenprune.ops.static_memory import StaticBuffers
@@ -29,6 +30,7 @@ class Rows:
         frames: how many sequences of the batch belong to each image.
         static: where the indices are kept from step to step.
         with_text: whether all text tokens are computed; if not, only the first ones are.
+        shards: over which ranks the arguments that rows are taken from are divided.
 
     Attributes:
         images: as above.
@@ -36,6 +38,7 @@ class Rows:
         by_layout: the computed rows of sequences of each layout.
         static: as above.
         most_text: how many text tokens are computed, from the first on; None is all.
+        shards: as above.
     """
 
     def __init__(
@@ -47,8 +50,11 @@ class Rows:
         frames: int = 1,
         static: StaticBuffers | None = None,
         with_text: bool = True,
+        shards: Shards = ALONE,
     ) -> None:
         self.most_text = None if with_text else LEAST_TEXT
+        self.shards = shards
+        self._joined: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         self.static = StaticBuffers() if static is None else static
         self._made: dict[Hashable, Selection] = {}
         self.images = self.image = self._once("images", lambda: images)
@@ -98,6 +104,16 @@ class Rows:
 
         return self._once((layout, length, part, most), make)
 
+    def whole(self, value: Tensor, dim: int) -> Tensor:
+        """A tensor of which this rank was given its part along a dimension; joined once, as blocks share arguments."""
+        if self.shards.degree == 1:
+            return value
+        if torch.compiler.is_compiling():
+            return self.shards.joined(value, dim)
+        if (id(value), dim) not in self._joined:
+            self._joined[id(value), dim] = (value, self.shards.joined(value, dim))
+        return self._joined[id(value), dim][1]
+
     def _once(self, name: Hashable, make: Callable[[], Selection]) -> Selection:
         """What goes by this name, made when it is first asked for and kept at its address."""
         if name not in self._made:
@@ -127,7 +143,9 @@ def gather(rows: Rows, argument: TokenArgument, value: Any) -> Any:
     folded = argument.batch == argument.dim
     selection = rows.on(value.device, None if folded else argument.layout)
     length = selection.num_tokens * (selection.batch_size if folded else 1)
-    return selection.take(value, argument.dim, argument.batch) if value.shape[argument.dim] == length else value
+    if value.shape[argument.dim] * rows.shards.degree != length:
+        return value
+    return selection.take(rows.whole(value, argument.dim), argument.dim, argument.batch)
 
 
 def gather_first(rows: Rows, ways: Iterable[TokenArgument], value: Any) -> Any:

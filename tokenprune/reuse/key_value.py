@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -104,6 +105,8 @@ class KeyValueBuffer:
         dtype: what keys and values are kept in; None keeps them as they come, torch.int8 as whole numbers with a scale
             for each row of a head.
         scales: of keys and values [B, L, H, 1], where they are whole numbers.
+        total: adds up what is found over this buffer's heads with what other processes find over theirs; None: all
+            heads are here.
     """
 
     least_bytes = 1
@@ -113,6 +116,7 @@ class KeyValueBuffer:
         self.key: Tensor | None = None
         self.value: Tensor | None = None
         self.clock: Tensor | None = None
+        self.total: Callable[[Tensor], Tensor] | None = None
         self.dtype: torch.dtype | None = None
         self.scales: tuple[Tensor, Tensor] | None = None
 

@@ -143,6 +143,7 @@ class LinearBuffer(KeyValueBuffer):
         last, run = back[:, :, ::SAMPLE].float(), (gap * pace)[:, ::SAMPLE, None, None]
         moved, term = off[:, :, ::SAMPLE].float() + gone[:, :, ::SAMPLE, None, None] * last, run * last
         fit = torch.stack((moved * term, term.square())).sum((-3, -2, -1))
+        fit = fit if self.total is None else self.total(fit)
         self._fit.mul_(MEMORY).add_(fit.unflatten(-1, (self._halves, -1)).sum(-2))
         again = gap == 0
         torch.addcmul(off, back, _wide(torch.where(again, 1.0, gone), back), out=back)
