@@ -75,7 +75,7 @@ def test_the_version_is_the_packages() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--stepz", "3"], "No such option: --stepz"),
+        (["--stepz", "3"], r"No such option:? '?--stepz"),  # older versions of click quote it
         (["--steps", "many"], "Invalid value for '--steps': "),
         (["--steps"], "Option '--steps' requires an argument"),
         (["one", "two"], "Got unexpected extra argument"),
@@ -84,7 +84,9 @@ def test_the_version_is_the_packages() -> None:
 def test_options_that_cannot_be_read_end_in_one_line(
     command: str, words: list[str], message: str, refused: Callable[..., None], nothing_done: Path
 ) -> None:
-    refused(command, run(command, *(words if words[0] == "one" else MODEL.get(command, []) + words)), message)
+    result = run(command, *(words if words[0] == "one" else MODEL.get(command, []) + words))
+    refused(command, result, "")
+    assert re.match(f"tokenprune {command}: {message}", result.stderr)
 
 
 def test_a_missing_argument_and_a_missing_command_end_in_one_line(refused: Callable[..., None]) -> None:
@@ -132,7 +134,7 @@ def test_an_extra_brings_what_the_project_file_says() -> None:
     cli = (extras["cli"] | extras["diffusers"] | extras["viewer"]) - {"tokenprune-dit"}
     assert set(required("tune")) - {"scipy"} == (cli | {"optuna"}) - {"scipy"}
     assert set(required("cli")) < set(required("tune"))
-    check_extra("test")
+    check_extra("test-core")
     with pytest.raises(
         ConfigurationError, match=r"of which torch-scatter is not installed: pip install 'tokenprune-dit"
     ):

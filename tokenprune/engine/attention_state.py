@@ -205,7 +205,8 @@ def kept_keys(site: AttentionSite, coming: Coming, call: SeenCall, fresh: FreshK
     """
     number, shape = call.number or 0, call.shape
     layout = site.layout if number == 0 else site.further or site.layout
-    images = ImageTokens(layout, coming.tokens)
+    starts = coming.starts_of(call) if "text" in layout else None
+    images = ImageTokens(layout, coming.tokens, starts)
     expected = images.streams * coming.tokens
     if "text" not in layout and shape.keys != expected:
         further = f", and nothing in its `further` of attention call {number + 1}" if number else ""
@@ -213,8 +214,6 @@ def kept_keys(site: AttentionSite, coming: Coming, call: SeenCall, fresh: FreshK
             f"{site.path}: expected {expected} image keys, got {shape.keys} keys; the module map calls its layout "
             f"{site.layout!r}{further}"
         )
-    if "text" in layout:
-        images = replace(images, starts=coming.starts_of(call))
     whole = shape.rows == coming.batch
     return KeptKeys(coming.branch.buffer(BufferKey(site.path, number), paired=whole), images, fresh)
 
