@@ -31,6 +31,7 @@ FLOORS = {
         {"__init__"},
         {"embedded"},
         {"bench", "tokenprune_adapters"},
+        {"app"},
         {"cli"},
         {"__main__"},
     ),
@@ -52,7 +53,7 @@ LAZY = {
     "PIL": ("tokenprune.reports.viewer",),
 }
 OWN_LIBRARIES = {"tokenprune_adapters": {"diffusers"}}
-ANY_LIBRARY = {"embedded", "bench", "cli", "__main__"}
+ANY_LIBRARY = {"embedded", "bench", "app", "cli", "__main__"}
 
 
 def module_name(file: Path, root: Path) -> str:

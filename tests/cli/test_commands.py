@@ -25,7 +25,7 @@ from tokenprune.errors import ConfigurationError
 from tokenprune.reports.outputs import check_output
 
 ROOT = Path(tokenprune.__file__).parents[1]
-COMMANDS = ("demo", "bench", "figures", "macs", "inspect", "tune", "calibrate")
+COMMANDS = ("demo", "app", "bench", "figures", "macs", "inspect", "tune", "calibrate")
 MODEL = {"inspect": ["shapes-sd3"]}
 HEAVY = {
     "torch_geometric",
@@ -36,6 +36,7 @@ HEAVY = {
     "accelerate",
     "torchmetrics",
     "datasets",
+    "gradio",
 }
 
 
@@ -108,10 +109,10 @@ def test_a_missing_extra_ends_the_command_before_anything_is_done(
     command: str, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., None], nothing_done: Path
 ) -> None:
     """As after `pip install '.[diffusers]'`."""
-    absent = {"matplotlib", "optuna", "torchmetrics"}
+    absent = {"gradio", "matplotlib", "optuna", "torchmetrics"}
     monkeypatch.setattr(commands, "is_installed", lambda name: name not in absent)
-    extra = "tune" if command == "tune" else "cli"
-    names = ", ".join(sorted(absent if command == "tune" else absent - {"optuna"}))
+    extra = commands.EXTRAS.get(command, "cli")
+    names = ", ".join(sorted(absent & set(required(extra))))
     message = (
         f"the extra '{extra}' is needed, of which {names} are not installed: pip install 'tokenprune-dit[{extra}]'"
     )

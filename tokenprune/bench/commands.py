@@ -21,7 +21,7 @@ from tokenprune.errors import ConfigurationError, TokenPruneError, one_line
 PACKAGE = "tokenprune-dit"
 
 
-EXTRAS = {"tune": "tune"}
+EXTRAS = {"tune": "tune", "app": "app"}
 """The extra that a command needs, by its name, where it is not `cli`."""
 
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from tokenprune.bench.commands import PACKAGE, Command, Group
+from tokenprune.cli.app_command import app
 from tokenprune.cli.bench import bench
 from tokenprune.cli.calibrate import calibrate
 from tokenprune.cli.demo import demo
@@ -32,5 +33,5 @@ def tokenprune(
         print(context.get_help())
 
 
-for command in (demo, bench, figures, macs, inspect, tune, calibrate):
+for command in (demo, app, bench, figures, macs, inspect, tune, calibrate):
     APP.command(cls=Command)(command)

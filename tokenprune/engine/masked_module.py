@@ -290,8 +290,8 @@ class MaskedModule:
         whole = generation.records[-1].num_tokens
         tokens = 0 if self._call.skips else selection.count if selection else whole
         record = CallRecord(position.branch, tokens, Stopwatch(latents.device), given.form)
+        self._keep_example(record, given)  # a report in another thread needs it for every recorded call
         generation.records[-1].calls.append(record)
-        self._keep_example(record, given)
         return given.gathered(self.sites.exit.rows)
 
     def _announce(self, position: CallPosition) -> None:
