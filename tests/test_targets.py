@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import re
 from collections import defaultdict
@@ -14,7 +13,6 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-import transformers
 from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, UNet2DConditionModel, UNet2DModel
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -22,6 +20,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel, T5Config, T5EncoderModel
+from versions import needs
 
 import tokenprune
 from tokenprune import NoisePolicy, UnknownModelError, UnsupportedModelError
@@ -231,10 +230,7 @@ def parts_of_pipelines() -> dict[str, set[str]]:
     return found
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("transformers.models.gemma4") is None,
-    reason=f"transformers {transformers.__version__} has no Gemma 4, which pipelines of diffusers import",
-)
+@needs("Gemma4ForConditionalGeneration")
 def test_every_transformer_of_diffusers_pipelines_is_found() -> None:
     found = parts_of_pipelines()
     assert len(found["transformer"]) > 50

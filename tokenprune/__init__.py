@@ -16,6 +16,7 @@ from tokenprune.errors import (
     UnsupportedCallError,
     UnsupportedModelError,
 )
+from tokenprune.expectation import Expectation, expect
 from tokenprune.handles import Handle, handle_of, remove
 from tokenprune.modulemap import Arguments, AttentionSite, BlockSite, ExitSite, ModuleMap, TokenArgument, latent_grid
 from tokenprune.ops.grid import TokenGrid, num_tokens
@@ -75,6 +76,7 @@ __all__ = [
     "DensePolicy",
     "ErrorControlledPolicy",
     "ExitSite",
+    "Expectation",
     "Handle",
     "Hold",
     "HookConflictError",
@@ -118,6 +120,7 @@ __all__ = [
     "UnsupportedModelError",
     "WarmupSchedule",
     "apply",
+    "expect",
     "handle_of",
     "latent_grid",
     "load_plan",

@@ -26,6 +26,7 @@ from tokenprune.reports.outputs import check_output
 
 ROOT = Path(tokenprune.__file__).parents[1]
 COMMANDS = ("demo", "app", "bench", "figures", "macs", "inspect", "tune", "calibrate")
+SERVERS = {"app"}
 MODEL = {"inspect": ["shapes-sd3"]}
 HEAVY = {
     "torch_geometric",
@@ -66,6 +67,11 @@ def test_all_commands_are_listed() -> None:
     assert found.exit_code == 0
     assert re.findall(r"^│ ([a-z]+)  ", found.stdout, re.M) == list(COMMANDS)
     assert run().stdout.strip() == found.stdout.strip()
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command not in SERVERS])
+def test_every_command_that_ends_prints_json(command: str) -> None:
+    assert "--json" in run(command, "--help").stdout
 
 
 def test_the_version_is_the_packages() -> None:

@@ -59,6 +59,7 @@ with Progress(2) as progress:
 def test_a_terminal_has_a_bar() -> None:
     shown = on_a_terminal("-c", WORK)
     assert "two (the last)" in shown
+    assert "2 of 2" in shown
     assert "finished in" not in shown
 
 
@@ -87,6 +88,19 @@ def test_processes_that_only_help_show_nothing(capsys: pytest.CaptureFixture[str
         progress.begin("one")
         progress.expect(2)
     assert capsys.readouterr() == ("", "")
+
+
+def test_lines_say_how_many_are_done_and_what_is_left(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress(2) as progress:
+        progress.begin("one")
+        progress.expect(3)
+        progress.begin("two")
+        assert progress.done == 1
+        progress.begin("three")
+    ends = [
+        re.sub(r"about \d+ s", "about 1 s", line.partition(" s (")[2]) for line in capsys.readouterr().err.splitlines()
+    ]
+    assert ends == ["1 of 3, about 1 s left)", "2 of 3, about 1 s left)", "3 of 3)"]
 
 
 def test_the_last_is_finished_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
