@@ -31,7 +31,7 @@ FLOORS = {
         {"__init__"},
         {"embedded"},
         {"bench", "tokenprune_adapters"},
-        {"app"},
+        {"app", "generate"},
         {"cli"},
         {"__main__"},
     ),
@@ -53,7 +53,7 @@ LAZY = {
     "PIL": ("tokenprune.reports.viewer",),
 }
 OWN_LIBRARIES = {"tokenprune_adapters": {"diffusers"}}
-ANY_LIBRARY = {"embedded", "bench", "app", "cli", "__main__"}
+ANY_LIBRARY = {"embedded", "bench", "app", "generate", "cli", "__main__"}
 
 
 def module_name(file: Path, root: Path) -> str:

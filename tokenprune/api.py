@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from tokenprune.engine.cache_conflicts import refuse_hooks
+from tokenprune.engine.cache_limit import bytes_of
 from tokenprune.engine.correction import SamplerCorrection
 from tokenprune.engine.foreign_forwards import misfits_explained, refuse_foreign_forwards
 from tokenprune.engine.masked_module import MaskedModule
@@ -49,6 +50,7 @@ def apply(
     guidance_scale: float | Mapping[str, float] | None = None,
     trace: bool = False,
     cache_dtype: torch.dtype | None = None,
+    cache_limit: str | int | None = None,
     discover: bool = True,
     transformers: str | Sequence[str] | None = None,
 ) -> Handle:
@@ -80,6 +82,9 @@ def apply(
         trace: record what happens to every token at every step, for `Handle.trace`; costs memory, see `Trace`.
         cache_dtype: what keys and values are kept in, such as torch.float8_e4m3fn in place of the model type: less
             memory, some error, see docs/speed.md. None is the model's own.
+        cache_limit: the most memory that all caches may hold together, as "8GiB" or in bytes; None is no limit. The
+            model's first call that would make them hold more raises CacheLimitError: sizes of pictures, batches and
+            texts are known only then.
         discover: whether to find the map of a model that no adapter serves by watching it at its first call; that call
             raises UnknownModelError, and takes the hook off, where this fails. See docs/discovery.md.
         transformers: which of a pipeline's transformers to prune, by name; None prunes all.
@@ -92,8 +97,8 @@ def apply(
         CacheConflictError: the model carries a cache, of diffusers or of another package, that leaves out work.
         HookConflictError: the model carries hooks of others that mix tokens.
         TypeError: an argument is of another type, or keys cannot be kept in the `cache_dtype`.
-        ValueError: `transformers` or `guidance_scale` names a transformer that the pipeline has not, or `guidance` is
-            none of these.
+        ValueError: `transformers` or `guidance_scale` names a transformer that the pipeline has not, `guidance` is none
+            of these, or `cache_limit` is no amount of memory.
     """
     if isinstance(policy, Plan):
         if schedule is not None or reuse is not None or corrector is not None:
@@ -109,6 +114,7 @@ def apply(
         ("guidance", guidance, Guidance | None),
         ("guidance_scale", guidance_scale, float | Mapping | None),
         ("trace", trace, bool),
+        ("cache_limit", cache_limit, str | int | None),
         ("discover", discover, bool),
         ("transformers", transformers, str | Sequence | None),
     )
@@ -121,6 +127,7 @@ def apply(
         refuse_foreign_forwards(model)
     numbers, keeping = schedule or policy.schedule(), reuse or Hold()
     _check_cache_dtype(cache_dtype, keeping)
+    most_bytes = None if cache_limit is None else bytes_of(cache_limit)
 
     sampler, window, notices = Sampler(target) if named.is_pipeline else None, ThreadLabel(), Notices()
     correction = SamplerCorrection(sampler, corrector) if corrector is not None and sampler is not None else None
@@ -129,6 +136,7 @@ def apply(
         window,
         PruningWatch(numbers, notices),
         correction,
+        most_bytes,
     )
     parts: dict[str, Part] = {}
     for name, model in named.models.items():
@@ -197,6 +205,7 @@ _EXAMPLES = {
     "schedule": "WarmupSchedule(0.3, 8)",
     "reuse": "Hold()",
     "corrector": "Corrector()",
+    "cache_limit": '"8GiB"',
 }
 
 

@@ -25,9 +25,10 @@ from tokenprune.errors import ConfigurationError
 from tokenprune.reports.outputs import check_output
 
 ROOT = Path(tokenprune.__file__).parents[1]
-COMMANDS = ("demo", "app", "bench", "figures", "macs", "inspect", "tune", "calibrate")
+COMMANDS = ("demo", "app", "generate", "bench", "figures", "macs", "inspect", "tune", "calibrate")
 SERVERS = {"app"}
 MODEL = {"inspect": ["shapes-sd3"]}
+PROMPTS = {"generate": ["--prompts", "a.txt"]}
 HEAVY = {
     "torch_geometric",
     "diffusers",
@@ -161,6 +162,8 @@ def test_a_package_that_is_only_there_as_source_says_so(monkeypatch: pytest.Monk
 
 OUTPUTS = [
     ("demo", "out", "a.txt/panel.png"),
+    ("generate", "out", "a.txt/pictures"),
+    ("generate", "out", "a.txt"),
     ("figures", "out", "a.txt/figures"),
     ("figures", "out", "a.txt"),
     ("tune", "out", "a.txt/plan.yaml"),
@@ -177,7 +180,7 @@ def test_an_output_that_cannot_be_written_ends_the_command_before_anything_is_do
 ) -> None:
     (nothing_done / "a.txt").write_text("a red circle\n")
     (nothing_done / "folder").mkdir()
-    result = run(command, f"--{option}", path)
+    result = run(command, *PROMPTS.get(command, []), f"--{option}", path)
     refused(command, result, f"{option}: expected a file that can be written, got {path}")
     assert sorted(each.name for each in nothing_done.rglob("*")) == ["a.txt", "folder"]
 

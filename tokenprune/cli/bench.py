@@ -42,10 +42,7 @@ def bench(
     ] = None,
     split: Annotated[str, typer.Option(help="Split of the embedded captions: tuning or held-out.")] = "held-out",
     prompts_file: Annotated[Path | None, typer.Option(help="Text file of prompts, one a line.")] = None,
-    prompts_from: Annotated[
-        str | None,
-        typer.Option(help="Data set of prompts: parti-prompts, coco-2014, coco-2017 or dataset:PATH_OR_NAME#COLUMN."),
-    ] = None,
+    prompts_from: options.PromptsFrom = None,
     guidance_scale: options.GuidanceScale = None,
     batch: Annotated[int, typer.Option(min=1, help="Pictures drawn at a time.")] = 8,
     metric: Annotated[

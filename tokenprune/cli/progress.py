@@ -32,6 +32,7 @@ class Progress:
             self._bar = Bar(*columns, console=console, transient=True)
             self._task = self._bar.add_task("", total=total, left=str(self._remaining))
         self._name: str | None = None
+        self._failure = ""
         self._start = 0.0
 
     @property
@@ -46,6 +47,10 @@ class Progress:
         if self._bar is not None:
             self._bar.update(self._task, description=name + note)
 
+    def fail(self, reason: str) -> None:
+        """What began last failed."""
+        self._failure = reason
+
     def expect(self, total: int) -> None:
         """Say how many there will be, what is finished included."""
         self._remaining.total = total
@@ -57,11 +62,16 @@ class Progress:
             return
         self._remaining.finish_one()
         left = str(self._remaining)
+        seconds = f"{time.perf_counter() - self._start:.1f} s"
+        failed = f"{self._name}: failed after {seconds}: {self._failure}" if self._failure else ""
         if self._bar is not None:
             self._bar.update(self._task, advance=1, left=left)
+            if failed:
+                self._bar.console.print(failed, markup=False, highlight=False)
         elif self._shown:
-            took = f"{self._name}: finished in {time.perf_counter() - self._start:.1f} s"
-            print(f"{took} ({left})" if left else took, file=sys.stderr, flush=True)
+            line = failed or f"{self._name}: finished in {seconds}"
+            print(f"{line} ({left})" if left else line, file=sys.stderr, flush=True)
+        self._failure = ""
         self._name = None
 
     def __enter__(self) -> Self:

@@ -97,7 +97,7 @@ def plan_of(
         if file is not None:
             return load_plan(file)
         if budget is not None:
-            return best_plan(model, _number(budget))
+            return best_plan(model, number_or_name(budget))
         return Plan(CATPolicy(**given))  # type: ignore[arg-type]
 
 
@@ -122,7 +122,8 @@ def notes_of(model: nn.Module, found: ModuleMap) -> list[str]:
     return notes
 
 
-def _number(budget: str) -> float | str:
+def number_or_name(budget: str) -> float | str:
+    """A budget as it was typed: a share, or the name of a preset."""
     try:
         return float(budget)
     except ValueError:

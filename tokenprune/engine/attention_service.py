@@ -168,7 +168,10 @@ class FullAttention(AttentionService):
         buffer, seen, number = kept.buffer, self.plan.seen, len(self._held)
         if buffer.clock is not None and buffer.clock.device != key.device:
             buffer.clock = buffer.clock.to(key.device)
-        buffer.record(key, value, kept.images.span(key.shape[2]))
+        span = kept.images.span(key.shape[2])
+        if not torch.compiler.is_compiling():  # compiled code never sees memory being made
+            self.plan.coming.branch.make_room(self.path, buffer, key, value, span)
+        buffer.record(key, value, span)
         between = between_tokens(mask, kept.images, call.shape.keys)
         if between is not None:
             seen.between[number] = store(seen.between.get(number), between)

@@ -435,7 +435,12 @@ class MaskedModule:
 
     def _new_branch(self, key: BranchKey, reference: Tensor | None = None) -> BranchCache:
         guidance = self.generation.view.guidance_of(key.shape[0])
-        return BranchCache(self.settings.reuse, guidance, self.settings.cache_dtype, reference)
+        settings, make_room = self.settings, self._make_room if self.timeline.limit.is_set else None
+        return BranchCache(settings.reuse, guidance, settings.cache_dtype, reference, make_room)
+
+    def _make_room(self, path: str, nbytes: int, made: int) -> None:
+        """Ask for the memory of an attention module's keys and values, when so many modules have theirs."""
+        self.timeline.limit.take(path, nbytes, max(0, len(self.map.attentions) - made - 1))
 
     def _begin_branch(self, position: CallPosition, given: CallArguments) -> BranchCache:
         branches = self.generation.branches

@@ -104,6 +104,10 @@ class KeyValueBuffer:
         self.key = store(self.key, narrow(key.transpose(1, 2), self.dtype))
         self.value = store(self.value, narrow(value.transpose(1, 2), self.dtype))
 
+    def needed(self, key: Tensor, value: Tensor, span: Span) -> int:
+        """Bytes that recording these would take where nothing is kept yet; arguments as of `record`."""
+        return sum(each.numel() * (self.dtype or each.dtype).itemsize for each in (key, value))
+
     def update(self, fresh: FreshKeys, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Overwrite rows with fresh ones and return the whole key and value [B, H, L, D].
 

@@ -80,6 +80,14 @@ class LinearBuffer(KeyValueBuffer):
         self._moved.copy_(self._now)
         self._started.fill_(1)
 
+    def needed(self, key: Tensor, value: Tensor, span: Span) -> int:
+        """Bytes that recording these would take where nothing is kept yet: those of image tokens are kept twice."""
+        batch, heads, _, width = key.shape
+        rows = batch * span[1]
+        lines = 2 * rows * heads * width * (self.dtype or key.dtype).itemsize
+        float32 = 2 * rows + 2 * rows + 4 * (batch // self._halves)  # gone; pace and time; fit
+        return super().needed(key, value, span) + lines + 4 * float32
+
     def update(self, fresh: FreshKeys, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Take in fresh rows; return them within the forecast of all others [B, H, L, D]."""
         if self._whole is None:

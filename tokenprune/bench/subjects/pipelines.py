@@ -196,6 +196,8 @@ def _check_call(model: str, kind: type, arguments: Mapping[str, Any]) -> dict[st
     place = f"{model} ({kind.__name__})"
     if lacking := {"prompt", "num_inference_steps"} - set(named):
         raise ConfigurationError(f"{place}: expected a pipeline that takes {', '.join(sorted(lacking))}")
+    if "num_frames" in named:
+        raise ConfigurationError(f"{place}: expected a pipeline of pictures, got one of videos, with num_frames")
     if missing := sorted(needed - set(arguments)):
         raise ConfigurationError(f"{place}: needs {', '.join(missing)}: pass --argument {missing[0]}=...")
     if len(named) == len(taken) and (unknown := sorted(set(arguments) - set(named))):
