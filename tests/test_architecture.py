@@ -26,7 +26,7 @@ FLOORS = {
         {"policies", "reuse", "reports", "modulemap"},
         {"engine", "plans", "registry"},
         {"discovery", "macs", "testing"},
-        {"handles"},
+        {"handles", "expectation"},
         {"api"},
         {"__init__"},
         {"embedded"},

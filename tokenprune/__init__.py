@@ -17,6 +17,7 @@ from tokenprune.errors import (
     UnsupportedCallError,
     UnsupportedModelError,
 )
+from tokenprune.expectation import Expectation, expect
 from tokenprune.handles import Handle, handle_of, remove
 from tokenprune.held_text import HeldText
 from tokenprune.modulemap import Arguments, AttentionSite, BlockSite, ExitSite, ModuleMap, TokenArgument, latent_grid
@@ -78,6 +79,7 @@ __all__ = [
     "DensePolicy",
     "ErrorControlledPolicy",
     "ExitSite",
+    "Expectation",
     "Handle",
     "HeldText",
     "Hold",
@@ -122,6 +124,7 @@ __all__ = [
     "UnsupportedModelError",
     "WarmupSchedule",
     "apply",
+    "expect",
     "handle_of",
     "latent_grid",
     "load_plan",

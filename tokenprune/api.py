@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import SimpleNamespace
@@ -23,9 +24,10 @@ from tokenprune.engine.step_tracker import StepTracker
 from tokenprune.engine.thread_label import ThreadLabel
 from tokenprune.engine.timeline import Timeline
 from tokenprune.errors import UnknownModelError
+from tokenprune.expectation import told_in_advance
 from tokenprune.handles import Handle, Part, PrunedModel
 from tokenprune.modulemap import ModuleMap
-from tokenprune.notices import Notices
+from tokenprune.notices import LOGGER, Notices
 from tokenprune.ops.guidance import Guidance
 from tokenprune.plans.plan import Plan
 from tokenprune.plans.presets import best_plan, share_of, token_plan
@@ -157,6 +159,8 @@ def apply(
             "the corrector needs the sampler, and is left out: give apply the pipeline, or the scheduler of your own "
             "loop (scheduler=...)",
         )
+    if LOGGER.isEnabledFor(logging.INFO):  # it takes some seconds for large models
+        notices.inform("expectation", told_in_advance(target, Plan(policy, schedule, keeping, corrector), adapter))
     if len(parts) > 1:
         notices.inform(
             "transformers",

@@ -119,6 +119,15 @@ class Schedule(Settings, ABC):
         return None
 
 
+LONG = 1000
+"""Steps of a generation that prunes something if its schedule means to prune at all."""
+
+
+def steps_needed(schedule: Schedule, more_than: int) -> int | None:
+    """How many steps, more than so many, a generation needs to prune anything; None where none is long enough."""
+    return next((total for total in range(more_than + 1, LONG + 1) if schedule.prunes(total)), None)
+
+
 def tokens_at(schedule: Schedule, step: Step, num_tokens: int, least: int = 1, multiple: int = 1) -> int:
     """How many of N = num_tokens tokens a step computes.
 

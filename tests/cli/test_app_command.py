@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from tokenprune.bench.commands import is_installed
 from tokenprune.cli.app import APP
+
+pytestmark = pytest.mark.skipif(not is_installed("gradio"), reason="gradio is not installed (extra 'app')")
 
 
 @pytest.mark.parametrize(

@@ -25,8 +25,9 @@ from tokenprune.bench.measuring.memory import peak_memory
 from tokenprune.bench.measuring.run import stamp
 from tokenprune.bench.subjects.transformers import Loaded, load
 from tokenprune.bench.tables.cells import renew
-from tokenprune.cli.targets import Wanted, call_of, find_map
+from tokenprune.cli.targets import call_of, find_map
 from tokenprune.engine.on_meta import MetaWins, meta_twin, stand_in
+from tokenprune.macs.example_calls import Wanted
 from tokenprune.macs.rehearsal import counts_of, rehearse
 from tokenprune.plans.plan import Plan
 
@@ -140,7 +141,7 @@ def _attended(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> 
 def measure(loaded: Loaded) -> Size:
     """Count a model at the size that its pipeline draws by default."""
     found = find_map(loaded).map
-    called = call_of(loaded, found, Wanted())
+    called = call_of(loaded, Wanted())
     assert called is not None
     twin, make = meta_twin(loaded.model, DTYPE), stand_in(DTYPE)
     given = tree_map(lambda leaf: make(leaf) if isinstance(leaf, Tensor) else leaf, dict(called.call.arguments))

@@ -53,7 +53,7 @@ def generate(
     ray: Annotated[
         int | None, typer.Option(min=1, help="Workers of a Ray Data job that draws; else this process does.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of lines.")] = False,
+    as_json: options.Json = False,
 ) -> None:
     """Draw a picture for each prompt, pruned as the recommended plan says, with a report beside each.
 

@@ -59,6 +59,7 @@ HeldOutPrompts: TypeAlias = Annotated[
 HoldOut: TypeAlias = Annotated[
     int | None, typer.Option(min=1, help="Prompts to report on; else 16 captions, or half of the file.")
 ]
+Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables and notes.")]
 GuidanceScale: TypeAlias = Annotated[float | None, typer.Option(help="Classifier-free guidance; else the model's own.")]
 
 

@@ -217,7 +217,8 @@ def kept_keys(site: AttentionSite, coming: Coming, call: SeenCall) -> KeptKeys:
     """
     number, shape = call.number or 0, call.shape
     layout = site.layout if number == 0 else site.further or site.layout
-    images = ImageTokens(layout, coming.tokens)
+    starts = coming.starts_of(call) if "text" in layout else None
+    images = ImageTokens(layout, coming.tokens, starts)
     expected = images.streams * coming.tokens
     if "text" not in layout and shape.keys != expected:
         further = f", and nothing in its `further` of attention call {number + 1}" if number else ""
@@ -225,8 +226,6 @@ def kept_keys(site: AttentionSite, coming: Coming, call: SeenCall) -> KeptKeys:
             f"{site.path}: expected {expected} image keys, got {shape.keys} keys; the module map calls its layout "
             f"{site.layout!r}{further}"
         )
-    if "text" in layout:
-        images = replace(images, starts=coming.starts_of(call))
     buffer = coming.branch.buffer(BufferKey(site.path, number), paired=shape.rows == coming.batch)
     buffer.total = None if coming.shards.group is None else coming.shards.total
     order = coming.shards.order(layout, coming.tokens, shape.keys, coming.clock.device)

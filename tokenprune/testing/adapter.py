@@ -16,6 +16,7 @@ from tokenprune.errors import TokenPruneError, UnsupportedCallError, one_line
 from tokenprune.ops.grid import num_tokens
 from tokenprune.registry import Adapter, find_adapter
 from tokenprune.reports.checks import CheckResult, Finding
+from tokenprune.reports.remaining import Remaining
 from tokenprune.testing.plain import outputs_behind, outputs_of, rows_of_image, state_of
 
 AdapterProperty = Literal[
@@ -59,6 +60,7 @@ def check_adapter(
     tolerance: float = 1e-4,
     seed: int = 0,
     image_of: Callable[[Inputs, int], Inputs] | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> CheckResult:
     """Prune a small model with an adapter and raise unless it has every property that the engine relies on.
 
@@ -93,6 +95,7 @@ def check_adapter(
         seed: seed of the noise and of the selections.
         image_of: the arguments for one image only. None takes row i of all tensors whose length is that of the
             latents, and item i of such lists.
+        tell: given a line for each property that was checked, with how long the rest may take; `print`, for example.
 
     Returns:
         What was checked of each property, what could not be, and what no such check can tell; printed, a table.
@@ -101,7 +104,7 @@ def check_adapter(
         AdapterCheckError: a property does not hold; it has the `result` so far.
     """
     with torch.no_grad():
-        return _Check(model_factory().eval(), inputs, adapter, fraction, tolerance, seed, image_of).run()
+        return _Check(model_factory().eval(), inputs, adapter, fraction, tolerance, seed, image_of).run(tell)
 
 
 class _Check:
@@ -120,9 +123,11 @@ class _Check:
         self.image_of = image_of or (lambda given, image: rows_of_image(given, image, self.images))
         self.before = state_of(model)
 
-    def run(self) -> CheckResult:
+    def run(self, tell: Callable[[str], None] | None) -> CheckResult:
         findings: list[Finding] = []
-        for name in get_args(AdapterProperty):
+        names = get_args(AdapterProperty)
+        remaining = Remaining(len(names))
+        for name in names:
             check: Callable[[], str] = getattr(self, f"check_{name.replace(' ', '_')}")
             try:
                 findings.append(Finding(name, "passed", check()))
@@ -132,6 +137,9 @@ class _Check:
                 findings.append(Finding(name, "failed", str(error)))
                 error.result = self.result(findings)
                 raise
+            remaining.finish_one()
+            if tell is not None:
+                tell(f"{name}: {findings[-1].outcome} ({remaining})")
         return self.result(findings)
 
     def result(self, findings: Sequence[Finding]) -> CheckResult:
