@@ -40,7 +40,7 @@ SIZES = (512, 1024, 2048)
 WARMUP = 4
 """Full steps at the start of a generation."""
 
-HEADER = """| | pixels | tokens | plain step, ms | full | pruned | speed | allowed | in a block | outside | peak | kept |
+HEADER = """| | pixels | tokens | plain step, ms | full | pruned | speed | allowed | a block | outside | peak | kept |
 |---|---|---|---|---|---|---|---|---|---|---|---|"""
 
 
