@@ -102,7 +102,7 @@ def _run(
     torch.accelerator.device_count = lambda: world  # diffusers takes ranks modulo the number of accelerators
     try:
         dist.init_process_group(
-            "gloo",
+            "cpu:gloo",
             init_method=f"file://{store}",
             rank=rank,
             world_size=world,
