@@ -96,8 +96,8 @@ def test_the_plain_model_passes() -> None:
     told: list[str] = []
     check_adapter(Plain, call(), adapter=module_map, tell=told.append)
     assert [line.partition(":")[0] for line in told] == list(get_args(AdapterProperty))
-    assert told[0].startswith("map: passed (1 of 10, about ")
-    assert told[-1] == "remove: passed (10 of 10)"
+    assert told[0].startswith("map: passed (1 of 11, about ")
+    assert told[-1] == "remove: passed (11 of 11)"
 
 
 def test_a_model_without_adapter() -> None:
