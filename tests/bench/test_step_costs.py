@@ -54,11 +54,20 @@ def test_operators_that_make_numbers_are_counted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tokens", "most", "expected"),
-    [(76, 32, (4, 19)), (256, 32, (16, 16)), (37, 32, (6, 6)), (37, 40, (1, 37)), (1, 5, (1, 1))],
+    ("tokens", "most", "multiple", "expected"),
+    [
+        (76, 32, 1, (4, 19)),
+        (76, 40, 2, (2, 38)),
+        (76, 32, 2, (6, 12)),
+        (75, 32, 2, (6, 12)),
+        (256, 32, 2, (16, 16)),
+        (37, 32, 1, (6, 6)),
+        (37, 40, 1, (1, 37)),
+        (1, 5, 1, (1, 1)),
+    ],
 )
-def test_the_squarest_rectangle(tokens: int, most: int, expected: tuple[int, int]) -> None:
-    assert rectangle(tokens, most) == expected
+def test_the_squarest_rectangle(tokens: int, most: int, multiple: int, expected: tuple[int, int]) -> None:
+    assert rectangle(tokens, most, multiple) == expected
 
 
 def test_each_kind_of_step_has_its_cost(monkeypatch: pytest.MonkeyPatch) -> None:

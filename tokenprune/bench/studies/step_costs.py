@@ -41,6 +41,9 @@ HEADER = """| | step | tokens | operators a block | outside | ms | least, ms | a
 Kind = tuple[str, int]
 """Full, pruned or skipped, and the computed tokens."""
 
+PIXELS = 8
+"""Of what pipelines ask height and width to be multiples."""
+
 STEPS = 14
 """Of each generation; what the first two of each kind of step cost is left out."""
 
@@ -69,8 +72,13 @@ class Drawn:
         self.blocks = tuple(
             site.path for site in find_adapter(self.pipe.transformer)(self.pipe.transformer).block_sites
         )
+        self._multiple = max(1, PIXELS // self._pixels)
         side = config.sample_size // config.patch_size if size is None else size // self._pixels
         self.grid = (side, side)
+
+    def of_tokens(self, tokens: int) -> tuple[int, int]:
+        """Rows and columns of a picture of so many tokens, or of the next fewer that the pipeline draws."""
+        return rectangle(tokens, 2 * max(self.grid), self._multiple)
 
     def draw(self, grid: tuple[int, int], steps: int) -> None:
         """Draw a picture with so many rows and columns of tokens."""
@@ -141,7 +149,7 @@ def costs(given: Drawn, turns: int) -> Iterator[Cost]:
     for _ in range(turns):
         for tokens in sizes:
             with _clock(given) as seconds:
-                given.draw(rectangle(tokens, 2 * max(given.grid)), 4)
+                given.draw(given.of_tokens(tokens), 4)
             plain[tokens] += seconds[2:]
         for name, plan in CONFIGURATIONS.items():
             with tokenprune.apply(given.pipe, plan) as handle, _clock(given) as seconds:
@@ -198,13 +206,20 @@ def _clock(given: Drawn) -> Iterator[list[float]]:
         yield seconds
 
 
-def rectangle(tokens: int, most: int) -> tuple[int, int]:
-    """The squarest rectangle of so many tokens, or of the next fewer, with no side longer than `most`."""
+def rectangle(tokens: int, most: int, multiple: int = 1) -> tuple[int, int]:
+    """The squarest rectangle of so many tokens, or of the next fewer.
+
+    Args:
+        tokens: how many.
+        most: no side is longer.
+        multiple: both sides are multiples of this.
+    """
     for area in range(tokens, 0, -1):
         for rows in range(math.isqrt(area), 0, -1):
-            if area % rows == 0 and area // rows <= most:
-                return rows, area // rows
-    raise ValueError(f"tokens: expected at least 1, got {tokens}")
+            columns = area // rows
+            if rows * columns == area and columns <= most and not (rows % multiple or columns % multiple):
+                return rows, columns
+    raise ValueError(f"tokens: expected at least {multiple**2}, got {tokens}")
 
 
 if __name__ == "__main__":
