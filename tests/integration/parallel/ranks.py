@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import multiprocessing
 import os
@@ -53,7 +54,7 @@ def on_ranks(world: int, store: Path, program: Callable[..., Any], *args: Any) -
     """
     receivers, processes = [], []
     for rank in range(world):
-        receiver, sender = CONTEXT.Pipe(duplex=False)
+        receiver, sender = CONTEXT.Pipe()
         process = CONTEXT.Process(target=_run, args=(rank, world, store, sender, program, args), daemon=True)
         process.start()
         sender.close()
@@ -62,12 +63,12 @@ def on_ranks(world: int, store: Path, program: Callable[..., Any], *args: Any) -
     try:
         return _collect(receivers)
     finally:
+        for receiver in receivers:
+            receiver.close()  # ranks that gave something wait for that
         for process in processes:
-            process.join(1)  # all that it had to say is said
+            process.join(1)
             process.kill()
             process.join(PATIENCE)
-        for receiver in receivers:
-            receiver.close()
 
 
 def _collect(receivers: list[Connection]) -> list[Any]:
@@ -109,6 +110,8 @@ def _run(
             timeout=dt.timedelta(seconds=PATIENCE),
         )
         sender.send_bytes(pickle.dumps((True, program(*args))))
+        with contextlib.suppress(EOFError, OSError):
+            sender.recv_bytes()  # until all are done: others may still be connecting to this one
     except BaseException:
         sender.send_bytes(pickle.dumps((False, traceback.format_exc())))
     finally:
