@@ -83,6 +83,7 @@ def background(page: Any) -> int:
 def test_both_pictures_come(page: Any) -> None:
     pictures = page.locator(".pictures img")
     assert pictures.count() == 2
+    page.wait_for_function("() => [...document.querySelectorAll('.pictures img')].every(each => each.naturalWidth > 0)")
     sizes = pictures.evaluate_all("all => all.map(each => [each.naturalWidth, each.naturalHeight])")
     assert sizes == [[64, 64], [64, 64]]
     fits = pictures.evaluate_all("all => all.map(each => getComputedStyle(each).objectFit)")
