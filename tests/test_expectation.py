@@ -10,7 +10,16 @@ import torch
 from torch import nn
 
 import tokenprune
-from tokenprune import CATPolicy, ConfigurationError, Expectation, NoisePolicy, Plan, UnknownModelError, expect
+from tokenprune import (
+    CATPolicy,
+    ConfigurationError,
+    Expectation,
+    HeldText,
+    NoisePolicy,
+    Plan,
+    UnknownModelError,
+    expect,
+)
 from tokenprune.embedded.load import load_shapes_sd3
 
 
@@ -34,6 +43,19 @@ def test_a_report_says_the_same_afterwards(make: Any, pipe: Any) -> None:
     assert told.cache_bytes == pytest.approx(report.cache_bytes, rel=0.01)
     assert sum(told.step_macs[count].total for count in told.counts) == pytest.approx(told.macs.total)
     assert told.notes == ()
+
+
+@pytest.mark.parametrize("every", [2, None])
+def test_steps_that_hold_the_text_have_costs_of_their_own(every: int | None, pipe: Any) -> None:
+    """Also where no pruned step computes the text."""
+    told = expect(pipe, Plan(CATPolicy(), HeldText(CATPolicy(0.3, 4).schedule(), every)), 8)
+    assert set(told.held_macs) == {76}
+    assert set(told.step_macs) == ({256, 76} if every else {256})
+    pruned = (
+        [told.step_macs[76].total] * 2 + [told.held_macs[76].total] * 2 if every else [told.held_macs[76].total] * 4
+    )
+    assert 4 * told.step_macs[256].total + sum(pruned) == pytest.approx(told.macs.total)
+    assert "of 76 tokens with the text held" in str(told)
 
 
 def test_it_prints(pipe: Any) -> None:

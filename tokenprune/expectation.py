@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
@@ -33,6 +33,7 @@ class Expectation:
         text: T, text tokens beside them; 0 where the model takes none.
         counts: image tokens that each step computes; 0 where the step is skipped.
         step_macs: multiply-accumulates of a step, by the number of tokens that it computes.
+        held_macs: the same of steps that hold the text (`HeldText`).
         macs: of all steps.
         dense_macs: of the plain model's.
         cache_bytes: what the caches will hold at most, in bytes; what a policy remembers is not in it.
@@ -49,6 +50,7 @@ class Expectation:
     dense_macs: Macs
     cache_bytes: int
     notes: tuple[str, ...] = ()
+    held_macs: dict[int, Macs] = field(default_factory=dict)
 
     @property
     def mac_ratio(self) -> float:
@@ -68,6 +70,9 @@ class Expectation:
         costs = [
             f"{names.get(count, f'of {count} tokens')} {_in_words(cost.total)}"
             for count, cost in self.step_macs.items()
+        ]
+        costs += [
+            f"of {count} tokens with the text held {_in_words(cost.total)}" for count, cost in self.held_macs.items()
         ]
         whole = f"{_in_words(self.macs.total)} of {_in_words(self.dense_macs.total)} MACs, {self.mac_ratio:.1%}"
         return [
@@ -146,7 +151,8 @@ def expect(
         tokens=rehearsal.tokens,
         text=called.text or 0,
         counts=rehearsal.counts,
-        step_macs=_step_macs(rehearsal),
+        step_macs=_step_macs(rehearsal, with_text=True),
+        held_macs=_step_macs(rehearsal, with_text=False),
         macs=rehearsal.macs,
         dense_macs=rehearsal.dense,
         cache_bytes=rehearsal.cache_bytes,
@@ -181,10 +187,10 @@ def _call(model: nn.Module, adapter: Adapter, wanted: Wanted, scale: int | None)
     return called
 
 
-def _step_macs(rehearsal: Rehearsal) -> dict[int, Macs]:
-    """Operations of a step of each kind, all calls of it, the most expensive kind first."""
-    kinds = sorted(set(rehearsal.counts), reverse=True)
-    return {count: rehearsal.layers[count][""] * rehearsal.calls if count else Macs(0, 0) for count in kinds}
+def _step_macs(rehearsal: Rehearsal, with_text: bool) -> dict[int, Macs]:
+    """Operations of a step of each kind that does or does not compute the text, all calls of it, the dearest first."""
+    kinds = sorted({each for each in rehearsal.computed if each.with_text is with_text}, reverse=True)
+    return {kind.tokens: rehearsal.layers[kind][""] * rehearsal.calls if kind.tokens else Macs(0, 0) for kind in kinds}
 
 
 def too_short(schedule: Schedule, steps: int) -> str | None:

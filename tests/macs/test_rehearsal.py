@@ -8,7 +8,8 @@ from tiny import ALL
 
 import tokenprune
 from tokenprune import CATPolicy, HeldText, Plan, RefreshSchedule, SequentialPolicy
-from tokenprune.macs.counting import counting_calls
+from tokenprune.macs.breakdown import commonest_call, of_layers
+from tokenprune.macs.counting import Computed, counting_calls
 from tokenprune.macs.rehearsal import CallPattern, counts_of, rehearse
 from tokenprune.plans.presets import best_plan, token_plan
 from tokenprune.registry import find_adapter
@@ -68,6 +69,16 @@ def test_keys_and_values_of_another_precision_and_size() -> None:
     assert whole.key_bytes() == 2 * half.key_bytes() == 2 * 2 * 2 * 24 * 16 * 4
     assert whole.key_bytes(48) == 2 * whole.key_bytes()
     assert all(parameter.dtype == torch.float32 and not parameter.is_meta for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("every", [2, None])
+def test_modules_of_a_call_that_holds_the_text(every: int | None) -> None:
+    model, inputs = CASES["sd3"].make(), CASES["sd3"].inputs()
+    plan = Plan(SequentialPolicy(), HeldText(SequentialPolicy(0.3, 4).schedule(), every))
+    run = rehearse(model, find_adapter(model)(model), CallPattern(inputs), plan, STEPS)
+    assert commonest_call(run) == Computed(7, with_text=False)
+    whole, *_ = of_layers(model, run, commonest_call(run), depth=1)
+    assert whole.linear_pruned_T == pytest.approx(run.layers[Computed(7, False)][""].linear / 1e12)
 
 
 def test_modules_add_up_to_the_model() -> None:

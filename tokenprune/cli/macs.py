@@ -82,7 +82,7 @@ def _of_model(loaded: Loaded, wanted: Wanted, plan: Plan, steps: Sequence[int], 
         TokenPruneError: the model cannot be pruned, or its calls are not known.
     """
     from tokenprune.cli.targets import call_of, find_map, notes_of
-    from tokenprune.macs.breakdown import commonest_count, of_generation, of_layers
+    from tokenprune.macs.breakdown import commonest_call, of_generation, of_layers
     from tokenprune.macs.rehearsal import rehearse
 
     found = find_map(loaded)
@@ -92,7 +92,7 @@ def _of_model(loaded: Loaded, wanted: Wanted, plan: Plan, steps: Sequence[int], 
         raise ConfigurationError(f"{name}: name a factory, module.path:factory, that gives arguments of a call")
     runs = [rehearse(loaded.model, found.map, called.call, plan, number) for number in steps]
     generations = [of_generation(run) for run in runs]
-    some = commonest_count(runs[0])
+    some = commonest_call(runs[0])
     layers = list(of_layers(loaded.model, runs[0], some, depth)) if depth else []
     if as_json:
         content = {
@@ -104,7 +104,7 @@ def _of_model(loaded: Loaded, wanted: Wanted, plan: Plan, steps: Sequence[int], 
             "generations": [
                 {**asdict(each), "tokens": run.counts} for each, run in zip(generations, runs, strict=True)
             ],
-            **({"pruned_call_tokens": some, "layers": [asdict(layer) for layer in layers]} if depth else {}),
+            **({"pruned_call_tokens": some.tokens, "layers": [asdict(layer) for layer in layers]} if depth else {}),
         }
         options.print_json(content)
         return
@@ -113,6 +113,6 @@ def _of_model(loaded: Loaded, wanted: Wanted, plan: Plan, steps: Sequence[int], 
     for run in runs:
         print(f"tokens of {len(run.counts)} steps: {options.runs_of(run.counts)}")
     if depth:
-        show(of_modules(layers, some, runs[0].tokens))
+        show(of_modules(layers, some.tokens, runs[0].tokens))
     for note in [*notes_of(loaded.model, found.map), *found.notes]:
         print(f"note: {note}")

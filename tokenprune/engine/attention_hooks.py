@@ -35,9 +35,8 @@ class AttentionMode(TorchFunctionMode):
         if func is SDPA and self._alive():
             return self.service.attend(*args, **kwargs)
         if func is Tensor.unflatten and torch.compiler.is_compiling():
-            return torch.unflatten(
-                *args, **kwargs
-            )  # the method calls its own base, which no compiler follows in a mode
+            # the method calls that of its base class, which torch's compiler cannot follow within a mode
+            return torch.unflatten(*args, **kwargs)
         return func(*args, **kwargs)
 
     def _alive(self) -> bool:

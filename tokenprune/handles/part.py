@@ -12,14 +12,11 @@ from tokenprune.engine.call_arguments import Form
 from tokenprune.engine.generation import Generation
 from tokenprune.engine.masked_module import MaskedModule
 from tokenprune.errors import TraceError
-from tokenprune.macs.counting import count_steps
+from tokenprune.macs.counting import Computed, count_steps
 from tokenprune.ops.guidance import BranchKey
 from tokenprune.reports.records import StepRecord
 from tokenprune.reports.report import Macs, Report
 from tokenprune.reports.trace import Trace
-
-Computed = tuple[int, bool]
-"""What a call computes: image tokens of each image, and whether the text tokens of joint sequences, too."""
 
 
 class PrunedModel(Protocol):
@@ -82,7 +79,7 @@ class Part:
         macs, dense_macs = Macs(0, 0), Macs(0, 0)
         for record in records:
             for call in record.calls:
-                macs += costs[call.branch, call.form, (call.tokens, call.with_text)]
+                macs += costs[call.branch, call.form, Computed(call.tokens, call.with_text)]
                 dense_macs += costs[call.branch, call.form, None]
         return Report(
             steps=steps,
@@ -118,12 +115,12 @@ class Part:
         for (branch, form), example in dict(generation.examples).items():
             alike = [c for record in records for c in record.calls if (c.branch, c.form) == (branch, form)]
             for with_text in (True, False):
-                wanted = {(call.tokens, with_text) for call in alike if call.with_text is with_text and call.tokens}
-                missing = sorted(tokens for tokens, _ in wanted if (form, (tokens, with_text)) not in self._costs)
+                wanted = {Computed(c.tokens, with_text) for c in alike if c.with_text is with_text and c.tokens}
+                missing = sorted(each.tokens for each in wanted if (form, each) not in self._costs)
                 if missing or (form, None) not in self._costs:
                     full, pruned = count_steps(masked.model, masked.map, example, missing, with_text)
                     self._costs[form, None] = full
-                    self._costs.update({(form, (tokens, with_text)): cost for tokens, cost in pruned.items()})
+                    self._costs.update({(form, Computed(n, with_text)): cost for n, cost in pruned.items()})
                 found.update({(branch, form, computed): self._costs[form, computed] for computed in wanted})
-            found[branch, form, (0, True)], found[branch, form, None] = Macs(0, 0), self._costs[form, None]
+            found[branch, form, Computed(0)], found[branch, form, None] = Macs(0, 0), self._costs[form, None]
         return found

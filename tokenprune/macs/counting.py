@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,18 @@ from tokenprune.reports.report import Macs
 
 Layers = Mapping[str, Macs]
 """Operations of one call by module path; the empty path stands for the whole model."""
+
+
+class Computed(NamedTuple):
+    """What one call computes, as far as its operations go by it.
+
+    Attributes:
+        tokens: image tokens of each image; 0 at a skipped step.
+        with_text: whether the text tokens of joint sequences, too.
+    """
+
+    tokens: int
+    with_text: bool = True
 
 
 class _NoModules:

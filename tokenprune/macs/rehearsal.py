@@ -18,7 +18,7 @@ from tokenprune.engine.settings import PruningSettings
 from tokenprune.engine.step_tracker import CallPosition, OneGeneration
 from tokenprune.engine.timeline import Timeline
 from tokenprune.errors import ConfigurationError
-from tokenprune.macs.counting import Layers, by_layer, counting
+from tokenprune.macs.counting import Computed, Layers, by_layer, counting
 from tokenprune.modulemap import ModuleMap
 from tokenprune.ops.grid import TokenGrid, num_tokens
 from tokenprune.ops.guidance import BranchKey
@@ -54,8 +54,7 @@ class Rehearsal:
         grid: the token grid.
         counts: image tokens computed of each image, at each step.
         texts: whether the text tokens of joint sequences are computed at each step.
-        layers: operations of one call, by the number of tokens computed.
-        held: the same of calls that compute no text tokens.
+        layers: operations of one call, by what it computes.
         calls: calls of each step.
         images: rows of the batch of a call, both guidance halves counted.
         keys: length and bytes of the keys and values of each attention module, for all rows and calls.
@@ -65,8 +64,7 @@ class Rehearsal:
     grid: TokenGrid
     counts: tuple[int, ...]
     texts: tuple[bool, ...]
-    layers: Mapping[int, Layers]
-    held: Mapping[int, Layers]
+    layers: Mapping[Computed, Layers]
     calls: int
     images: int
     keys: tuple[tuple[int, int], ...]
@@ -85,14 +83,18 @@ class Rehearsal:
     @property
     def dense(self) -> Macs:
         """Operations of the plain model over all steps."""
-        return self.layers[self.tokens][""] * (self.calls * len(self.counts))
+        return self.layers[Computed(self.tokens)][""] * (self.calls * len(self.counts))
 
     @property
     def macs(self) -> Macs:
         """Operations over all steps."""
-        steps = zip(self.counts, self.texts, strict=True)
-        every = ((self.layers if text else self.held)[count][""] for count, text in steps if count)
+        every = (self.layers[computed][""] for computed in self.computed if computed.tokens)
         return sum(every, Macs(0, 0)) * self.calls
+
+    @property
+    def computed(self) -> tuple[Computed, ...]:
+        """What each call of each step computes."""
+        return tuple(map(Computed, self.counts, self.texts))
 
     def key_bytes(self, tokens: int | None = None) -> float:
         """Bytes of all keys and values, or of those of a grid of so many tokens."""
@@ -147,8 +149,7 @@ def rehearse(
     schedule = plan.schedule or plan.policy.schedule()
     counts = counts_of(schedule, tokens, steps, module_map.least_tokens)
     texts = texts_of(schedule, counts, tokens)
-    of_text = {text: {count for count, t in zip(counts, texts, strict=True) if t is text} for text in (True, False)}
-    pruned, held = sorted(of_text[True] - {0, tokens}), sorted(of_text[False])
+    pruned = sorted({each for each in map(Computed, counts, texts) if each.tokens not in (0, tokens)})
     arguments = dict(call.arguments)
     if module_map.reads_values and any(parameter.is_meta for parameter in model.parameters()):
         raise ConfigurationError(
@@ -157,11 +158,9 @@ def rehearse(
         )
     if not module_map.reads_values:
         arguments = tree_map(lambda leaf: _like(leaf, dtype), arguments)
-    order = [tokens] * FULL_STEPS + pruned + held
+    order = [Computed(tokens)] * FULL_STEPS + pruned
     halves = module_map.guidance if call.halves else "none"
-    layers: dict[int, Layers] = {}
-    without_text: dict[int, Layers] = {}
-    first_held = FULL_STEPS + len(pruned)
+    layers: dict[Computed, Layers] = {}
 
     twin = bare_twin(model) if module_map.reads_values else meta_twin(model, dtype)
 
@@ -171,7 +170,7 @@ def rehearse(
 
     settings = PruningSettings(
         SequentialPolicy(),
-        CountSchedule(order, range(first_held, len(order))),
+        CountSchedule([each.tokens for each in order], [step for step, each in enumerate(order) if not each.with_text]),
         plan.reuse,
         guidance=halves,
         keeps_keys=schedule.keeps_keys,
@@ -179,14 +178,14 @@ def rehearse(
     timeline = Timeline(lambda _: _Rehearsed(call.times, len(order)))
     masked = MaskedModule(twin, module_map, settings, timeline)
     masked.install()
-    for step, count in enumerate(order):
+    for step, computed in enumerate(order):
         for call_of_step in range(call.times):
             if call_of_step or step < FULL_STEPS - 1:  # these are there to fill the caches
                 run()
             else:
                 with counting() as counted, by_layer(twin, counted) as found:
                     run()
-                (layers if step < first_held else without_text)[count] = {**found, "": counted.macs}
+                layers[computed] = {**found, "": counted.macs}
     generation = masked.generation
     branches = generation.branches.values()
     keys = [buffer for branch in branches for buffer in branch.buffers.values() if buffer.length]
@@ -195,7 +194,6 @@ def rehearse(
         counts=counts,
         texts=texts,
         layers=layers,
-        held=without_text,
         calls=call.times,
         images=next(iter(generation.branches)).shape[0],
         keys=tuple((buffer.length, sum(tensor.nbytes for tensor in buffer.kept)) for buffer in keys),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from torch import Tensor
 
@@ -27,6 +28,13 @@ class StepReport:
     selection_seconds: float
     correction: float | None = None
 
+    @property
+    def kind(self) -> Literal["full", "pruned", "skipped"]:
+        """Whether all tokens were computed, some, or none."""
+        if self.full:
+            return "full"
+        return "pruned" if self.tokens else "skipped"
+
 
 STEP_COLUMNS = ("step", "time", "tokens", "kind", "seconds")
 """Of a table of steps."""
@@ -34,8 +42,7 @@ STEP_COLUMNS = ("step", "time", "tokens", "kind", "seconds")
 
 def step_cells(step: StepReport) -> tuple[object, ...]:
     """The cells of one step."""
-    kind = "full" if step.full else "pruned" if step.tokens else "skipped"
-    return step.step, f"{step.time:g}", f"{step.tokens} of {step.num_tokens}", kind, f"{step.seconds:.4f}"
+    return step.step, f"{step.time:g}", f"{step.tokens} of {step.num_tokens}", step.kind, f"{step.seconds:.4f}"
 
 
 @dataclass(frozen=True)

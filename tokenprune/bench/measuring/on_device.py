@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from statistics import median
 from typing import Any, Literal
 
 import torch
@@ -14,10 +15,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import tokenprune
 from tokenprune.bench.measuring.kernels import CallKernels, counting_kernels
-from tokenprune.bench.measuring.speed import Speed, median_and_spread, speed_of
+from tokenprune.bench.measuring.speed import Speed, speed_of
 from tokenprune.errors import TokenPruneError, one_line
-from tokenprune.macs.rehearsal import CallPattern, rehearse
+from tokenprune.macs.breakdown import commonest_call
+from tokenprune.macs.counting import Computed
+from tokenprune.macs.rehearsal import CallPattern, counts_of, rehearse
 from tokenprune.modulemap import ModuleMap
+from tokenprune.ops.grid import num_tokens
 from tokenprune.plans.plan import Plan
 from tokenprune.reports.checks import Finding
 from tokenprune.reports.records import Stopwatch
@@ -131,29 +135,25 @@ def timed(case: Case, plan: Plan, turns: int) -> Timed:
     with case.pruned(plan), counting_kernels(case.model, case.blocks) as of_pruned:
         case.play()
     rehearsal = rehearse(case.model, case.map, case.call, plan, STEPS)
-    count = next(step.tokens for step in reversed(report.steps) if not step.full)
-    allowed = rehearsal.layers[rehearsal.tokens][""].total / rehearsal.layers[count][""].total
+    full, some = (rehearsal.layers[call][""] for call in (Computed(rehearsal.tokens), commonest_call(rehearsal)))
+    allowed = full.total / some.total
 
-    def kind(full: bool) -> list[float]:
-        return [t for times in pruned for t, step in zip(times, report.steps, strict=True) if step.full is full]
+    def of_kind(times: list[float], full: bool) -> list[float]:
+        return [seconds for seconds, step in zip(times, report.steps, strict=True) if step.full is full]
 
-    pairs = [(median_and_spread(a)[0], _of_kind(b, report.steps)) for a, b in zip(plain, pruned, strict=True)]
+    pairs = [(median(a), median(of_kind(b, full=False))) for a, b in zip(plain, pruned, strict=True)]
     return Timed(
         case=case.name,
         tokens=rehearsal.tokens,
-        plain=median_and_spread([t for times in plain for t in times])[0],
-        full=median_and_spread(kind(True)[1:])[0],
-        pruned=median_and_spread(kind(False))[0],
+        plain=median([seconds for times in plain for seconds in times]),
+        full=median([seconds for times in pruned for seconds in of_kind(times, full=True)][1:]),
+        pruned=median([seconds for times in pruned for seconds in of_kind(times, full=False)]),
         speed=speed_of(pairs, allowed),
         allowed=allowed,
         kernels=(of_plain[-1], of_pruned[-1]),
         peak_bytes=peak,
         cache_bytes=report.cache_bytes,
     )
-
-
-def _of_kind(times: list[float], steps: Any) -> float:
-    return median_and_spread([t for t, step in zip(times, steps, strict=True) if not step.full])[0]
 
 
 def checks(case: Case, plan: Plan) -> Iterator[Finding]:
@@ -180,9 +180,9 @@ class NotHere(Exception):  # noqa: N818
 
 def _pruned_from(plan: Plan, case: Case) -> int:
     """The first step that is pruned, and all after it are; an error where there is none."""
-    schedule = plan.schedule or plan.policy.schedule()
-    rehearsal = rehearse(case.model, case.map, case.call, plan, STEPS)
-    full = [step for step, count in enumerate(rehearsal.counts) if count == rehearsal.tokens]
+    schedule, tokens = plan.schedule or plan.policy.schedule(), num_tokens(case.map.grid(case.call.arguments))
+    counts = counts_of(schedule, tokens, STEPS, case.map.least_tokens)
+    full = [step for step, count in enumerate(counts) if count == tokens]
     if full[-1] == STEPS - 1 or schedule.skips:
         raise NotHere(f"{schedule!r} has no pruned steps at the end of {STEPS}")
     return full[-1] + 1

@@ -69,9 +69,8 @@ class Drawn:
         self.pipe.set_progress_bar_config(disable=True)
         config = self.pipe.transformer.config
         self._pixels = getattr(self.pipe, "vae_scale_factor", PIXELS_PER_LATENT) * config.patch_size
-        self.blocks = tuple(
-            site.path for site in find_adapter(self.pipe.transformer)(self.pipe.transformer).block_sites
-        )
+        transformer = self.pipe.transformer
+        self.blocks = tuple(site.path for site in find_adapter(transformer)(transformer).block_sites)
         self._multiple = max(1, PIXELS // self._pixels)
         side = config.sample_size // config.patch_size if size is None else size // self._pixels
         self.grid = (side, side)
@@ -186,7 +185,7 @@ def _kinds(handle: tokenprune.Handle, calls: int) -> list[Kind]:
     steps = handle.report().steps
     if len(steps) != calls:
         raise RuntimeError(f"expected one call of the model for each of {len(steps)} steps, got {calls}")
-    return [("full" if s.full else "pruned" if s.tokens else "skipped", s.tokens) for s in steps]
+    return [(step.kind, step.tokens) for step in steps]
 
 
 @contextmanager
