@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import gc
 import logging
+import pickle
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import tokenprune
 from tokenprune import (
@@ -110,6 +114,40 @@ def test_a_log_is_no_reason_to_stop(sd3: nn.Module, caplog: pytest.LogCaptureFix
     with tokenprune.apply(sd3, NoisePolicy(0.3, 3), adapter=lambda model: module_map(model)):
         pass
     assert "cannot be told in advance: SD3Transformer2DModel: no example says" in caplog.text
+
+
+def test_a_plan_made_for_a_model_says_it_where_it_is_printed(pipe: Any) -> None:
+    plan = tokenprune.plan(pipe, 0.5)
+    assert str(plan) == f"{plan!r}\n{expect(pipe, plan)}"
+    assert "28 steps: 14 full, 14 skipped" in plan._repr_html_()
+    for other in (Plan(plan.policy, plan.schedule, plan.reuse, plan.corrector), pickle.loads(pickle.dumps(plan))):
+        assert other == plan
+        assert hash(other) == hash(plan)
+        assert str(other) == repr(other) == repr(plan)  # it may be for another model
+
+
+def test_a_plan_does_not_keep_its_model(sd3: nn.Module) -> None:
+    model = copy.deepcopy(sd3)
+    plan = tokenprune.plan(model)
+    del model
+    gc.collect()
+    assert str(plan) == f"{plan!r}\nthe model that this plan was made for is gone"
+
+
+def test_a_report_says_it_until_the_first_generation_begins(
+    sd3: nn.Module, generate: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr("tokenprune.api.told_in_advance", lambda *given: asked.append(given) or "so much\n  so long")
+    with tokenprune.apply(sd3, NoisePolicy(0.3, 3)) as handle:
+        assert asked == []
+        assert [handle.report().notes for _ in range(2)] == [("so much; so long",)] * 2
+        assert len(asked) == 1
+        generate(sd3)
+        assert handle.report().notes == ()
+        handle.reset()
+        assert handle.report().notes == ()
+    assert len(asked) == 1
 
 
 def test_a_plan_and_a_policy_are_both_taken(pipe: Any) -> None:

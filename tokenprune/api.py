@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,7 +25,7 @@ from tokenprune.engine.step_tracker import StepTracker
 from tokenprune.engine.thread_label import ThreadLabel
 from tokenprune.engine.timeline import Timeline
 from tokenprune.errors import UnknownModelError
-from tokenprune.expectation import told_in_advance
+from tokenprune.expectation import on_one_line, told_in_advance
 from tokenprune.handles import Handle, Part, PrunedModel
 from tokenprune.modulemap import ModuleMap
 from tokenprune.notices import LOGGER, Notices
@@ -151,7 +152,8 @@ def apply(
         )
         make = partial(MaskedModule, model, settings=settings, timeline=timeline)
         parts[name] = Part(_source(model, make, adapter, discover), named.called[name])
-    handle = Handle(parts, timeline, window, notices)
+    whole = Plan(policy, schedule, keeping, corrector)
+    handle = Handle(parts, timeline, window, notices, lambda: on_one_line(told_in_advance(target, whole, adapter)))
     handle.install()
     if corrector is not None and correction is None:
         notices.warn(
@@ -160,7 +162,7 @@ def apply(
             "loop (scheduler=...)",
         )
     if LOGGER.isEnabledFor(logging.INFO):  # it takes some seconds for large models
-        notices.inform("expectation", told_in_advance(target, Plan(policy, schedule, keeping, corrector), adapter))
+        notices.inform("expectation", handle.told_in_advance)
     if len(parts) > 1:
         notices.inform(
             "transformers",
@@ -255,7 +257,9 @@ def plan(
 
         handle = tokenprune.apply(pipe, tokenprune.plan(pipe, macs=0.5))
 
-    Give `apply` the pipeline, not its transformer: the corrector needs the sampler.
+    Give `apply` the pipeline, not its transformer: the corrector needs the sampler. Printed, or shown in a notebook,
+    the plan says what each kind of step and a whole generation will cost on this model, and what its caches will
+    hold; `expect` takes other sizes and numbers of steps.
 
     Args:
         target: the transformer, or a pipeline that holds it as `transformer`.
@@ -287,7 +291,20 @@ def plan(
         if not may_be_discovered(model):
             raise
     cost = _cost(budget, macs, speedup)
-    return best_plan(cost) if skips else token_plan(cost)
+    found = best_plan(cost) if skips else token_plan(cost)
+    return found.telling(_teller(target, found))
+
+
+def _teller(target: Any, plan: Plan) -> Callable[[], str]:
+    """What a plan says of its model where it is printed; worked out once, and the model is not kept alive for it."""
+    reference = weakref.ref(target) if type(target).__weakrefoffset__ else lambda: target
+
+    @cache
+    def tell() -> str:
+        known = reference()
+        return "the model that this plan was made for is gone" if known is None else told_in_advance(known, plan)
+
+    return tell
 
 
 def _cost(budget: float | str, macs: float | None, speedup: float | None) -> float:

@@ -160,13 +160,20 @@ def expect(
     )
 
 
-def told_in_advance(target: Any, plan: Plan, adapter: Adapter | None) -> str:
-    """For a log: what a generation at the model's own size would compute and keep, or why that cannot be told."""
+def told_in_advance(target: Any, plan: Plan, adapter: Adapter | None = None) -> str:
+    """In one or more lines, what a generation at the model's own size would compute and keep, or why nobody can tell.
+
+    For logs, reports and printed plans, which are no reason to stop: whatever goes wrong is said in place of it.
+    """
     try:
-        lines = str(expect(target, plan, adapter=adapter)).splitlines()
-        return "; ".join(" ".join(line.split()) for line in lines)
-    except Exception as error:  # of the model's own code, too; a log is no reason to stop
+        return str(expect(target, plan, adapter=adapter))
+    except Exception as error:  # of the model's own code, too
         return f"what a generation will compute and keep cannot be told in advance: {one_line(error)}"
+
+
+def on_one_line(told: str) -> str:
+    """What is told in several lines, for a log or a note."""
+    return "; ".join(" ".join(line.split()) for line in told.splitlines())
 
 
 def _call(model: nn.Module, adapter: Adapter, wanted: Wanted, scale: int | None) -> ResolvedCall:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 import sys
@@ -18,21 +19,24 @@ PHONE = (390, 844)
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    """Of the command, in a process of its own."""
+    """Of the command, in a process of its own, which says it as JSON."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-u", "-m", "tokenprune", "app", "--port", str(port), "--steps", "4", "--device", "cpu"]
+    command += ["--json"]
     running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert running.stdout is not None
     said = []
     for line in running.stdout:
         said.append(line)
-        if f"http://127.0.0.1:{port}" in line:
+        if line.startswith("{"):
             break
     else:
         pytest.fail("".join(said))
-    yield f"http://127.0.0.1:{port}"
+    told = json.loads(said[-1])["address"].rstrip("/")
+    assert told == f"http://127.0.0.1:{port}"
+    yield told
     running.terminate()
     running.wait(30)
     running.stdout.close()

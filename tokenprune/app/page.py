@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -112,13 +113,14 @@ def make_page(studio: Studio, prompt: str, steps: int | None = None) -> gr.Block
     return page
 
 
-def serve(page: gr.Blocks, port: int | None = None, opened: bool = False) -> None:
-    """Serve the page on this machine only until the process is interrupted; print its address.
+def serve(page: gr.Blocks, port: int | None = None, opened: bool = False, as_json: bool = False) -> None:
+    """Serve the page on this machine only until the process is interrupted; print its address first.
 
     Args:
         page: of `make_page`.
         port: None takes the first free one from 7860 on.
         opened: whether to open a browser.
+        as_json: whether to print the address as a JSON object, for programs that start the page.
 
     Raises:
         OSError: the port is taken.
@@ -136,7 +138,7 @@ def serve(page: gr.Blocks, port: int | None = None, opened: bool = False) -> Non
         footer_links=["settings"],
         css=STYLE,
     )
-    print(f"tokenprune app: {address} (Ctrl+C ends it)", flush=True)
+    print(json.dumps({"address": address}) if as_json else f"tokenprune app: {address} (Ctrl+C ends it)", flush=True)
     page.block_thread()
 
 

@@ -22,6 +22,7 @@ def app(
     steps: options.Steps = None,
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port; else the first free one from 7860.")] = None,
     browser: Annotated[bool, typer.Option(help="Open a browser.")] = False,
+    as_json: options.Json = False,
 ) -> None:
     """Draw prompts on a page in the browser, plain and pruned, side by side; nothing leaves this machine."""
     for name, value in (("variant", variant), ("argument", argument)):
@@ -39,7 +40,7 @@ def app(
     from tokenprune.app.page import make_page, serve
 
     try:
-        serve(make_page(studio, options.PROMPT, steps), port, browser)
+        serve(make_page(studio, options.PROMPT, steps), port, browser, as_json)
     except OSError as error:
         raise ConfigurationError(f"port: expected a free one: {error}") from error
     finally:

@@ -115,12 +115,16 @@ class Report:
         return 1 / self.mac_ratio
 
     def __repr__(self) -> str:
+        if not self.steps:
+            return "Report(no steps yet)"
         return (
             f"Report({len(self.steps)} steps, {self.tokens_ratio:.1%} of the tokens, {self.mac_ratio:.1%} of the MACs, "
             f"{self.seconds:.2f} s)"
         )
 
     def _repr_html_(self) -> str:
+        if not self.steps:
+            return facts("Report", [("steps", "none yet"), *(("note", note) for note in self.notes)])
         full = sum(step.full for step in self.steps)
         rows = [
             ("steps", f"{len(self.steps)}, of which {full} full"),
@@ -133,6 +137,8 @@ class Report:
         return facts("Report", rows, folded("steps", STEP_COLUMNS, map(step_cells, self.steps)))
 
     def __str__(self) -> str:
+        if not self.steps:
+            return "; ".join(["no steps yet", *self.notes])
         full = sum(step.full for step in self.steps)
         return (
             f"{len(self.steps)} steps ({full} full, {len(self.steps) - full} pruned), {self.seconds:.2f} s in the "
