@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import socket
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -292,6 +294,20 @@ def make_steps(make_latents: Callable[..., Tensor], make_condition: Callable[...
 @pytest.fixture(scope="session", params=["sd3", "pixart"])
 def family(request: pytest.FixtureRequest) -> str:
     return request.param
+
+
+@pytest.fixture
+def two_processes() -> list[str]:
+    """The words that start a script or module, which come behind them, in two processes on the CPU."""
+    from accelerate.commands import launch
+
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        port = listening.getsockname()[1]  # of its own, as other tests may run at the same time
+    settings = {"num_processes": 2, "num_machines": 1, "mixed_precision": "no", "dynamo_backend": "no"}
+    options = {**settings, "main_process_port": port}.items()
+    given = (word for name, value in options for word in (f"--{name}", str(value)))
+    return [sys.executable, launch.__file__, "--multi_gpu", *given]
 
 
 @pytest.fixture(scope="module")

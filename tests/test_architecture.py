@@ -22,15 +22,16 @@ FLOORS = {
     "tokenprune": (
         {"errors", "compiled", "setting_types", "notices"},
         {"schedule", "targets", "installed"},
-        {"ops", "placement"},
+        {"ops", "placement", "held_text"},
         {"policies", "reuse", "reports", "modulemap"},
         {"engine", "plans", "registry"},
         {"discovery", "macs", "testing"},
-        {"handles"},
+        {"handles", "expectation"},
         {"api"},
         {"__init__"},
         {"embedded"},
         {"bench", "tokenprune_adapters"},
+        {"app", "generate"},
         {"cli"},
         {"__main__"},
     ),
@@ -52,7 +53,7 @@ LAZY = {
     "PIL": ("tokenprune.reports.viewer",),
 }
 OWN_LIBRARIES = {"tokenprune_adapters": {"diffusers"}}
-ANY_LIBRARY = {"embedded", "bench", "cli", "__main__"}
+ANY_LIBRARY = {"embedded", "bench", "app", "generate", "cli", "__main__"}
 
 
 def module_name(file: Path, root: Path) -> str:

@@ -56,6 +56,20 @@ def test_issue_templates_say_what_they_are_for(name: str) -> None:
     assert len(body.splitlines()) > 5
 
 
+def test_the_versions_that_the_documentation_names_are_those_of_the_tests() -> None:
+    page = (ROOT / "docs" / "commands.md").read_text().split("\n## Versions\n")[1]
+    rows = re.findall(r"^\| (\S+) \| (\d\S+) \| (\d\S+) \|$", page, re.M)
+    lowest, pinned = (
+        dict(re.findall(r"^(\S+)==(\S+)$", (ROOT / name).read_text(), re.M))
+        for name in ("constraints-lowest.txt", "constraints.txt")
+    )
+    assert rows == [(name, lowest[name], pinned[name]) for name, *_ in rows]
+    declared = dict(re.findall(r'"([\w-]+)>=([\d.]+)"', (ROOT / "pyproject.toml").read_text()))
+    assert {"torch", "diffusers", "transformers"} <= {name for name, *_ in rows}
+    for name, version_, _ in rows:
+        assert f"{version_}.".startswith(f"{declared[name]}."), name
+
+
 def citation() -> dict[str, object]:
     found: dict[str, object] = yaml.safe_load((GITHUB / "CITATION.cff").read_text())
     return found

@@ -67,6 +67,14 @@ def test_a_model_that_cannot_compute_fewer(count: int | None, least: int, expect
     assert tokens_at(CountSchedule([count]), at(0), 8, least) == expected
 
 
+@pytest.mark.parametrize(
+    ("count", "least", "expected"), [(5, 1, 6), (6, 1, 6), (1, 1, 3), (1, 4, 6), (0, 1, 0), (7, 1, 8), (None, 1, 8)]
+)
+def test_counts_that_are_multiples(count: int | None, least: int, expected: int) -> None:
+    """Rounded up; all of them need be none."""
+    assert tokens_at(CountSchedule([count]), at(0), 8, least, multiple=3) == expected
+
+
 def test_a_list_repeats_its_last() -> None:
     assert run(ListSchedule((1, 0.5, 0, 0.2)), 6) == [1, 0.5, 0, 0.2, 0.2, 0.2]
 

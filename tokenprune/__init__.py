@@ -5,6 +5,7 @@ from tokenprune.errors import (
     AlreadyPrunedError,
     AttentionError,
     CacheConflictError,
+    CacheLimitError,
     ConcurrentUseError,
     ConfigurationError,
     HookConflictError,
@@ -16,7 +17,9 @@ from tokenprune.errors import (
     UnsupportedCallError,
     UnsupportedModelError,
 )
+from tokenprune.expectation import Expectation, expect
 from tokenprune.handles import Handle, handle_of, remove
+from tokenprune.held_text import HeldText
 from tokenprune.modulemap import Arguments, AttentionSite, BlockSite, ExitSite, ModuleMap, TokenArgument, latent_grid
 from tokenprune.ops.grid import TokenGrid, num_tokens
 from tokenprune.ops.selection import Selection
@@ -67,6 +70,7 @@ __all__ = [
     "BudgetSchedule",
     "CATPolicy",
     "CacheConflictError",
+    "CacheLimitError",
     "ClusterCorrection",
     "ClusterRandomPolicy",
     "ConcurrentUseError",
@@ -75,7 +79,9 @@ __all__ = [
     "DensePolicy",
     "ErrorControlledPolicy",
     "ExitSite",
+    "Expectation",
     "Handle",
+    "HeldText",
     "Hold",
     "HookConflictError",
     "LevelSchedule",
@@ -118,6 +124,7 @@ __all__ = [
     "UnsupportedModelError",
     "WarmupSchedule",
     "apply",
+    "expect",
     "handle_of",
     "latent_grid",
     "load_plan",

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+import weakref
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import nn
 
 from tokenprune.engine.cache_conflicts import refuse_hooks
+from tokenprune.engine.cache_limit import bytes_of
 from tokenprune.engine.correction import SamplerCorrection
 from tokenprune.engine.foreign_forwards import misfits_explained, refuse_foreign_forwards
 from tokenprune.engine.masked_module import MaskedModule
+from tokenprune.engine.parallelism import DIVIDING
 from tokenprune.engine.pruning_watch import PruningWatch
 from tokenprune.engine.sampler import Sampler
 from tokenprune.engine.settings import PruningSettings
@@ -20,9 +25,10 @@ from tokenprune.engine.step_tracker import StepTracker
 from tokenprune.engine.thread_label import ThreadLabel
 from tokenprune.engine.timeline import Timeline
 from tokenprune.errors import UnknownModelError
+from tokenprune.expectation import on_one_line, told_in_advance
 from tokenprune.handles import Handle, Part, PrunedModel
 from tokenprune.modulemap import ModuleMap
-from tokenprune.notices import Notices
+from tokenprune.notices import LOGGER, Notices
 from tokenprune.ops.guidance import Guidance
 from tokenprune.plans.plan import Plan
 from tokenprune.plans.presets import best_plan, share_of, token_plan
@@ -47,8 +53,10 @@ def apply(
     guidance_scale: float | Mapping[str, float] | None = None,
     trace: bool = False,
     cache_dtype: torch.dtype | None = None,
+    cache_limit: str | int | None = None,
     discover: bool = True,
     transformers: str | Sequence[str] | None = None,
+    scheduler: Any = None,
 ) -> Handle:
     """Prune the tokens of a diffusion transformer, or of all those of a pipeline, from the next generation on.
 
@@ -76,11 +84,16 @@ def apply(
             has a number for each transformer of a pipeline, by name (Wan 2.2's `guidance_scale_2` is that of
             "transformer_2").
         trace: record what happens to every token at every step, for `Handle.trace`; costs memory, see `Trace`.
-        cache_dtype: what keys and values are kept in, such as torch.float8_e4m3fn in place of the model type: less
-            memory, some error, see docs/speed.md. None is the model's own.
+        cache_dtype: what keys and values are kept in, such as torch.bfloat16, or torch.int8 with a scale for each row,
+            in place of the model's type: less memory, some error, see docs/speed.md. None is the model's own.
+        cache_limit: the most memory that all caches may hold together, as "8GiB" or in bytes; None is no limit. The
+            model's first call that would make them hold more raises CacheLimitError: sizes of pictures, batches and
+            texts are known only then.
         discover: whether to find the map of a model that no adapter serves by watching it at its first call; that call
             raises UnknownModelError, and takes the hook off, where this fails. See docs/discovery.md.
         transformers: which of a pipeline's transformers to prune, by name; None prunes all.
+        scheduler: where the target is a model that a loop of your own calls, the diffusers scheduler of that loop. It
+            tells how many steps are left, and `corrector` needs it. A pipeline has its own.
 
     Raises:
         UnknownModelError: no adapter serves the model, and it may not or cannot be discovered.
@@ -90,8 +103,8 @@ def apply(
         CacheConflictError: the model carries a cache, of diffusers or of another package, that leaves out work.
         HookConflictError: the model carries hooks of others that mix tokens.
         TypeError: an argument is of another type, or keys cannot be kept in the `cache_dtype`.
-        ValueError: `transformers` or `guidance_scale` names a transformer that the pipeline has not, or `guidance` is
-            none of these.
+        ValueError: `transformers` or `guidance_scale` names a transformer that the pipeline has not, `guidance` is none
+            of these, or `cache_limit` is no amount of memory.
     """
     if isinstance(policy, Plan):
         if schedule is not None or reuse is not None or corrector is not None:
@@ -107,26 +120,30 @@ def apply(
         ("guidance", guidance, Guidance | None),
         ("guidance_scale", guidance_scale, float | Mapping | None),
         ("trace", trace, bool),
+        ("cache_limit", cache_limit, str | int | None),
         ("discover", discover, bool),
         ("transformers", transformers, str | Sequence | None),
     )
     for name, value, kind in wanted:
         check(f"apply: {name}", value, kind, _EXAMPLES.get(name, ""))
     named = target_of(target, transformers)
+    sampler = _sampler(target, scheduler, named.is_pipeline)
     scales = _by_name(guidance_scale, list(named.models))
     for model in named.models.values():
-        refuse_hooks(model)
+        refuse_hooks(model, served=DIVIDING)  # which are looked at with the model's map
         refuse_foreign_forwards(model)
     numbers, keeping = schedule or policy.schedule(), reuse or Hold()
     _check_cache_dtype(cache_dtype, keeping)
+    most_bytes = None if cache_limit is None else bytes_of(cache_limit)
 
-    sampler, window, notices = Sampler(target) if named.is_pipeline else None, ThreadLabel(), Notices()
+    window, notices = ThreadLabel(), Notices()
     correction = SamplerCorrection(sampler, corrector) if corrector is not None and sampler is not None else None
     timeline = Timeline(
         lambda rises: StepTracker(rises, guidance != "none", sampler),
         window,
         PruningWatch(numbers, notices),
         correction,
+        most_bytes,
     )
     parts: dict[str, Part] = {}
     for name, model in named.models.items():
@@ -135,10 +152,17 @@ def apply(
         )
         make = partial(MaskedModule, model, settings=settings, timeline=timeline)
         parts[name] = Part(_source(model, make, adapter, discover), named.called[name])
-    handle = Handle(parts, timeline, window, notices)
+    whole = Plan(policy, schedule, keeping, corrector)
+    handle = Handle(parts, timeline, window, notices, lambda: on_one_line(told_in_advance(target, whole, adapter)))
     handle.install()
     if corrector is not None and correction is None:
-        notices.warn("corrector", "the corrector needs the sampler, and is left out: give apply the pipeline")
+        notices.warn(
+            "corrector",
+            "the corrector needs the sampler, and is left out: give apply the pipeline, or the scheduler of your own "
+            "loop (scheduler=...)",
+        )
+    if LOGGER.isEnabledFor(logging.INFO):  # it takes some seconds for large models
+        notices.inform("expectation", handle.told_in_advance)
     if len(parts) > 1:
         notices.inform(
             "transformers",
@@ -164,6 +188,23 @@ def _source(
         return make(found(model))
 
 
+def _sampler(target: Any, scheduler: Any, is_pipeline: bool) -> Sampler | None:
+    """The pipeline's sampler, or that of the user's own loop; None where neither is known."""
+    if scheduler is None:
+        return Sampler(target) if is_pipeline else None
+    if is_pipeline:
+        raise TypeError(
+            f"apply: scheduler: expected none beside a pipeline, whose own is used, got {type(scheduler).__name__}; "
+            f"set pipe.scheduler to draw with another one"
+        )
+    if not callable(getattr(scheduler, "step", None)) or not hasattr(scheduler, "timesteps"):
+        raise TypeError(
+            f"apply: scheduler: expected a scheduler of diffusers, with `timesteps` and `step`, such as "
+            f"FlowMatchEulerDiscreteScheduler(), got {scheduler!r}"
+        )
+    return Sampler(SimpleNamespace(scheduler=scheduler))
+
+
 def _by_name(scale: float | Mapping[str, float] | None, names: Sequence[str]) -> dict[str, float | None]:
     """The guidance scale of each transformer."""
     if not isinstance(scale, Mapping):
@@ -180,11 +221,13 @@ def _by_name(scale: float | Mapping[str, float] | None, names: Sequence[str]) ->
 def _check_cache_dtype(dtype: torch.dtype | None, reuse: Reuse) -> None:
     """Raise unless what keeps keys and values under a rule can keep them in this type."""
     least = reuse.start_keys().least_bytes
-    if dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype.itemsize >= least):
+    floating = isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype.itemsize >= least
+    if dtype is None or floating or (dtype == torch.int8 and least == 1):
         return
+    whole = " or torch.int8" if least == 1 else ""
     raise TypeError(
-        f"apply: cache_dtype: expected a floating type of at least {8 * least} bits for {reuse!r}, such as "
-        f"{'torch.float8_e4m3fn' if least == 1 else 'torch.bfloat16'}, got {dtype!r}"
+        f"apply: cache_dtype: expected a floating type of at least {8 * least} bits{whole} for {reuse!r}, such as "
+        f"torch.bfloat16, got {dtype!r}"
     )
 
 
@@ -193,6 +236,7 @@ _EXAMPLES = {
     "schedule": "WarmupSchedule(0.3, 8)",
     "reuse": "Hold()",
     "corrector": "Corrector()",
+    "cache_limit": '"8GiB"',
 }
 
 
@@ -213,7 +257,9 @@ def plan(
 
         handle = tokenprune.apply(pipe, tokenprune.plan(pipe, macs=0.5))
 
-    Give `apply` the pipeline, not its transformer: the corrector needs the sampler.
+    Give `apply` the pipeline, not its transformer: the corrector needs the sampler. Printed, or shown in a notebook,
+    the plan says what each kind of step and a whole generation will cost on this model, and what its caches will
+    hold; `expect` takes other sizes and numbers of steps.
 
     Args:
         target: the transformer, or a pipeline that holds it as `transformer`.
@@ -245,7 +291,20 @@ def plan(
         if not may_be_discovered(model):
             raise
     cost = _cost(budget, macs, speedup)
-    return best_plan(cost) if skips else token_plan(cost)
+    found = best_plan(cost) if skips else token_plan(cost)
+    return found.telling(_teller(target, found))
+
+
+def _teller(target: Any, plan: Plan) -> Callable[[], str]:
+    """What a plan says of its model where it is printed; worked out once, and the model is not kept alive for it."""
+    reference = weakref.ref(target) if type(target).__weakrefoffset__ else lambda: target
+
+    @cache
+    def tell() -> str:
+        known = reference()
+        return "the model that this plan was made for is gone" if known is None else told_in_advance(known, plan)
+
+    return tell
 
 
 def _cost(budget: float | str, macs: float | None, speedup: float | None) -> float:

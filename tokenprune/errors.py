@@ -51,6 +51,10 @@ class UnsupportedCallError(TokenPruneError):
     """The model was called in a way that pruning does not cover (gradients, an unreadable argument)."""
 
 
+class CacheLimitError(TokenPruneError):
+    """The caches would hold more memory than `apply` was told to allow."""
+
+
 class ConfigurationError(TokenPruneError):
     """A plan, a file of settings or a command's option says something that cannot be meant."""
 

@@ -16,6 +16,9 @@ from tokenprune.ops.guidance import Guidance
 Layout = Literal["image", "image-text", "text-image", "image-image"]
 """The order of a sequence's tokens; in the last the image has two rows for each token, one of each of two streams."""
 
+Rowed = Layout | Literal["text"]
+"""What rows belong to: the tokens of a sequence, or the text tokens of joint sequences alone."""
+
 
 Arguments = Mapping[str, Any]
 """The arguments of a call of the model, by name."""
@@ -26,11 +29,13 @@ class TokenArgument:
     """An argument that holds a row for each token: a tensor, or a tuple, list or dictionary of tensors.
 
     A pruned step gathers the computed rows of every such tensor whose length is that of the whole sequence; tensors
-    of another length (or without that dimension) stay as they are.
+    of another length (or without that dimension) stay as they are. Rows of the layout "text" all stay; at
+    steps that hold the text (`HeldText`) only the first one does.
 
     Args:
         name: of the argument.
-        layout: what the rows belong to: the image tokens, or the whole sequence of image and text tokens.
+        layout: what the rows belong to: the image tokens, the whole sequence of image and text tokens, or the text
+            tokens of joint sequences alone.
         dim: the dimension that counts tokens.
         batch: the dimension that counts images, of size 1 or B. None: there is none, so all images of a batch must
             share one selection (`ModuleMap.shared`). The same as `dim`: both in one, [B * N, ...].
@@ -40,7 +45,7 @@ class TokenArgument:
     """
 
     name: str
-    layout: Layout = "image"
+    layout: Rowed = "image"
     dim: int = 1
     batch: int | None = 0
     item: int | None = None
@@ -197,9 +202,19 @@ class ModuleMap:
     @property
     def layouts(self) -> tuple[Layout, ...]:
         """The kinds of sequences in the arguments and outputs that are gathered or expanded."""
-        given = [*self.inputs, *(argument for site in self.block_sites for argument in site.tokens)]
-        found: set[Layout] = {"image", self.exit_site.expand_layout, *(argument.layout for argument in given)}
+        found: set[Layout] = {"image", self.exit_site.expand_layout}
+        found.update(argument.layout for argument in self.arguments if argument.layout != "text")
         return tuple(sorted(found))
+
+    @property
+    def arguments(self) -> tuple[TokenArgument, ...]:
+        """All arguments with a row for each token, the model's own and those of its blocks."""
+        return (*self.inputs, *(argument for site in self.block_sites for argument in site.tokens))
+
+    @property
+    def may_leave_out_text(self) -> bool:
+        """Whether it says which arguments hold the text tokens of joint sequences."""
+        return any(argument.layout == "text" for argument in self.arguments)
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -254,9 +269,9 @@ class ModuleMap:
         named = [(self.latents, "latents"), (self.time, "time")]
         named += [(given.name, "token_inputs") for given in self.inputs]
         self._check_arguments(model, "", named)
-        every = [*self.inputs, *(argument for site in self.block_sites for argument in site.tokens)]
-        if not self.shared and any(argument.batch is None for argument in every):
-            names = sorted({argument.name for argument in every if argument.batch is None})
+        alike = {argument.name for argument in self.arguments if argument.batch is None and argument.layout != "text"}
+        if not self.shared and alike:
+            names = sorted(alike)
             raise ModuleMapError(
                 f"{type(model).__name__}: {', '.join(names)} has no dimension for images, so all images of a batch "
                 f"must have the same tokens selected: the module map needs shared=True"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import ClassVar
@@ -82,6 +83,22 @@ class Schedule(Settings, ABC):
         """Whether it goes by `Step.errors`: the step after a full one then waits for the device."""
         return False
 
+    @property
+    def holds_text(self) -> bool:
+        """Whether `computes_text` can be False."""
+        return False
+
+    def computes_text(self, step: Step, age: int) -> bool:
+        """Whether a pruned step computes the text tokens of joint sequences, too; full ones always do.
+
+        If not, their keys and values are held. Only models whose map has `text_inputs` can do that.
+
+        Args:
+            step: where it stands.
+            age: how many steps ago text tokens were last computed, 1 at the step after a full one.
+        """
+        return True
+
     def count(self, step: Step, num_tokens: int) -> int:
         """How many of N = num_tokens tokens are computed: int(fraction * N), at least 1 unless the fraction is 0."""
         fraction = self.fraction(step)
@@ -102,10 +119,27 @@ class Schedule(Settings, ABC):
         return None
 
 
-def tokens_at(schedule: Schedule, step: Step, num_tokens: int, least: int = 1) -> int:
-    """How many of N = num_tokens tokens a step computes, of a model that cannot compute fewer than `least` but none."""
+LONG = 1000
+"""Steps of a generation that prunes something if its schedule means to prune at all."""
+
+
+def steps_needed(schedule: Schedule, more_than: int) -> int | None:
+    """How many steps, more than so many, a generation needs to prune anything; None where none is long enough."""
+    return next((total for total in range(more_than + 1, LONG + 1) if schedule.prunes(total)), None)
+
+
+def tokens_at(schedule: Schedule, step: Step, num_tokens: int, least: int = 1, multiple: int = 1) -> int:
+    """How many of N = num_tokens tokens a step computes.
+
+    Args:
+        schedule: says how many it should.
+        step: the step.
+        num_tokens: N.
+        least: fewer than these a model cannot compute, but none.
+        multiple: it computes a multiple of this, rounded up, or all.
+    """
     count = schedule.count(step, num_tokens)
-    return min(max(count, least), num_tokens) if count > 0 else 0
+    return min(multiple * math.ceil(max(count, least) / multiple), num_tokens) if count > 0 else 0
 
 
 def rehearsed(schedule: Schedule, steps: int) -> Iterator[Step]:
@@ -349,10 +383,20 @@ class CountSchedule(Schedule):
 
     Args:
         counts: how many tokens each step computes; None is all.
+        held: steps, by index, that compute no text tokens.
     """
 
-    def __init__(self, counts: Sequence[int | None]) -> None:
-        self._counts = counts
+    def __init__(self, counts: Sequence[int | None], held: Collection[int] = ()) -> None:
+        self._counts, self._held = counts, held
+
+    @property
+    def holds_text(self) -> bool:
+        """Whether there are such steps."""
+        return bool(self._held)
+
+    def computes_text(self, step: Step, age: int) -> bool:
+        """Whether the step is none of them."""
+        return step.index not in self._held
 
     def fraction(self, step: Step) -> float:
         """Not known: counts are given directly."""

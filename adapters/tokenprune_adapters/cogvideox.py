@@ -5,7 +5,7 @@ from __future__ import annotations
 from diffusers import CogVideoXTransformer3DModel, ConsisIDTransformer3DModel, EasyAnimateTransformer3DModel
 
 from tokenprune import AttentionSite, ModuleMap, latent_grid
-from tokenprune_adapters.common import frames_first, paths, rotary, sites
+from tokenprune_adapters.common import TEXT, frames_first, paths, rotary, sites
 
 
 def cogvideox(model: CogVideoXTransformer3DModel | ConsisIDTransformer3DModel) -> ModuleMap:
@@ -22,6 +22,7 @@ def cogvideox(model: CogVideoXTransformer3DModel | ConsisIDTransformer3DModel) -
         attentions=tuple(AttentionSite(f"{path}.attn1", "text-image") for path in blocks),
         exit="proj_out",
         grid=frames_first(sizes),
+        token_inputs=(TEXT,) if embedded else (),
         shared=embedded,
     )
 
@@ -35,5 +36,6 @@ def easyanimate(model: EasyAnimateTransformer3DModel) -> ModuleMap:
         attentions=tuple(AttentionSite(f"{path}.attn1", "text-image") for path in blocks),
         exit="proj_out",
         grid=latent_grid("hidden_states", (1, patch, patch)),
+        token_inputs=(TEXT,),
         shared=True,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from diffusers import CogView3PlusTransformer2DModel, CogView4Transformer2DModel, GlmImageTransformer2DModel
 
 from tokenprune import Arguments, AttentionSite, ModuleMap, TokenGrid, UnsupportedCallError, latent_grid
-from tokenprune_adapters.common import paths, rotary, sites
+from tokenprune_adapters.common import TEXT, paths, rotary, sites
 
 
 def plus(model: CogView3PlusTransformer2DModel) -> ModuleMap:
@@ -16,6 +16,7 @@ def plus(model: CogView3PlusTransformer2DModel) -> ModuleMap:
         attentions=tuple(AttentionSite(f"{path}.attn1", "text-image") for path in blocks),
         exit="proj_out",
         grid=latent_grid("hidden_states", model.config.patch_size),
+        token_inputs=(TEXT,),
     )
 
 
@@ -39,6 +40,7 @@ def with_rotary(model: CogView4Transformer2DModel | GlmImageTransformer2DModel) 
         attentions=tuple(AttentionSite(f"{path}.attn1", "text-image") for path in blocks),
         exit="proj_out",
         grid=grid,
+        token_inputs=(TEXT,) if isinstance(model, GlmImageTransformer2DModel) else (),
         shared=True,
         reads_values=isinstance(model, GlmImageTransformer2DModel),
     )

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from tokenprune import Arguments, BlockSite, TokenArgument, TokenGrid, latent_grid, num_tokens
 
+TEXT = TokenArgument("encoder_hidden_states", "text")
+"""Text tokens of joint sequences [B, T, C]."""
+
 
 def paths(model: nn.Module, *lists: str) -> tuple[str, ...]:
     """Names of all modules in lists of the model, such as `transformer_blocks.0`."""

@@ -14,11 +14,13 @@ from diffusers import Flux2Transformer2DModel, Flux3Transformer2DModel
 from torch import Tensor, nn
 
 from tokenprune import Arguments, AttentionSite, BlockSite, ModuleMap, TokenArgument, TokenGrid, num_tokens
-from tokenprune_adapters.common import after, grid_of_ids, paths
+from tokenprune_adapters.common import TEXT, after, grid_of_ids, paths
 
 CONTROLS = ("controlnet_block_samples", "controlnet_single_block_samples")
 IDS = (TokenArgument("img_ids", dim=0, batch=None), TokenArgument("img_ids", dim=1))
 """Positions [N, 3] or [B, N, 4]; in both cases the models use one image's for all."""
+TEXTS = (TEXT, TokenArgument("text_encoder_layers", "text"), TokenArgument("txt_ids", "text", dim=-2))
+"""Text features [B, T, C], a list of them, and positions [T, 3] or [B, T, 4]."""
 
 
 def module_map(model: nn.Module) -> ModuleMap:
@@ -31,7 +33,12 @@ def module_map(model: nn.Module) -> ModuleMap:
         attentions=tuple(AttentionSite(f"{path}.attn", "text-image") for path in blocks),
         exit="proj_out",
         grid=grid,
-        token_inputs=("hidden_states", *IDS, *(name for name in CONTROLS if name in accepted)),
+        token_inputs=(
+            "hidden_states",
+            *IDS,
+            *(name for name in CONTROLS if name in accepted),
+            *(text for text in TEXTS if text.name in accepted),
+        ),
         references=after("hidden_states", grid),
         shared=True,
     )

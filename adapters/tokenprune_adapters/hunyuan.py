@@ -19,11 +19,12 @@ from tokenprune import (
     BlockSite,
     ExitSite,
     ModuleMap,
+    TokenArgument,
     TokenGrid,
     UnsupportedCallError,
     latent_grid,
 )
-from tokenprune_adapters.common import paths, pooled_tokens, rotary, sites
+from tokenprune_adapters.common import TEXT, paths, pooled_tokens, rotary, sites
 
 HISTORY = {"latents_clean": 1, "latents_history_2x": 2, "latents_history_4x": 4}
 """Framepack's arguments with the frames before those to draw, and by how much larger their patches are."""
@@ -51,9 +52,10 @@ def image(model: HunyuanImageTransformer2DModel) -> ModuleMap:
 
 
 def video15(model: HunyuanVideo15Transformer3DModel) -> ModuleMap:
-    """Joint attention over [image, text], valid text first."""
+    """Joint attention over [image, text], valid text first; its masks are made for as much text as is computed."""
     size = model.config.patch_size
-    return replace(_joint(model, (model.config.patch_size_t, size, size), "freqs_cis"), reads_values=True)
+    found = _joint(model, (model.config.patch_size_t, size, size), "freqs_cis", texts=())
+    return replace(found, reads_values=True)
 
 
 def video(model: HunyuanVideoTransformer3DModel) -> ModuleMap:
@@ -106,12 +108,18 @@ def framepack(model: HunyuanVideoFramepackTransformer3DModel) -> ModuleMap:
     return replace(found, exit=ExitSite("proj_out", references=False), references=history, reads_values=True)
 
 
-def _joint(model: nn.Module, patch: tuple[int, ...], embeddings: str | tuple[str, str], *more: str) -> ModuleMap:
+def _joint(
+    model: nn.Module,
+    patch: tuple[int, ...],
+    embeddings: str | tuple[str, str],
+    *more: str,
+    texts: tuple[TokenArgument, ...] = (TEXT,),
+) -> ModuleMap:
     """Blocks of one kind, or of two whose rotary embeddings may have different names."""
     names = (embeddings, embeddings) if isinstance(embeddings, str) else embeddings
     blocks: tuple[BlockSite, ...] = ()
     for kind, name in zip(("transformer_blocks", *more), names, strict=False):
-        blocks += sites(paths(model, kind), "hidden_states", rotary(name))
+        blocks += sites(paths(model, kind), "hidden_states", *texts, rotary(name))
     return ModuleMap(
         blocks=blocks,
         attentions=tuple(AttentionSite(f"{block.path}.attn", "image-text") for block in blocks),

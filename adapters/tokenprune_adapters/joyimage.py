@@ -14,7 +14,7 @@ from tokenprune import (
     latent_grid,
     num_tokens,
 )
-from tokenprune_adapters.common import after, frames_or_picture, paths, sites
+from tokenprune_adapters.common import TEXT, after, frames_or_picture, paths, sites
 
 
 def edit(model: JoyImageEditTransformer3DModel) -> ModuleMap:
@@ -32,6 +32,7 @@ def edit(model: JoyImageEditTransformer3DModel) -> ModuleMap:
         attentions=tuple(AttentionSite(f"{path}.attn", "image-text") for path in blocks),
         exit="proj_out",
         grid=grid,
+        token_inputs=(TEXT,),
         references=others,
         shared=True,
     )

@@ -28,7 +28,7 @@ def video(model: LTXVideoTransformer3DModel) -> ModuleMap:
         attentions=tuple(AttentionSite(f"{path}.attn1") for path in blocks),
         exit="proj_out",
         grid=_grid,
-        token_inputs=("timestep",),
+        token_inputs=("hidden_states", "timestep"),
         references=_conditions,
     )
 

@@ -18,7 +18,7 @@ from tokenprune import (
     UnsupportedModelError,
     num_tokens,
 )
-from tokenprune_adapters.common import after, frames_or_picture, paths, sites
+from tokenprune_adapters.common import TEXT, after, frames_or_picture, paths, sites
 
 SLOT = 4
 """Tokens for each place that Qwen-Image 2.1's text encoder keeps for a picture."""
@@ -44,9 +44,10 @@ def _before(arguments: Arguments) -> Tensor:
 def module_map(model: QwenImageTransformer2DModel) -> ModuleMap:
     """Joint attention over [text, image]; reference pictures follow the image and are computed at full steps only."""
     blocks = paths(model, "transformer_blocks")
-    rotary = TokenArgument("image_rotary_emb", dim=0, batch=None, item=0)
+    of_image = TokenArgument("image_rotary_emb", dim=0, batch=None, item=0)
+    of_text = TokenArgument("image_rotary_emb", "text", 0, None, item=1)
     return ModuleMap(
-        blocks=sites(blocks, "hidden_states", rotary, "modulate_index"),
+        blocks=sites(blocks, "hidden_states", of_image, "modulate_index", TEXT, of_text),
         attentions=tuple(AttentionSite(f"{path}.attn", "text-image") for path in blocks),
         exit="proj_out",
         grid=_grid,

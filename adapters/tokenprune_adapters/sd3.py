@@ -5,6 +5,7 @@ from __future__ import annotations
 from diffusers import SD3Transformer2DModel
 
 from tokenprune import AttentionSite, ModuleMap, latent_grid
+from tokenprune_adapters.common import TEXT
 
 
 def module_map(model: SD3Transformer2DModel) -> ModuleMap:
@@ -24,5 +25,5 @@ def module_map(model: SD3Transformer2DModel) -> ModuleMap:
         attentions=(*joint, *dual),
         exit="proj_out",
         grid=latent_grid("hidden_states", model.config.patch_size),
-        token_inputs=("block_controlnet_hidden_states",),
+        token_inputs=("block_controlnet_hidden_states", TEXT),
     )

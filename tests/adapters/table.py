@@ -27,10 +27,11 @@ correctly, not how good its pictures are; the README says on which models those 
 says how the pipelines call the model, from their code; `tests/adapters/test_pipelines.py` and `test_guidance.py` run
 a pipeline of each pattern, with guidance that starts or ends in mid-run, too. "selection": whether each image of a
 batch has its own tokens selected, or all share one selection, because the model's rotary embeddings have no dimension
-for images; then policies see the batch as one image with the channels of all.
+for images; then policies see the batch as one image with the channels of all. "`HeldText`": whether pruned steps may
+hold the text tokens that share a sequence with the image (see schedules-and-forecasts.md).
 """
-HEADER = """| transformer | pipelines | guidance | selection | token grid | notes | test |
-|---|---|---|---|---|---|---|"""
+HEADER = """| transformer | pipelines | guidance | selection | token grid | `HeldText` | notes | test |
+|---|---|---|---|---|---|---|---|"""
 REFUSED = """## Refused
 
 `tokenprune.apply` raises an `UnsupportedModelError` that says why:
@@ -60,7 +61,8 @@ def row(tiny: Tiny) -> str:
     found = find_adapter(model)(model)
     axes = {2: "h x w", 3: "t x h x w"}[len(found.grid(tiny.inputs()))]
     selection = "shared" if found.shared else "per image"
-    cells = (f"`{tiny.model}`", tiny.pipelines, tiny.guidance, selection, axes, tiny.notes, f"`{tiny.name}`")
+    text = "yes" if found.may_leave_out_text else "-"
+    cells = (f"`{tiny.model}`", tiny.pipelines, tiny.guidance, selection, axes, text, tiny.notes, f"`{tiny.name}`")
     return f"| {' | '.join(cells)} |"
 
 

@@ -41,6 +41,7 @@ from drawing import (
 )
 from PIL import Image
 from tiny import TEXT, T, ids, noise
+from versions import needs
 
 import tokenprune
 from tokenprune import DensePolicy, NoisePolicy, UnsupportedCallError
@@ -188,7 +189,11 @@ WAYS: dict[str, tuple[Callable[[], tuple[Any, Draw]], int, int, int]] = {
 """What makes the pipeline; calls of a step, tokens, generations."""
 
 
-@pytest.mark.parametrize(("make", "times", "tokens", "generations"), WAYS.values(), ids=WAYS.keys())
+@pytest.mark.parametrize(
+    ("make", "times", "tokens", "generations"),
+    [pytest.param(*way, marks=needs("T5Gemma2Encoder") if way[0] is motif else ()) for way in WAYS.values()],
+    ids=WAYS.keys(),
+)
 def test_a_pipeline_prunes(make: Callable[[], tuple[Any, Draw]], times: int, tokens: int, generations: int) -> None:
     found = calls(*make(), generations=generations)
     assert found == [[tokens] * times] * WARMUP + [[int(0.3 * tokens)] * times] * (STEPS - WARMUP)

@@ -122,7 +122,10 @@ def test_a_timed_run_has_every_figure(pipe: Any, task: Task, tmp_path: Path) -> 
         assert row["peak_memory_bytes"] > 0
         assert row["speedup"] == pytest.approx(row["plain_seconds_per_image"] / row["seconds_per_image"])
         assert 0 < row["seconds_per_step"] < row["seconds_per_image"]
-        assert row["reached"] == pytest.approx(row["transformer_speedup"] / row["ideal_speedup"])
+        if row["transformer_speedup_noise"] is None:
+            assert row["reached"] == pytest.approx(row["transformer_speedup"] / row["ideal_speedup"])
+        else:  # the machine was busy: a ratio that says nothing has no share of what the operations allow
+            assert row["reached"] is None
     assert fewer["selection_share"] == fewer["cache_bytes"] == 0
     assert fewer["hook_overhead"] is None
     assert 0 < pruned["selection_share"] < 1

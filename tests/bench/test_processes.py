@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate.commands import launch
 
 from tokenprune import Plan, SequentialPolicy, WarmupSchedule
 from tokenprune.bench.configurations.configuration import Configuration, plain
@@ -66,13 +65,11 @@ def measure(out: Path, pipe: Any) -> None:
     out.with_suffix(f".{state().process_index}").write_text(json.dumps(told))
 
 
-def test_two_processes_measure_what_one_does(pipe: Any, tmp_path: Path) -> None:
+def test_two_processes_measure_what_one_does(pipe: Any, tmp_path: Path, two_processes: list[str]) -> None:
     alone, shared = tmp_path / "alone.json", tmp_path / "shared.json"
     measure(alone, pipe)
-    options = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
-    command = [sys.executable, launch.__file__, *options, "--dynamo_backend", "no", str(HERE), str(shared)]
     ended = subprocess.run(
-        command,
+        [*two_processes, str(HERE), str(shared)],
         capture_output=True,
         text=True,
         check=False,

@@ -73,8 +73,8 @@ def test_a_pipeline_without_guidance_is_not_given_any(tmp_path: Path) -> None:
 
 
 def test_arguments_that_a_pipeline_needs_must_be_given(tmp_path: Path) -> None:
-    folder = folder_of(tmp_path, "MotifVideoImage2VideoPipeline", "transformer")
-    with pytest.raises(ConfigurationError, match=r"Image2VideoPipeline\): needs image: pass --argument image=\.\.\."):
+    folder = folder_of(tmp_path, "Kandinsky5I2IPipeline", "transformer")
+    with pytest.raises(ConfigurationError, match=r"Kandinsky5I2IPipeline\): needs image: pass --argument image=\.\.\."):
         find_subject(folder, device="cpu")
     assert find_subject(folder, device="cpu", arguments={"image": "a.png"}).arguments == {"image": "a.png"}
 
@@ -98,6 +98,10 @@ def test_arguments_are_read_as_yaml() -> None:
         (lambda path: folder_of(path, None), "its class is None"),
         (lambda path: folder_of(path, "SecretPipeline", "transformer"), "its class is 'SecretPipeline'"),
         (lambda path: folder_of(path, "StableDiffusionPipeline", "unet"), "StableDiffusionPipeline has no transformer"),
+        (
+            lambda path: folder_of(path, "WanPipeline", "transformer"),
+            "expected a pipeline of pictures, got one of videos",
+        ),
         (lambda path: folder_of(path, "DiTPipeline", "transformer"), r"\(DiTPipeline\): expected .* that takes prompt"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -39,6 +40,11 @@ def test_the_command_runs_by_itself(tmp_path: Path) -> None:
     assert "plain, 10 steps" in result.stdout
     told = [line.partition(": finished in")[0] for line in result.stderr.splitlines() if "finished in" in line]
     assert told == ["plain, 12 steps", "plain, 10 steps"]
+    assert re.search(r"\(1 of 2, about \d+ \w+ left\)$", result.stderr.splitlines()[-2])
+    assert result.stderr.endswith(" (2 of 2)\n")
+    plain = json.loads(subprocess.run([*command, "--json"], capture_output=True, text=True, check=True).stdout)
+    content = json.loads((tmp_path / "small.json").read_text())
+    assert plain == {name: content[name] for name in ("settings", "rows")} | {"results": str(tmp_path / "small.json")}
     assert "\x1b" not in result.stderr + result.stdout
     wrong = subprocess.run([*command, "--split", "train"], capture_output=True, text=True, check=False)
     assert wrong.returncode == 2

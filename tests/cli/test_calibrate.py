@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
@@ -26,14 +27,16 @@ def run(*arguments: str) -> Result:
 def test_a_model_of_ones_own_gets_a_plan_file_that_applies(tmp_path: Path, prompts: Path) -> None:
     out = tmp_path / "new" / "plan.yaml"
     given = ("--model", DIRECTORY, "--device", "cpu", "--argument", "max_sequence_length=1", "--prompts", str(prompts))
-    result = run(*given, "--budget", "0.5", "--steps", "6", "--out", str(out))
+    result = run(*given, "--budget", "0.5", "--steps", "6", "--out", str(out), "--json")
     assert result.exit_code == 0, result.output
     notes = yaml.safe_load(out.read_text())["notes"]
+    told = json.loads(result.stdout)
+    assert told == {**notes, "calibrated": notes["verdict"].startswith("Calibration helped"), "plan": str(out)}
+    assert result.stderr.endswith(" (5 of 5)\n")
     assert (notes["model"], notes["budget"], notes["steps"]) == (DIRECTORY, 0.5, 6)
     assert (notes["measured_on"]["count"], notes["held_out_prompts"]["count"]) == (2, 2)
     assert notes["sampler"] == "FlowMatchEulerDiscreteScheduler"
     assert notes["command"].startswith("tokenprune calibrate --model ")
-    assert notes["verdict"] in " ".join(result.output.split())
     assert list(notes["rows"]) == ["as it was", "calibrated", "plain, 3 steps"]
     assert {"versions", "machine", "date"} <= set(notes)
     plan = tokenprune.load_plan(out)

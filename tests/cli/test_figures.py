@@ -141,12 +141,15 @@ def test_ages(numbers: dict[str, Any]) -> None:
 
 
 def test_one_figure_alone_is_the_same_again(folder: Path, numbers: dict[str, Any], tmp_path: Path) -> None:
-    run("--out", str(tmp_path), "--only", "ages", "--only", "clusters", "--only", "ages")
+    result = run("--out", str(tmp_path), "--only", "ages", "--only", "clusters", "--only", "ages", "--json")
     assert {file.name for file in tmp_path.iterdir()} == {"ages.png", "clusters.png", "figures.json"}
     for name in ("ages", "clusters"):
         assert (tmp_path / f"{name}.png").read_bytes() == (folder / f"{name}.png").read_bytes()
     alone = json.loads((tmp_path / "figures.json").read_text())["figures"]
     assert alone == {name: numbers[name] for name in ("ages", "clusters")}
+    told = json.loads(result.stdout)
+    assert told["figures"] == alone
+    assert (told["folder"], told["files"]) == (str(tmp_path), ["ages.png", "clusters.png", "figures.json"])
 
 
 OWN = """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect as introspection
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from tokenprune import CATPolicy, Plan, save_plan
 from tokenprune.bench.subjects import transformers
 from tokenprune.bench.subjects.transformers import load
 from tokenprune.cli.app import APP
-from tokenprune.cli.targets import Mapped, Wanted, call_of, find_map
+from tokenprune.cli.targets import Mapped, call_of, find_map
 from tokenprune.embedded.load import EMBEDDED
+from tokenprune.macs.example_calls import Wanted
 
 
 def run(*arguments: str) -> Result:
@@ -80,7 +82,7 @@ def test_embedded_models_are_called_as_their_pipelines_do(name: str) -> None:
     )
     pipe("a red circle", num_inference_steps=1, output_type="latent", **EMBEDDED[name].arguments)
     loaded = load(name)
-    called = call_of(loaded, find_map(loaded).map, Wanted())
+    called = call_of(loaded, Wanted())
     assert called is not None
     for argument in ("hidden_states", "encoder_hidden_states"):
         assert called.call.arguments[argument].shape == seen[0][argument].shape
@@ -105,6 +107,20 @@ def test_sizes_of_an_embedded_model(tmp_path: Path) -> None:
         "with this plan's forecasts",
     ):
         assert line in result.stdout
+
+
+def test_json_has_the_facts_and_their_numbers(tmp_path: Path) -> None:
+    result = run("shapes-sd3", "--dtype", "float32", "--steps", "10", "--plan", cat_plan(tmp_path), "--json")
+    told = json.loads(result.stdout)
+    assert (told["model"], told["origin"]) == ("SD3Transformer2DModel", "from its adapter")
+    assert told["facts"]["token grid"] == "16 x 16 = 256 tokens"
+    figures = told["figures"]
+    assert figures["tokens_of_steps"] == [256] * 8 + [76] * 2
+    assert figures["key_value_bytes"] == 2 * 8 * (256 + 49) * 2 * 128 * 4
+    assert figures["key_value_bytes"] < figures["cache_bytes"]
+    assert f"{figures['macs'] / figures['plain_macs']:.1%} of the plain model's" in told["facts"]["MACs"]
+    code = json.loads(run("shapes-sd3", "--code", "--json").stdout)["code"]
+    assert code == run("shapes-sd3", "--code").stdout
 
 
 def test_a_class_and_what_is_known_of_its_attention(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,6 +178,9 @@ def test_the_check_of_a_map() -> None:
     assert "adapter of DiT\n  map          passed       3 blocks, 3 attention modules" in result.stdout
     assert "noise level  passed" in result.stdout
     assert "not checkable:" in result.stdout
+    assert result.stderr.splitlines()[-1] == "remove: passed (11 of 11)"
+    told = json.loads(run("models:example", "--check", "--json").stdout)["check"]
+    assert [(each["name"], each["outcome"]) for each in told["findings"][:2]] == [("map", "passed"), ("full", "passed")]
 
 
 def test_a_map_that_does_not_pass(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,5 +193,5 @@ def test_a_map_that_does_not_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tokenprune.cli.inspect.find_map", wrong)
     result = run("models:example", "--check")
     assert result.exit_code == 2
-    assert "exit    failed  DiT: the adapter breaks 'exit'" in result.stdout
+    assert re.search(r"exit +failed +DiT: the adapter breaks 'exit'", result.stdout)
     assert "final_layer.linear still works on the tokens that blocks.2 gives" in result.stderr

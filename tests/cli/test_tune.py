@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
@@ -51,7 +52,12 @@ def test_a_model_of_ones_own_gets_a_plan_file_that_applies(
     before = tokenprune.load_plan(out)
     journal = (tmp_path / "new" / "plan.yaml.journal").read_text()
     out.unlink()
-    assert run(*options).exit_code == 0  # taken up again: nothing left to try
+    again = run(*options, "--json")  # taken up again: nothing left to try
+    assert again.exit_code == 0, again.output
+    told = json.loads(again.stdout)
+    assert (told["plan"], told["verdict"]) == (str(out), yaml.safe_load(out.read_text())["notes"]["verdict"])
+    last = [line for line in again.stderr.splitlines() if "finished in" in line][-1]
+    assert re.search(r"\((\d+) of \1\)$", last)  # all that were expected
     assert tokenprune.load_plan(out) == before
     assert (tmp_path / "new" / "plan.yaml.journal").read_text().count('"params"') == journal.count('"params"')
     refused("tune", run(*options, "--seed", "1"), "plan.yaml.journal: was tuned with another seed")

@@ -14,7 +14,8 @@ import torch
 import tokenprune
 from tokenprune.bench.subjects.transformers import load
 from tokenprune.bench.tables.cells import renew
-from tokenprune.cli.targets import Wanted, call_of, find_map
+from tokenprune.cli.targets import call_of, find_map
+from tokenprune.macs.example_calls import Wanted
 from tokenprune.macs.rehearsal import rehearse
 from tokenprune.plans.plan import Plan
 
@@ -50,7 +51,7 @@ def row(name: str) -> str:
     """Weights and caches in bfloat16, at the size that the pipeline draws by default."""
     loaded = load(name)
     found = find_map(loaded).map
-    called = call_of(loaded, found, Wanted())
+    called = call_of(loaded, Wanted())
     assert called is not None
     parameters = sum(parameter.numel() for parameter in loaded.model.parameters())
     plans = (

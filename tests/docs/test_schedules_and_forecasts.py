@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokenprune import ClusterCorrection, PlacedSchedule, Schedule
+from tokenprune import ClusterCorrection, HeldText, PlacedSchedule, Schedule
 from tokenprune.reuse.taylor import Taylor
 from tokenprune.schedule import (
     BudgetSchedule,
@@ -27,22 +27,23 @@ PAGE = (Path(__file__).parents[2] / "docs" / "schedules-and-forecasts.md").read_
 
 def test_the_pages_code_runs(sd3: nn.Module, generate: Callable[..., Tensor], capsys: Any) -> None:
     plain = generate(sd3)
-    plan, first, second, clusters, third = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    plan, first, held, second, clusters, third = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     scope: dict[str, Any] = {"model": sd3, "generate": lambda: generate(sd3)}
     exec(plan, scope)
     exec(first, scope)
     images = [generate(sd3)]
     assert [step.tokens for step in scope["handle"].report().steps] == [24, 24, 24, 6, 6, 24]
     scope["handle"].remove()
-    exec(second, scope)
-    images.append(scope["image"])
+    for code in (held, second):
+        exec(code, scope)
+        images.append(scope["image"])
     assert capsys.readouterr().out == "[24, 24, 24, 0, 7, 0]\n"
     exec(clusters, scope)
     images.append(scope["image"])
     exec(third, scope)
     images.append(scope["image"])
     assert capsys.readouterr().out == "[24, 12, 24, 12, 24, 12]\n"
-    for image, full in zip(images, (3, 3, 3, 1), strict=True):
+    for image, full in zip(images, (3, 3, 3, 3, 1), strict=True):
         assert torch.equal(image[:full], plain[:full])
         assert not torch.equal(image[full], plain[full])
     assert torch.equal(generate(sd3), plain)
@@ -63,6 +64,7 @@ def test_the_tables_list_every_argument() -> None:
         "ListSchedule",
         "LevelSchedule",
         "PlacedSchedule",
+        "HeldText",
         "Hold",
         "Taylor",
         "ClusterCorrection",
@@ -74,6 +76,7 @@ def test_the_tables_list_every_argument() -> None:
         ListSchedule,
         LevelSchedule,
         PlacedSchedule,
+        HeldText,
         Taylor,
         ClusterCorrection,
     ):

@@ -50,7 +50,8 @@ def test_the_pages_adapter_prunes() -> None:
     assert int(changed) == 19 * 4
 
 
-def test_the_page_checks_its_adapter() -> None:
+def test_the_page_checks_its_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")  # results are as wide as the terminal
     adapter, check = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
     inputs = {"latents": torch.randn(2, 4, 8, 12), "t": torch.full((2,), 0.5)}
     scope: dict[str, Any] = {"make_small_model": PlainTransformer, "inputs": inputs}

@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from torch import Tensor, nn
 
 import tokenprune
 from tokenprune import CATPolicy, Hold, Plan, Reuse, Selection, Taylor
 from tokenprune.ops.static_memory import StaticBuffers
 from tokenprune.plans.presets import token_plan
-from tokenprune.reuse.key_value import FreshKeys
+from tokenprune.reuse.key_value import FreshKeys, in_levels
 
 POLICY = CATPolicy(0.3, 3, num_clusters=5)
 PLANS = {"cat": Plan(POLICY), "best": token_plan(0.5)}
@@ -81,6 +85,7 @@ def test_row_indices_stay_where_they_are(model: nn.Module, plan: str, make_steps
     ("reuse", "dtype", "share", "closeness"),
     [
         (Hold(), torch.bfloat16, 0.5, 2e-2),
+        (Hold(), torch.int8, 0.25, 2e-2),
         (Hold(), torch.float8_e4m3fn, 0.25, 2e-1),
         (Hold(), torch.float8_e5m2, 0.25, 4e-1),
         (Taylor(1, keys=True), torch.bfloat16, 0.5, 5e-2),
@@ -117,12 +122,45 @@ def test_numbers_beyond_a_type_are_cut_off() -> None:
     assert (made_value == -448).all()
 
 
+@given(
+    rows=arrays(np.float32, (3, 8), elements=st.floats(-1e4, 1e4, width=32)),
+    dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
+)
+def test_whole_numbers_are_off_by_half_a_level_of_their_row(rows: Any, dtype: torch.dtype) -> None:
+    """Beside the rounding of the scale and of what comes back in the model's own type."""
+    fresh = torch.from_numpy(rows).to(dtype)
+    levels, scale = in_levels(fresh)
+    assert levels.dtype == torch.int8
+    assert scale.shape == (3, 1)
+    off = (levels * scale - fresh).float().abs()
+    largest = fresh.float().abs().amax(-1, keepdim=True)
+    assert (off <= largest * (0.5 / 127 + 2 * torch.finfo(dtype).eps) + torch.finfo(dtype).tiny).all()
+
+
+def test_whole_numbers_stay_where_they_are() -> None:
+    buffer = Hold().start_keys()
+    buffer.dtype = torch.int8
+    key = torch.randn(2, 3, 4, 16)
+    buffer.record(key, -key, (0, 4))
+    places = [tensor.data_ptr() for tensor in (*buffer.kept, *(buffer.scales or ()))]
+    second = FreshKeys.of(Selection(torch.tensor([[1, 3], [0, 2]]), 4), (0, 4), StaticBuffers())
+    fresh = torch.randn(2, 3, 2, 16) * 5
+    made, _ = buffer.update(second, fresh, -fresh)
+    expected = key.clone()
+    expected[0, :, [1, 3]], expected[1, :, [0, 2]] = fresh[0], fresh[1]
+    torch.testing.assert_close(made, expected, atol=0.1, rtol=0)
+    buffer.record(key, -key, (0, 4))
+    assert [tensor.data_ptr() for tensor in (*buffer.kept, *(buffer.scales or ()))] == places
+    assert buffer.nbytes == 2 * key.numel() * (1 + 4 / 16)
+
+
 @pytest.mark.parametrize(
     ("reuse", "dtype", "message"),
     [
-        (Hold(), torch.int8, r"cache_dtype: expected a floating type of at least 8 bits for Hold\(\)"),
+        (Hold(), torch.int16, r"cache_dtype: expected a floating type of at least 8 bits or torch.int8 for Hold\(\)"),
         (Hold(), "fp8", "cache_dtype: expected a floating type of at least 8 bits"),
         (Taylor(1, keys=True), torch.float8_e4m3fn, "of at least 16 bits for Taylor.*such as torch.bfloat16"),
+        (Taylor(1, keys=True), torch.int8, "of at least 16 bits for Taylor.*such as torch.bfloat16"),
     ],
 )
 def test_types_that_cannot_be(model: nn.Module, reuse: Reuse, dtype: Any, message: str) -> None:

@@ -27,13 +27,21 @@ from tokenprune import (
 from tokenprune.engine import pruning_watch
 
 TABLE = torch.linspace(1000, 20, 6)
+EXPECTED = "what is told in advance"
 NOTHING = "nothing will be pruned: the generation that begins has 6 steps, under "
 
 
 @pytest.fixture
-def told(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
+def told(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
+    """All that is logged but the expectation."""
+    monkeypatch.setattr("tokenprune.api.told_in_advance", lambda *_: EXPECTED)
     caplog.set_level(logging.INFO, "tokenprune")
-    return lambda: [record.getMessage() for record in caplog.records if record.name == "tokenprune"]
+
+    def messages() -> list[str]:
+        found = [record.getMessage() for record in caplog.records if record.name == "tokenprune"]
+        return [message for message in found if message != EXPECTED]
+
+    return messages
 
 
 def test_fewer_steps_than_warm_up(model: nn.Module, generate: Callable[..., Tensor], told: Any) -> None:

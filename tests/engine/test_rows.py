@@ -112,6 +112,18 @@ def test_the_first_way_that_fits_is_taken() -> None:
     assert gather_first(rows, ways, (neither, 3, None)) == (neither, 3, None)
 
 
+def test_held_text_has_one_row() -> None:
+    rows = Rows(Selection(CHOSEN, N), ("image", "text-image", "image-text"), T, with_text=False)
+    text, joint = draw(B, T, D), draw(B, T + N, D)
+    assert torch.equal(gather(rows, TokenArgument("x", "text"), text), text[:, :1])
+    assert torch.equal(gather(rows, TokenArgument("x", "text", dim=-2), draw(T, D)), draw(T, D)[:1])
+    assert gather(Rows(Selection(CHOSEN, N), (), T), TokenArgument("x", "text"), text) is text
+    images = Selection(CHOSEN, N)
+    before, behind = (gather(rows, TokenArgument("x", layout), joint) for layout in ("text-image", "image-text"))
+    assert torch.equal(before, torch.cat([joint[:, :1], images.gather(joint[:, T:].contiguous())], dim=1))
+    assert torch.equal(behind, torch.cat([images.gather(joint[:, :N].contiguous()), joint[:, N : N + 1]], dim=1))
+
+
 def test_frames_share_a_selection() -> None:
     rows = Rows(Selection(CHOSEN, N), ("image",), frames=2)
     frames = draw(2 * B, N, D)
@@ -174,7 +186,7 @@ def test_masks_fit_themselves(layout: Any, kind: str) -> None:
 
 
 def test_a_mask_of_another_length_is_refused() -> None:
-    with pytest.raises(AttentionError, match=r"attn: expected a mask over all 9 keys, or over the 6 fresh ones, for 6"):
+    with pytest.raises(AttentionError, match=r"attn: expected a mask over all 9 keys, or over 6 of"):
         pruned_attention("image-text", None, torch.ones(B, 1, 1, 4, dtype=torch.bool), 6)
 
 

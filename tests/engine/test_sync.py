@@ -12,7 +12,7 @@ import torch_geometric  # noqa: F401  makes tensors when it is first imported, a
 from torch import Tensor, nn
 
 import tokenprune
-from tokenprune import Memory, NoisePolicy, Observation, Selection, SelectionPolicy
+from tokenprune import HeldText, Memory, NoisePolicy, Observation, Schedule, Selection, SelectionPolicy
 from tokenprune.testing import WaitedError, no_waiting
 
 
@@ -61,7 +61,13 @@ def test_select(policy: SelectionPolicy, images: int) -> None:
 
 
 def check_pruned_steps(
-    model: nn.Module, policy: SelectionPolicy, guidance: str, predict: Any, latents: Tensor, make_condition: Any
+    model: nn.Module,
+    policy: SelectionPolicy,
+    guidance: str,
+    predict: Any,
+    latents: Tensor,
+    make_condition: Any,
+    schedule: Schedule | None = None,
 ) -> None:
     table, seen = torch.linspace(1000, 20, 7), []
     batch = 2 if guidance == "batched" else 1
@@ -70,7 +76,11 @@ def check_pruned_steps(
     def watch(module: nn.Module, args: tuple[Tensor]) -> None:
         seen.append(args[0].shape[1])
 
-    with tokenprune.apply(model, policy), torch.no_grad(), model.proj_out.register_forward_pre_hook(watch):
+    with (
+        tokenprune.apply(model, policy, schedule=schedule),
+        torch.no_grad(),
+        model.proj_out.register_forward_pre_hook(watch),
+    ):
         for i, time in enumerate(table):
             with no_waiting() if i >= 3 else nullcontext():
                 for condition in given:
@@ -97,6 +107,14 @@ def test_pruned_steps_of_every_model(
     make_condition: Any,
 ) -> None:
     check_pruned_steps(model, NoisePolicy(0.3, 3), guidance, predict, make_latents((0,), (4, 6)), make_condition)
+
+
+def test_steps_that_hold_the_text(
+    sd3: nn.Module, predict: Callable[..., Tensor], make_latents: Callable[..., Tensor], make_condition: Any
+) -> None:
+    policy = NoisePolicy(0.3, 3)
+    with_text = HeldText(policy.schedule(), every=2)
+    check_pruned_steps(sd3, policy, "batched", predict, make_latents((0,), (4, 6)), make_condition, with_text)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

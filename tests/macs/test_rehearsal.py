@@ -7,7 +7,9 @@ import torch
 from tiny import ALL
 
 import tokenprune
-from tokenprune import CATPolicy, Plan, RefreshSchedule, SequentialPolicy
+from tokenprune import CATPolicy, HeldText, Plan, RefreshSchedule, SequentialPolicy
+from tokenprune.macs.breakdown import commonest_call, of_layers
+from tokenprune.macs.counting import Computed, counting_calls
 from tokenprune.macs.rehearsal import CallPattern, counts_of, rehearse
 from tokenprune.plans.presets import best_plan, token_plan
 from tokenprune.registry import find_adapter
@@ -42,6 +44,22 @@ def test_it_computes_and_keeps_what_a_real_generation_does(name: str, plan: Plan
     assert rehearsal.grid == report.grid or rehearsal.tokens == torch.Size(report.grid).numel()
 
 
+@pytest.mark.parametrize("name", ["sd3", "flux"])
+@pytest.mark.parametrize("every", [2, None])
+def test_held_text_is_counted(name: str, every: int | None) -> None:
+    model, inputs = CASES[name].make(), CASES[name].inputs()
+    found, policy = find_adapter(model)(model), SequentialPolicy(0.3, 4)
+    plan = Plan(policy, HeldText(policy.schedule(), every))
+    rehearsal = rehearse(model, found, CallPattern(inputs), plan, STEPS)
+    assert [i for i, text in enumerate(rehearsal.texts) if not text] == ([4, 6, 8] if every else list(range(4, STEPS)))
+    with tokenprune.apply(model, plan, guidance="none") as handle, torch.no_grad(), counting_calls(model) as counted:
+        for time in torch.linspace(1000, 100, STEPS):
+            model(**{**inputs, found.time: time.expand(2)})
+        macs = handle.report().macs
+    assert rehearsal.macs == macs == counted.macs
+    assert macs.total < rehearse(model, found, CallPattern(inputs), Plan(policy), STEPS).macs.total
+
+
 def test_keys_and_values_of_another_precision_and_size() -> None:
     model, inputs = CASES["pixart"].make(), CASES["pixart"].inputs()
     found = find_adapter(model)(model)
@@ -51,6 +69,16 @@ def test_keys_and_values_of_another_precision_and_size() -> None:
     assert whole.key_bytes() == 2 * half.key_bytes() == 2 * 2 * 2 * 24 * 16 * 4
     assert whole.key_bytes(48) == 2 * whole.key_bytes()
     assert all(parameter.dtype == torch.float32 and not parameter.is_meta for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("every", [2, None])
+def test_modules_of_a_call_that_holds_the_text(every: int | None) -> None:
+    model, inputs = CASES["sd3"].make(), CASES["sd3"].inputs()
+    plan = Plan(SequentialPolicy(), HeldText(SequentialPolicy(0.3, 4).schedule(), every))
+    run = rehearse(model, find_adapter(model)(model), CallPattern(inputs), plan, STEPS)
+    assert commonest_call(run) == Computed(7, with_text=False)
+    whole, *_ = of_layers(model, run, commonest_call(run), depth=1)
+    assert whole.linear_pruned_T == pytest.approx(run.layers[Computed(7, False)][""].linear / 1e12)
 
 
 def test_modules_add_up_to_the_model() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tokenprune.reports.checks import WIDTH, CheckResult, Finding
 
 RESULT = CheckResult(
@@ -23,6 +25,13 @@ def test_printed_it_is_a_table() -> None:
     assert lines[3].startswith(" " * 28 + "very")
     assert lines[-2:] == ["  not checkable:", "  - the weather"]
     assert max(map(len, lines)) <= WIDTH
+
+
+def test_a_narrow_terminal_has_shorter_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    lines = str(RESULT).splitlines()
+    assert 50 < max(map(len, lines)) <= 60
+    assert " ".join(" ".join(lines).split()).count("very") == 30
 
 
 def test_in_short_and_in_a_notebook() -> None:

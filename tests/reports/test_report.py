@@ -62,7 +62,10 @@ def test_report_before_the_first_step(sd3: nn.Module) -> None:
         report = handle.report()
     assert (report.steps, report.tokens, report.generations, report.token_counts) == ((), 0, 0, None)
     assert report.tokens_ratio == report.mac_ratio == 1
-    assert "0 steps" in str(report)
+    assert str(report).startswith("no steps yet; SD3Transformer2DModel, ")
+    assert "; a step full " in str(report)
+    assert repr(report) == "Report(no steps yet)"
+    assert "none yet" in report._repr_html_()
 
 
 def test_report_in_the_middle_changes_nothing(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tokenprune import AttentionSite, BlockSite, ExitSite, ModuleMap, TokenArgument, latent_grid
 from tokenprune.registry import find_adapter
-from tokenprune.testing import AdapterCheckError, check_adapter
+from tokenprune.testing import AdapterCheckError, AdapterProperty, check_adapter
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
@@ -93,7 +93,11 @@ def changed(**fields: Any) -> Callable[[nn.Module], ModuleMap]:
 
 
 def test_the_plain_model_passes() -> None:
-    check_adapter(Plain, call(), adapter=module_map)
+    told: list[str] = []
+    check_adapter(Plain, call(), adapter=module_map, tell=told.append)
+    assert [line.partition(":")[0] for line in told] == list(get_args(AdapterProperty))
+    assert told[0].startswith("map: passed (1 of 11, about ")
+    assert told[-1] == "remove: passed (11 of 11)"
 
 
 def test_a_model_without_adapter() -> None:

@@ -63,6 +63,13 @@ def test_our_policies(factory: Callable[[], SelectionPolicy]) -> None:
     check_policy(factory)
 
 
+def test_it_tells_how_far_it_is() -> None:
+    told: list[str] = []
+    check_policy(NoisePolicy, grids=[(1, 7)], tell=told.append)
+    assert re.fullmatch(r"grid 1 x 7, normal noise, 1 tokens: passed \(1 of 7, about \d+ s left\)", told[0])
+    assert told[-1].endswith(" (7 of 7)")
+
+
 @pytest.mark.parametrize("factory", CLUSTERING.values(), ids=CLUSTERING)
 def test_our_clustering_policies(factory: Callable[[], SelectionPolicy]) -> None:
     check_policy(factory, steps=4)

@@ -21,7 +21,7 @@ from tokenprune.errors import ConfigurationError, TokenPruneError, one_line
 PACKAGE = "tokenprune-dit"
 
 
-EXTRAS = {"tune": "tune"}
+EXTRAS = {"tune": "tune", "app": "app"}
 """The extra that a command needs, by its name, where it is not `cli`."""
 
 
@@ -55,6 +55,14 @@ class Command(TyperCommand):
 
 class Group(TyperGroup):
     """Commands under one name."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command of that name; for an unknown one typer names those that are like it."""
+        try:
+            return super().resolve_command(ctx, args)
+        except UsageError as error:
+            error.possibilities = None  # click 8.4 would name them once more
+            raise
 
     def main(self, *args: Any, **given: Any) -> Any:
         """Run with the words of the command line."""

@@ -8,10 +8,12 @@ from typing import Annotated
 import typer
 
 from tokenprune.bench.commands import PACKAGE, Command, Group
+from tokenprune.cli.app_command import app
 from tokenprune.cli.bench import bench
 from tokenprune.cli.calibrate import calibrate
 from tokenprune.cli.demo import demo
 from tokenprune.cli.figures import figures
+from tokenprune.cli.generate import generate
 from tokenprune.cli.inspect import inspect
 from tokenprune.cli.macs import macs
 from tokenprune.cli.tune import tune
@@ -32,5 +34,5 @@ def tokenprune(
         print(context.get_help())
 
 
-for command in (demo, bench, figures, macs, inspect, tune, calibrate):
+for command in (demo, app, generate, bench, figures, macs, inspect, tune, calibrate):
     APP.command(cls=Command)(command)

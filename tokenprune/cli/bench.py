@@ -7,15 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
 
 from tokenprune.bench.commands import check_known
 from tokenprune.bench.configurations.configuration import Configuration
 from tokenprune.bench.configurations.suites import SUITES, WITHOUT_BUDGET, make
 from tokenprune.cli import options
 from tokenprune.cli.progress import Progress
+from tokenprune.cli.tables import Column, Listing, show
 from tokenprune.embedded.load import quiet
 from tokenprune.errors import ConfigurationError
 from tokenprune.reports.outputs import check_output
@@ -44,10 +42,7 @@ def bench(
     ] = None,
     split: Annotated[str, typer.Option(help="Split of the embedded captions: tuning or held-out.")] = "held-out",
     prompts_file: Annotated[Path | None, typer.Option(help="Text file of prompts, one a line.")] = None,
-    prompts_from: Annotated[
-        str | None,
-        typer.Option(help="Data set of prompts: parti-prompts, coco-2014, coco-2017 or dataset:PATH_OR_NAME#COLUMN."),
-    ] = None,
+    prompts_from: options.PromptsFrom = None,
     guidance_scale: options.GuidanceScale = None,
     batch: Annotated[int, typer.Option(min=1, help="Pictures drawn at a time.")] = 8,
     metric: Annotated[
@@ -62,6 +57,7 @@ def bench(
     markdown: Annotated[Path | None, typer.Option(help="Markdown file to write the table to.")] = None,
     plot: Annotated[Path | None, typer.Option(help="PNG file to draw fidelity against seconds and MACs to.")] = None,
     into: Annotated[Path | None, typer.Option(help="Document in which to renew the table of the JSON file.")] = None,
+    as_json: options.Json = False,
 ) -> None:
     """Measure configurations against the plain model: what they compute, how near its pictures they come, how good."""
     if config is not None and suite is not None:
@@ -111,7 +107,7 @@ def bench(
     }
     task = Task(chosen.texts, steps, scale, batch, subject.arguments)
     pipe = subject.load()
-    with Progress(len(configurations), shown=main) as progress:
+    with Progress(shown=main) as progress:
         results = run(
             pipe,
             configurations,
@@ -121,12 +117,19 @@ def bench(
             score=chosen.score if subject.learnt else None,
             quality=quality.figures,
             begin=lambda one: progress.begin(one.name),
+            expect=progress.expect,
             repeats=repeats,
             timing_batch=timing_batch,
             renew=subject.load,
         )
     if main:
+        written = {"results": path, "markdown": markdown, "plot": plot, "into": into}
         _write(results, path, markdown, plot, into)
+        if as_json:
+            files = {name: str(file) for name, file in written.items() if file is not None}
+            options.print_json({"settings": results.settings, "rows": results.rows, **files})
+        else:
+            _tell(results, path)
 
 
 def _configurations(suite: str | None, config: Path | None, budget: float, steps: int) -> list[Configuration]:
@@ -189,8 +192,7 @@ def _check_outputs(out: Path, markdown: Path | None, plot: Path | None, into: Pa
 def _write(results: Results, path: Path, markdown: Path | None, plot: Path | None, into: Path | None) -> None:
     from tokenprune.bench.tables import cells
 
-    settings = results.settings
-    by_psnr = settings.get("suite") != "sensitivity"
+    by_psnr = _by_psnr(results)
     if markdown is not None:
         markdown.parent.mkdir(parents=True, exist_ok=True)
         markdown.write_text(cells.markdown(results, by_psnr))
@@ -201,6 +203,13 @@ def _write(results: Results, path: Path, markdown: Path | None, plot: Path | Non
 
         plot.parent.mkdir(parents=True, exist_ok=True)
         draw_plot(results, plot)
+
+
+def _tell(results: Results, path: Path) -> None:
+    from tokenprune.bench.tables import cells
+
+    settings = results.settings
+    by_psnr = _by_psnr(results)
     what = settings.get("suite") or settings["config"]
     title = f"{settings['model']}, {what}: {settings['prompts']} prompts, {settings['steps']} steps"
     _show(title, *cells.cells(results, by_psnr))
@@ -214,11 +223,11 @@ def _write(results: Results, path: Path, markdown: Path | None, plot: Path | Non
     print(f"results: {path}")
 
 
+def _by_psnr(results: Results) -> bool:
+    return bool(results.settings.get("suite") != "sensitivity")
+
+
 def _show(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    table = Table(title=title, box=SIMPLE_HEAD, padding=0)
     shown = [place for place, name in enumerate(columns) if name != "source"]
-    for place in shown:
-        table.add_column(columns[place], justify="right" if columns[place] else "left", no_wrap=not columns[place])
-    for row in rows:
-        table.add_row(*(row[place] for place in shown))
-    Console().print(table)
+    heads = [Column(columns[place], left=not columns[place]) for place in shown]
+    show(Listing(title, heads, [[row[place] for place in shown] for row in rows]))

@@ -37,6 +37,7 @@ def calibrate(
     guidance_scale: options.GuidanceScale = None,
     batch: Annotated[int, typer.Option(min=1, help="Pictures drawn at a time.")] = 8,
     out: Annotated[Path | None, typer.Option(help="Plan file (.yaml or .json).")] = None,
+    as_json: options.Json = False,
 ) -> None:
     """Fit the recommended plan's corrections to a model, sampler, guidance and number of steps; write a plan file."""
     if not 0 < budget < 1:
@@ -91,6 +92,9 @@ def calibrate(
         **stamp(),
     }
     save_plan(found.plan, path, settings)
+    if as_json:
+        options.print_json({**settings, "calibrated": found.won, "plan": str(path)})
+        return
     title = f"{model}, {budget} of the operations, {task.steps} steps"
     show_rows(found.rows, title, task, replace(task, prompts=held_out.texts))
     print(found.text)

@@ -6,14 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
 
 from tokenprune.bench.commands import check_known
 from tokenprune.bench.configurations.schedules import PAPER
 from tokenprune.cli import options
 from tokenprune.cli.progress import Progress
+from tokenprune.cli.tables import Column, Listing, show
 from tokenprune.embedded.load import EMBEDDED, quiet
 from tokenprune.reports.outputs import check_output
 
@@ -36,7 +34,7 @@ def demo(
     html: Annotated[
         Path | None, typer.Option(help="HTML file to write a page to that shows every step; needs no server.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
+    as_json: options.Json = False,
 ) -> None:
     """Draw PROMPT with an embedded model, dense, pruned by CAT, and by `tokenprune.plan` at as many tokens.
 
@@ -66,7 +64,7 @@ def demo(
     if as_json:
         options.print_json({**as_data(outcomes, policy, model, request), **written})
         return
-    Console().print(_table(model, outcomes))
+    show(_listing(model, outcomes))
     for name, outcome in outcomes.items():
         if outcome.report is not None:
             print(f"{name}: {outcome.report}")
@@ -77,26 +75,28 @@ def demo(
         print(f"{name}: {path}")
 
 
-def _table(model: str, outcomes: dict[str, Outcome]) -> Table:
+def _listing(model: str, outcomes: dict[str, Outcome]) -> Listing:
     from tokenprune.bench.measuring.fidelity import in_words as decibels
     from tokenprune.bench.measuring.speed import in_words
     from tokenprune.bench.studies.demo import CAT, DENSE
 
     dense, counted = outcomes[DENSE], outcomes[CAT].report
-    table = Table(title=f"{model}: dense, pruned, and the plain model with fewer steps", box=SIMPLE_HEAD, padding=0)
-    for column in ("", "seconds", "speed", "allowed", "GMACs", "tokens", "PSNR", "score", "cache"):
-        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    heads = ("seconds", "speed", "allowed", "GMACs", "tokens", "PSNR", "score", "cache")
+    rows = []
     for name, outcome in outcomes.items():
         row = outcome.row(dense)
-        table.add_row(
-            name,
-            f"{outcome.median:.2f}",
-            in_words(row["speedup"], row["speedup_noise"]),
-            f"{1 / row['mac_ratio']:.2f}x",
-            "-" if counted is None else f"{row['mac_ratio'] * counted.dense_macs.total / 1e9:.1f}",
-            f"{row['tokens_ratio']:.0%}",
-            decibels(outcome.psnr, None),
-            "-" if outcome.scene_score is None else f"{outcome.scene_score:.0%}",
-            f"{row['cache_bytes'] / 2**20:.1f}M" if outcome.report else "-",
+        rows.append(
+            [
+                name,
+                f"{outcome.median:.2f}",
+                in_words(row["speedup"], row["speedup_noise"]),
+                f"{1 / row['mac_ratio']:.2f}x",
+                "-" if counted is None else f"{row['mac_ratio'] * counted.dense_macs.total / 1e9:.1f}",
+                f"{row['tokens_ratio']:.0%}",
+                decibels(outcome.psnr, None),
+                "-" if outcome.scene_score is None else f"{outcome.scene_score:.0%}",
+                f"{row['cache_bytes'] / 2**20:.1f}M" if outcome.report else "-",
+            ]
         )
-    return table
+    title = f"{model}: dense, pruned, and the plain model with fewer steps"
+    return Listing(title, [Column("", left=True), *map(Column, heads)], rows)

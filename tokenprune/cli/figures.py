@@ -44,6 +44,7 @@ def figures(
     alpha: Annotated[float, typer.Option(help="Fraction of image tokens computed at a pruned step.")] = PAPER.alpha,
     guidance_scale: Annotated[float, typer.Option(help="Classifier-free guidance.")] = 4.0,
     seed: Annotated[int, typer.Option(help="Seed of the initial noise.")] = 0,
+    as_json: options.Json = False,
 ) -> None:
     """Draw the CAT Pruning paper's figures on an embedded model, and write the numbers they show as JSON."""
     names = list(dict.fromkeys(only or FIGURES))
@@ -86,5 +87,8 @@ def figures(
     }
     content = {"settings": known, "figures": numbers}
     (out / NUMBERS).write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+    if as_json:
+        options.print_json({**content, "folder": str(out), "files": [*(f"{name}.png" for name in names), NUMBERS]})
+        return
     Console().print(table)
     print(f"written to {out}, with the numbers in {NUMBERS}")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
-from typing import Annotated
+from dataclasses import asdict
+from typing import Annotated, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -14,9 +16,10 @@ from tokenprune.bench.commands import check_known
 from tokenprune.bench.subjects.pipelines import DTYPES
 from tokenprune.bench.subjects.transformers import Loaded, load
 from tokenprune.cli import options
-from tokenprune.cli.targets import GUIDANCE, ResolvedCall, Wanted, call_of, find_map, notes_of, plan_of
+from tokenprune.cli.targets import GUIDANCE, call_of, find_map, notes_of, plan_of
 from tokenprune.discovery.code import source_of
 from tokenprune.errors import ConfigurationError, one_line
+from tokenprune.macs.example_calls import ResolvedCall, Wanted
 from tokenprune.macs.rehearsal import Rehearsal, counts_of, rehearse
 from tokenprune.modulemap import ModuleMap
 from tokenprune.ops.grid import num_tokens
@@ -47,6 +50,7 @@ def inspect(
         ),
     ] = False,
     code: Annotated[bool, typer.Option("--code", help="Print the map as an adapter's source code.")] = False,
+    as_json: options.Json = False,
 ) -> None:
     """Show a model's map, an adapter's or discovered, and what a plan would compute and keep at a size.
 
@@ -62,12 +66,17 @@ def inspect(
     found = find_map(loaded)
     name = type(loaded.model).__name__
     if code:
-        print(source_of(found.map, name), end="")
+        source = source_of(found.map, name)
+        if as_json:
+            options.print_json({"model": name, "origin": found.origin, "code": source})
+        else:
+            print(source, end="")
         return
     chosen = plan_of(loaded.model, plan, None if plan else budget or "balanced", None, None)
     wanted = Wanted(height or size, width or size, frames, text, batch, guidance)
-    called = call_of(loaded, found.map, wanted)
+    called = call_of(loaded, wanted)
     rows, notes = _of_map(found.map), [*notes_of(loaded.model, found.map), *found.notes]
+    figures: dict[str, Any] = {}
     if called is None:
         notes.append("sizes cannot be shown: name a factory, module.path:factory, that gives arguments of a call")
     else:
@@ -81,6 +90,12 @@ def inspect(
         else:
             rows |= _of_plan(chosen, rehearsal.counts, rehearsal.tokens)
             rows |= _of_sizes(rehearsal, called, dtype, tokens)
+            figures = _figures(rehearsal, tokens)
+    checked = _checked(loaded, found.map) if check else None
+    if as_json:
+        content = {"model": name, "origin": found.origin, "facts": rows, "figures": figures, "notes": notes}
+        options.print_json({**content, **({} if checked is None else {"check": asdict(checked)})})
+        return
     table = Table(box=SIMPLE_HEAD, padding=0, show_header=False, title=f"{name}, {found.origin}")
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
@@ -89,8 +104,8 @@ def inspect(
     Console(highlight=False).print(table)
     for note in notes:
         print(f"note: {note}")
-    if check:
-        print(_checked(loaded, found.map))
+    if checked is not None:
+        print(checked)
 
 
 def _checked(loaded: Loaded, found: ModuleMap) -> CheckResult:
@@ -102,10 +117,14 @@ def _checked(loaded: Loaded, found: ModuleMap) -> CheckResult:
     from tokenprune.testing import AdapterCheckError, check_adapter
 
     try:
-        return check_adapter(lambda: loaded.model, loaded.inputs or {}, adapter=lambda _: found)
+        return check_adapter(lambda: loaded.model, loaded.inputs or {}, adapter=lambda _: found, tell=_tell)
     except AdapterCheckError as error:
         print(error.result)
         raise ConfigurationError(f"check: {one_line(error)}") from error
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _of_map(found: ModuleMap) -> dict[str, str]:
@@ -162,6 +181,19 @@ def _of_sizes(rehearsal: Rehearsal, called: ResolvedCall, dtype: str, tokens: in
         if keys
         else "none are kept: every step is full or skipped",
         **({} if of_other else {"all caches": f"{_size(rehearsal.cache_bytes)} with this plan's forecasts"}),
+    }
+
+
+def _figures(rehearsal: Rehearsal, tokens: int | None) -> dict[str, Any]:
+    """What programs want of the plan and its sizes, as numbers."""
+    of_other = tokens is not None and tokens != rehearsal.tokens
+    return {
+        "tokens": rehearsal.tokens,
+        "tokens_of_steps": rehearsal.counts,
+        "macs": rehearsal.macs.total,
+        "plain_macs": rehearsal.dense.total,
+        "key_value_bytes": rehearsal.key_bytes(tokens),
+        **({} if of_other else {"cache_bytes": rehearsal.cache_bytes}),
     }
 
 

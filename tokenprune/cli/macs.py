@@ -7,17 +7,17 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from tokenprune.bench.configurations.schedules import PAPER
 from tokenprune.cli import options
 from tokenprune.cli.macs_tables import of_generations, of_modules, of_paper
+from tokenprune.cli.tables import show
 from tokenprune.errors import ConfigurationError
 from tokenprune.schedule import WarmupSchedule
 
 if TYPE_CHECKING:
     from tokenprune.bench.subjects.transformers import Loaded
-    from tokenprune.cli.targets import Wanted
+    from tokenprune.macs.example_calls import Wanted
     from tokenprune.plans.plan import Plan
 
 
@@ -38,14 +38,14 @@ def macs(
     guidance: options.Guidance = None,
     per_layer: Annotated[bool, typer.Option("--per-layer", help="Show modules of a full and a pruned call.")] = False,
     depth: Annotated[int, typer.Option(help="Depth of modules shown: 1 for the model's own.")] = 1,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    as_json: options.Json = False,
 ) -> None:
     """Count multiply-accumulate operations, dense and pruned, of any model, or of the paper's next to its figures.
 
     The paper's are SD3-medium and PixArt-Sigma (1024x1024, guidance). A model is pruned as the plan or the budget says,
     else by CAT Pruning with alpha and warmup-steps. Runs on the meta device: no weights, no arithmetic.
     """
-    from tokenprune.cli.targets import Wanted
+    from tokenprune.macs.example_calls import Wanted
 
     options.at_least(steps=min(steps), depth=depth, height=height, width=width, size=size, frames=frames)
     wanted = Wanted(height or size, width or size, frames, text, None, guidance)
@@ -72,7 +72,7 @@ def macs(
     if as_json:
         options.print_json([asdict(row) for row in rows])
     else:
-        Console().print(of_paper(rows, schedule))
+        show(of_paper(rows, schedule))
 
 
 def _of_model(loaded: Loaded, wanted: Wanted, plan: Plan, steps: Sequence[int], depth: int, as_json: bool) -> None:
@@ -82,17 +82,17 @@ def _of_model(loaded: Loaded, wanted: Wanted, plan: Plan, steps: Sequence[int], 
         TokenPruneError: the model cannot be pruned, or its calls are not known.
     """
     from tokenprune.cli.targets import call_of, find_map, notes_of
-    from tokenprune.macs.breakdown import commonest_count, of_generation, of_layers
+    from tokenprune.macs.breakdown import commonest_call, of_generation, of_layers
     from tokenprune.macs.rehearsal import rehearse
 
     found = find_map(loaded)
-    called = call_of(loaded, found.map, wanted)
+    called = call_of(loaded, wanted)
     name = type(loaded.model).__name__
     if called is None:
         raise ConfigurationError(f"{name}: name a factory, module.path:factory, that gives arguments of a call")
     runs = [rehearse(loaded.model, found.map, called.call, plan, number) for number in steps]
     generations = [of_generation(run) for run in runs]
-    some = commonest_count(runs[0])
+    some = commonest_call(runs[0])
     layers = list(of_layers(loaded.model, runs[0], some, depth)) if depth else []
     if as_json:
         content = {
@@ -104,16 +104,15 @@ def _of_model(loaded: Loaded, wanted: Wanted, plan: Plan, steps: Sequence[int], 
             "generations": [
                 {**asdict(each), "tokens": run.counts} for each, run in zip(generations, runs, strict=True)
             ],
-            **({"pruned_call_tokens": some, "layers": [asdict(layer) for layer in layers]} if depth else {}),
+            **({"pruned_call_tokens": some.tokens, "layers": [asdict(layer) for layer in layers]} if depth else {}),
         }
         options.print_json(content)
         return
-    console = Console(highlight=False)
     title = f"{name}, {called.size}, {' x '.join(map(str, runs[0].grid))} tokens, guidance: {called.guidance}"
-    console.print(of_generations(title, generations))
+    show(of_generations(title, generations))
     for run in runs:
         print(f"tokens of {len(run.counts)} steps: {options.runs_of(run.counts)}")
     if depth:
-        console.print(of_modules(layers, some, runs[0].tokens))
+        show(of_modules(layers, some.tokens, runs[0].tokens))
     for note in [*notes_of(loaded.model, found.map), *found.notes]:
         print(f"note: {note}")

@@ -50,12 +50,17 @@ CallArgument: TypeAlias = Annotated[
 ]
 Steps: TypeAlias = Annotated[int | None, typer.Option(min=2, help="Steps of the sampler; else the model's own.")]
 PromptFile: TypeAlias = Annotated[Path | None, typer.Option(help="Text file of prompts, one a line.")]
+PromptsFrom: TypeAlias = Annotated[
+    str | None,
+    typer.Option(help="Data set of prompts: parti-prompts, coco-2014, coco-2017 or dataset:PATH_OR_NAME#COLUMN."),
+]
 HeldOutPrompts: TypeAlias = Annotated[
     Path | None, typer.Option(help="Text file of prompts to report on; else the last part of --prompts.")
 ]
 HoldOut: TypeAlias = Annotated[
     int | None, typer.Option(min=1, help="Prompts to report on; else 16 captions, or half of the file.")
 ]
+Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables and notes.")]
 GuidanceScale: TypeAlias = Annotated[float | None, typer.Option(help="Classifier-free guidance; else the model's own.")]
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from tokenprune.api import plan as best_plan
@@ -16,7 +15,7 @@ from tokenprune.bench.subjects.transformers import Loaded
 from tokenprune.cli import options
 from tokenprune.discovery import discover
 from tokenprune.errors import ConfigurationError, UnknownModelError
-from tokenprune.macs.rehearsal import CallPattern
+from tokenprune.macs.example_calls import ResolvedCall, Wanted, example_call, pattern_of
 from tokenprune.modulemap import ModuleMap
 from tokenprune.plans.files import load_plan
 from tokenprune.plans.plan import Plan
@@ -44,32 +43,6 @@ class Mapped:
     notes: list[str]
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """What the user says of the calls; None leaves it to the model's pipeline."""
-
-    height: int | None = None
-    width: int | None = None
-    frames: int | None = None
-    text: int | None = None
-    batch: int | None = None
-    guidance: str | None = None
-
-    def given(self) -> list[str]:
-        """Names of what is not left open, guidance aside."""
-        return [name for name, value in vars(self).items() if value is not None and name != "guidance"]
-
-
-@dataclass(frozen=True)
-class ResolvedCall:
-    """How the model is called, in words, too; `text` is None where a factory gave the arguments."""
-
-    call: CallPattern
-    size: str
-    text: int | None
-    guidance: str
-
-
 def find_map(loaded: Loaded) -> Mapped:
     """The map that an adapter writes, or one that is discovered with the factory's arguments.
 
@@ -91,38 +64,21 @@ def find_map(loaded: Loaded) -> Mapped:
     return Mapped(found_map, "from its adapter", [])
 
 
-def call_of(loaded: Loaded, found: ModuleMap, wanted: Wanted) -> ResolvedCall | None:
+def call_of(loaded: Loaded, wanted: Wanted) -> ResolvedCall | None:
     """How the model is called; None where neither a factory nor the package's examples say.
 
     Raises:
         ConfigurationError: a size or guidance that the model cannot have.
     """
-    from tokenprune_adapters.examples import EXAMPLES
-
     check_known("guidance", [wanted.guidance] if wanted.guidance else [], GUIDANCE)
     if loaded.inputs is not None:
         if wanted.given():
             raise ConfigurationError(f"{', '.join(wanted.given())}: the factory's arguments say that already")
         guidance = wanted.guidance or "none"
-        call = CallPattern(loaded.inputs, 2 if guidance == "separate" else 1, guidance == "batched")
-        return ResolvedCall(call, "as the factory gives it", None, guidance)
-    names = [ancestor.__name__ for ancestor in type(loaded.model).__mro__ if ancestor.__name__ in EXAMPLES]
-    if not names:
-        return None
-    example = EXAMPLES[names[0]]
-    guidance = wanted.guidance or example.guidance
-    batch = (wanted.batch or 1) * (2 if guidance == "batched" else 1)
+        return ResolvedCall(pattern_of(loaded.inputs, guidance), "as the factory gives it", None, guidance)
     text = loaded.text if wanted.text is None else wanted.text
     with options.refusing_values():
-        at = example.latents(loaded.model, wanted.height, wanted.width, wanted.frames, text, batch, loaded.scale)
-    scale = loaded.scale or example.scale
-    size = f"{at.height * scale} x {at.width * scale} pixels" + (
-        f", {at.frames} latent frames" if at.frames > 1 else ""
-    )
-    arguments = example.arguments(loaded.model, at, "cpu", torch.float32)
-    return ResolvedCall(
-        CallPattern(arguments, 2 if guidance == "separate" else 1, guidance == "batched"), size, at.text, guidance
-    )
+        return example_call(loaded.model, find_adapter(loaded.model), replace(wanted, text=text), loaded.scale)
 
 
 def plan_of(
@@ -141,7 +97,7 @@ def plan_of(
         if file is not None:
             return load_plan(file)
         if budget is not None:
-            return best_plan(model, _number(budget))
+            return best_plan(model, number_or_name(budget))
         return Plan(CATPolicy(**given))  # type: ignore[arg-type]
 
 
@@ -166,7 +122,8 @@ def notes_of(model: nn.Module, found: ModuleMap) -> list[str]:
     return notes
 
 
-def _number(budget: str) -> float | str:
+def number_or_name(budget: str) -> float | str:
+    """A budget as it was typed: a share, or the name of a preset."""
     try:
         return float(budget)
     except ValueError:

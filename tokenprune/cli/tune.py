@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 
     from tokenprune.bench.measuring.measure import Task
 
+FOR_COMPARISON = 2
+"""The plain model and the one with fewer steps, which the contenders on the held-out prompts are compared with."""
+
+MOST_HELD_OUT = 3 + FOR_COMPARISON
+"""With the contenders, at most."""
+
 
 def tune(
     budget: Annotated[float, typer.Option(help="Share of the plain model's cost, between 0 and 1.")] = 0.5,
@@ -47,6 +53,7 @@ def tune(
     out: Annotated[
         Path | None, typer.Option(help="Plan file (.yaml or .json); its journal, beside it, is taken up again.")
     ] = None,
+    as_json: options.Json = False,
 ) -> None:
     """Search schedule, policy and forecast for a budget, on a few prompts; report on others and write a plan file."""
     if not 0 < budget < 1:
@@ -99,14 +106,20 @@ def tune(
         "out": path,
     }
     settings |= {"held_out_prompts": described(held_out), "command": options.command_line("tune", told)}
-    _run(subject.load(), study, task, replace(task, prompts=held_out.texts), told, settings)
+    _run(subject.load(), study, task, replace(task, prompts=held_out.texts), told, settings, as_json)
 
 
 def _run(
-    pipe: Any, study: Study, task: Task, held_out: Task, told: Mapping[str, Any], settings: Mapping[str, Any]
+    pipe: Any,
+    study: Study,
+    task: Task,
+    held_out: Task,
+    told: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    as_json: bool,
 ) -> None:
     """Search, compare, write and show."""
-    from tokenprune.bench.tuning.held_out import compare, judge, notes
+    from tokenprune.bench.tuning.held_out import compare, contenders, judge, notes
     from tokenprune.bench.tuning.search import probe, search
     from tokenprune.bench.tuning.space import Space
     from tokenprune.plans.files import save_plan
@@ -116,13 +129,18 @@ def _run(
         space = Space(told["budget"], probe(pipe, task, told["cost"]))
 
         def begin(name: str, done: int, best: float | None) -> None:
-            progress.expect(1 + len(space.presets()) + told["trials"])
+            progress.expect(1 + len(space.presets()) + told["trials"] + MOST_HELD_OUT)
             progress.begin(name, "" if best is None else f" (best so far {best:.2f} dB)")
 
         found = search(pipe, task, space, study, told["trials"], told["seed"], told["timeout"], begin)
+        progress.expect(progress.done + 1 + len(contenders(found)) + FOR_COMPARISON)
         rows = compare(pipe, found, task, held_out, lambda name: progress.begin(f"held-out prompts: {name}"))
     verdict = judge(found, rows)
-    save_plan(found.best.plan, told["out"], notes(found, rows, verdict, settings))
+    noted = notes(found, rows, verdict, settings)
+    save_plan(found.best.plan, told["out"], noted)
+    if as_json:
+        options.print_json({**noted, "plan": str(told["out"])})
+        return
     show_rows(rows, f"{told['model']}, {told['budget']} of the {told['cost']}, {task.steps} steps", task, held_out)
     for name, error in found.failed.items():
         print(f"failed: {name}: {error}")

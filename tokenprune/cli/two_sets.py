@@ -6,10 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
-
+from tokenprune.cli.tables import Column, Listing, show
 from tokenprune.embedded.load import EMBEDDED
 from tokenprune.errors import ConfigurationError
 
@@ -57,11 +54,9 @@ def show_rows(rows: list[HeldOutRow], title: str, task: Task, held_out: Task) ->
     """A table of configurations on both sets."""
     from tokenprune.bench.measuring.fidelity import in_words, psnr_summary
 
-    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1))
     sets = [f"{name}, {len(of.prompts)} prompts (dB)" for name, of in (("tuning", task), ("held-out", held_out))]
-    for place, name in enumerate(("", "tokens", "MACs", *sets)):
-        table.add_column(name, justify="right" if place else "left")
+    shown = []
     for row in rows:
         psnr = (in_words(*psnr_summary(each), each.count(None), digits=2) for each in (row.tuning, row.held_out))
-        table.add_row(row.name, f"{row.tokens_ratio:.3f}", f"{row.mac_ratio:.3f}", *psnr)
-    Console().print(table)
+        shown.append([row.name, f"{row.tokens_ratio:.3f}", f"{row.mac_ratio:.3f}", *psnr])
+    show(Listing(title, [Column("", left=True), *map(Column, ("tokens", "MACs", *sets))], shown))

@@ -47,7 +47,9 @@ class PendingModule:
 
         Raises:
             AlreadyPrunedError: the model carries hooks of another handle.
+            HookConflictError: it is divided over devices, or carries other hooks that mix tokens.
         """
+        refuse_hooks(self.model)
         self._claim.take(self)
         self._hook = self.model.register_forward_pre_hook(self._first_call, with_kwargs=True)
 

@@ -160,9 +160,10 @@ def without_constants(found: ModuleMap) -> ModuleMap:
 
 def expanded(found: ModuleMap) -> ModuleMap:
     """All rows are there again behind the last block."""
-    tokens = found.block_sites[-1].tokens
-    layout = tokens[0].layout if tokens else "image"
-    return replace(found, exit=replace(found.exit_site, expand=found.block_sites[-1].path, expand_layout=layout))
+    last = found.block_sites[-1]
+    layouts = [argument.layout for argument in last.tokens if argument.layout != "text"]
+    layout = layouts[0] if layouts else "image"
+    return replace(found, exit=replace(found.exit_site, expand=last.path, expand_layout=layout))
 
 
 def with_scale(found: ModuleMap) -> ModuleMap:

@@ -122,7 +122,8 @@ def runs_of(calls: list[SeenCall], tokens: int) -> list[Run]:
     lengths = {tokens} | {call.shape.keys for call in calls if call.number is not None}
     for number, group in groupby((call for call in calls if call.number is not None), key=lambda call: call.number):
         run = list(group)
-        shape = run[0].shape._replace(queries=sum(call.shape.queries for call in run))
+        rows, heads, _, keys = run[0].shape
+        shape = CallShape(rows, heads, sum(call.shape.queries for call in run), keys)
         parts = len(run) > 1 and any(call.shape.queries not in lengths for call in run)
         copied = any(call.copied for call in run)
         if number is not None:
@@ -151,7 +152,7 @@ class Walk:
             return None
         run = self._runs[self._at]
         expected = {run.shape.keys - self._dropped} | ({run.shape.keys} if self._at else set())
-        if (shape.rows, shape.heads) != run.shape[:2] or shape.keys not in expected:
+        if (shape.rows, shape.heads) != (run.shape.rows, run.shape.heads) or shape.keys not in expected:
             return None
         self._calls += 1
         self._queries += shape.queries

@@ -11,7 +11,7 @@ from types import FrameType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from tokenprune.engine.attention_service import SDPA, AttentionService, FullAttention, PrunedAttention
@@ -34,6 +34,9 @@ class AttentionMode(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is SDPA and self._alive():
             return self.service.attend(*args, **kwargs)
+        if func is Tensor.unflatten and torch.compiler.is_compiling():
+            # the method calls that of its base class, which torch's compiler cannot follow within a mode
+            return torch.unflatten(*args, **kwargs)
         return func(*args, **kwargs)
 
     def _alive(self) -> bool:

@@ -12,7 +12,8 @@ from torch.utils._pytree import tree_leaves
 from tokenprune.engine.attention_calls import CallShape, Held, SeenCall, Walk
 from tokenprune.engine.attention_masks import between_tokens, fit_mask
 from tokenprune.engine.attention_state import AttentionPlan, AttentionState, ImageTokens, KeptKeys, Weigh
-from tokenprune.errors import AttentionError
+from tokenprune.engine.shards import in_order
+from tokenprune.errors import AttentionError, UnsupportedCallError
 from tokenprune.ops.static_memory import store
 from tokenprune.reuse.key_value import BufferKey
 
@@ -107,6 +108,11 @@ class FullAttention(AttentionService):
         self.made += 1
         if call.number is not None:
             self.refuse_order(is_causal)
+            if call.masked and self.plan.coming.shards.degree > 1:
+                raise AttentionError(
+                    f"{self.path}: expected a mask over keys alone where tokens are divided over devices, got one with "
+                    f"a row for each query {list(attn_mask.shape if attn_mask is not None else ())}"
+                )
             if call.number == len(self._held):
                 kept = self.plan.keys[call.number] if known == call else self.state.keep(call)
                 self._keep(kept, call, key, value, attn_mask, options.get("scale"))
@@ -126,6 +132,7 @@ class FullAttention(AttentionService):
                     f"{site.layout!r}"
                 )
             self._refuse_unknown_rows()
+            self._refuse_other_texts()
             outputs = [leaf.shape for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
             together = {sum(sizes) for sizes in zip(*outputs, strict=False)}  # text and image apart
             self._refuse_unknown_queries({size for shape in outputs for size in shape} | together)
@@ -168,7 +175,10 @@ class FullAttention(AttentionService):
         buffer, seen, number = kept.buffer, self.plan.seen, len(self._held)
         if buffer.clock is not None and buffer.clock.device != key.device:
             buffer.clock = buffer.clock.to(key.device)
-        buffer.record(key, value, kept.images.span(key.shape[2]))
+        span = kept.images.span(key.shape[2])
+        if not torch.compiler.is_compiling():  # compiled code never sees memory being made
+            self.plan.coming.branch.make_room(self.path, buffer, key, value, span)
+        buffer.record(in_order(key, 2, kept.order), in_order(value, 2, kept.order), span)
         between = between_tokens(mask, kept.images, call.shape.keys)
         if between is not None:
             seen.between[number] = store(seen.between.get(number), between)
@@ -186,9 +196,12 @@ class FullAttention(AttentionService):
         start, stop = max(call.first, wanted.start), min(call.first + call.shape.rows, wanted.stop)
         if query.shape[2] not in (images.count, call.shape.keys) or start >= stop:
             return
+        rows, order = slice(start - call.first, stop - call.first), self.plan.keys[number].order
+        query, key = (in_order(each, 2, order) for each in (query, self._held[number].key))
         queries = query if query.shape[2] == images.count else images.rows(query)
-        rows = slice(start - call.first, stop - call.first)
-        weights = weigh(queries[rows], images.rows(self._held[number].key)[rows], self._scales[number])
+        of_all_heads = self.plan.coming.shards.joined
+        queries, keys = (of_all_heads(each[rows], 1) for each in (queries, images.rows(key)))
+        weights = weigh(queries, keys, self._scales[number])
         self.state.weights.append((start - wanted.start, weights))
 
     def _refuse_unknown_rows(self) -> None:
@@ -201,6 +214,16 @@ class FullAttention(AttentionService):
                 f"{self.path}: expected attention over the whole batch of {coming.batch}, or over each part of it once "
                 f"and in order, got calls over {', '.join(map(str, parts))} rows; which images those are is not known, "
                 f"and each image has tokens of its own selected. Call the model for one image at a time"
+            )
+
+    def _refuse_other_texts(self) -> None:
+        """Raise if text may be left out, and images attend to more than one sequence of keys."""
+        rows = sum(call.shape.rows for call in self._firsts)
+        if self.plan.coming.holds_text and len(self._firsts) > 1 and rows > self.plan.coming.batch:
+            raise UnsupportedCallError(
+                f"{self.path}: steps cannot leave out the text tokens (HeldText) where images attend to "
+                f"{len(self._firsts)} sequences of keys, such as an image prompt's beside the text's: it is not known "
+                f"which of them is the text. Take the schedule within HeldText"
             )
 
     def _refuse_unknown_queries(self, sizes: set[int]) -> None:
@@ -237,10 +260,17 @@ class PrunedAttention(AttentionService):
     def __init__(self, state: AttentionState, plan: AttentionPlan) -> None:
         super().__init__(state, plan)
         streams = ImageTokens(state.site.layout).streams
-        self._dropped = streams * (plan.coming.tokens - plan.selected)
+        self._dropped = streams * (plan.coming.tokens - plan.selected) + self._text_left_out(streams)
         self._walk = Walk(plan.seen.runs, self._dropped)
         self._given: dict[int, Held] = {}
         self._whole: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def _text_left_out(self, streams: int) -> int:
+        """How many text keys are not computed."""
+        rows, runs = self.plan.coming.rows, self.plan.seen.runs
+        if rows is None or rows.most_text is None or not runs:
+            return 0
+        return max(0, runs[0].shape.keys - streams * self.plan.coming.tokens - rows.most_text)
 
     def attend(
         self,
@@ -266,12 +296,14 @@ class PrunedAttention(AttentionService):
             raise RuntimeError(f"{self.path}: nothing was prepared for its attention call {self.made}")
         if number not in self._given:
             self._given[number] = Held.of(key, value)
-            self._whole[number] = kept.buffer.update(kept.fresh, key, value)
+            fresh = (in_order(each, 2, kept.fresh_order) for each in (key, value))
+            self._whole[number] = kept.buffer.update(kept.fresh, *fresh)
         elif not (run.copied or torch.compiler.is_compiling() or self._given[number].holds(key, value)):
             raise self._changed(f"other keys {list(key.shape)} in attention call {self.made}")
         if attn_mask is not None:
             between = seen.between.get(number)
-            attn_mask = fit_mask(self.state, kept.fresh.selection, kept.images, attn_mask, shape.queries, between)
+            attn_mask = in_order(attn_mask, -1, kept.fresh_order, kept.order)
+            attn_mask = fit_mask(self.state, kept, attn_mask, shape.queries, between)
         if self.state.site.keeps_scale:
             options["scale"] = seen.scales[number]
         return SDPA(query, *self._whole[number], attn_mask, dropout_p, is_causal, **options)

@@ -13,9 +13,11 @@ from torch.overrides import TorchFunctionMode
 from tokenprune.engine.attention_calls import SeenCall, SeenCalls
 from tokenprune.engine.branch_cache import BranchCache
 from tokenprune.engine.rows import Rows, rows_of
+from tokenprune.engine.shards import ALONE, Shards
 from tokenprune.errors import AttentionError
 from tokenprune.modulemap import AttentionSite, Layout
 from tokenprune.ops.guidance import Guidance, conditional_rows
+from tokenprune.ops.selection import Selection
 from tokenprune.reuse.key_value import BufferKey, FreshKeys, KeyValueBuffer, Span
 
 Weigh: TypeAlias = Callable[[Tensor, Tensor, float], Tensor]
@@ -65,12 +67,18 @@ class KeptKeys:
     Attributes:
         buffer: their memory.
         images: where image tokens lie among them.
-        fresh: at a pruned call, which of them are computed: selected image tokens and all text tokens.
+        fresh: at a pruned call, which of them are computed: selected image tokens and text tokens.
+        columns: which of them masks may have a column for: the same, or with all text tokens.
+        order: where each of all keys lies in what a full call gives; None: in order.
+        fresh_order: where each of the computed ones lies in what a pruned call gives; None: in order.
     """
 
     buffer: KeyValueBuffer
     images: ImageTokens
     fresh: FreshKeys | None = None
+    columns: Selection | None = None
+    order: Tensor | None = None
+    fresh_order: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -81,6 +89,7 @@ class Coming:
         branch: the guidance branch that it belongs to.
         siblings: branches that the same step called before it.
         weighed: how guidance lies in the batch, where the policy wants to know the attention of its conditional part.
+        holds_text: whether any pruned call leaves out the text tokens of joint sequences.
         rows: at a pruned call, which rows are computed; None at a full one.
         tokens: N, all image tokens.
         batch: how many sequences of tokens the call has: images, guidance halves and frames.
@@ -89,6 +98,7 @@ class Coming:
         starts: where image tokens begin in each joint sequence [B], if that differs.
         before: how many tokens lie before the image in every joint sequence, at a full call: one with fewer keys than
             these and N sees no image.
+        shards: over which ranks the model's tokens are divided.
     """
 
     branch: BranchCache
@@ -101,6 +111,8 @@ class Coming:
     before: int = 0
     siblings: tuple[BranchCache, ...] = ()
     weighed: Guidance | None = None
+    holds_text: bool = False
+    shards: Shards = ALONE
 
     @property
     def conditional_rows(self) -> range:
@@ -197,7 +209,7 @@ class AttentionState:
         return torch.where(calls > 0, total / calls.clamp_min(1), 1 / tokens)
 
 
-def kept_keys(site: AttentionSite, coming: Coming, call: SeenCall, fresh: FreshKeys | None = None) -> KeptKeys:
+def kept_keys(site: AttentionSite, coming: Coming, call: SeenCall) -> KeptKeys:
     """Where the keys of an attention call with image keys are kept.
 
     Raises:
@@ -205,7 +217,8 @@ def kept_keys(site: AttentionSite, coming: Coming, call: SeenCall, fresh: FreshK
     """
     number, shape = call.number or 0, call.shape
     layout = site.layout if number == 0 else site.further or site.layout
-    images = ImageTokens(layout, coming.tokens)
+    starts = coming.starts_of(call) if "text" in layout else None
+    images = ImageTokens(layout, coming.tokens, starts)
     expected = images.streams * coming.tokens
     if "text" not in layout and shape.keys != expected:
         further = f", and nothing in its `further` of attention call {number + 1}" if number else ""
@@ -213,15 +226,15 @@ def kept_keys(site: AttentionSite, coming: Coming, call: SeenCall, fresh: FreshK
             f"{site.path}: expected {expected} image keys, got {shape.keys} keys; the module map calls its layout "
             f"{site.layout!r}{further}"
         )
-    if "text" in layout:
-        images = replace(images, starts=coming.starts_of(call))
-    whole = shape.rows == coming.batch
-    return KeptKeys(coming.branch.buffer(BufferKey(site.path, number), paired=whole), images, fresh)
+    buffer = coming.branch.buffer(BufferKey(site.path, number), paired=shape.rows == coming.batch)
+    buffer.total = None if coming.shards.group is None else coming.shards.total
+    order = coming.shards.order(layout, coming.tokens, shape.keys, coming.clock.device)
+    return KeptKeys(buffer, images, order=order)
 
 
 def prepare(states: Iterable[AttentionState], coming: Coming) -> None:
     """Tell all attention modules what the coming call computes."""
-    found: dict[Hashable, FreshKeys] = {}
+    found: dict[Hashable, tuple[FreshKeys, Selection]] = {}
     clocks: dict[torch.device, Tensor] = {coming.clock.device: coming.clock}
     rows = coming.rows
     for state in states:
@@ -237,8 +250,14 @@ def prepare(states: Iterable[AttentionState], coming: Coming) -> None:
                 part = None if call.shape.rows == coming.batch else (call.first, call.shape.rows)
                 key = (kept.images.layout, call.shape.keys, part, device)
                 if key not in found:
-                    computed = rows.sequence(kept.images.layout, call.shape.keys, part).to(device)
-                    found[key] = FreshKeys.of(computed, kept.images.span(call.shape.keys), rows.static.part(key))
-                kept = replace(kept, fresh=found[key])
+                    computed, columns = (
+                        rows.sequence(kept.images.layout, call.shape.keys, part, whole_text).to(device)
+                        for whole_text in (False, True)
+                    )
+                    span, static = kept.images.span(call.shape.keys), rows.static.part(key)
+                    found[key] = FreshKeys.of(computed, span, static, rows.most_text), columns
+                fresh, columns = found[key]
+                order = coming.shards.order(kept.images.layout, plan.selected, fresh.selection.count, device)
+                kept = replace(kept, fresh=fresh, columns=columns, fresh_order=order)
             plan.keys.append(kept)
         state.prepare(plan)

@@ -22,6 +22,8 @@ class BlockState:
         counts: name and place of arguments that count tokens, and whether they count those of the picture, computed
             at pruned calls; else they count leading reference tokens, which are not.
         rows: at a pruned call, which rows to keep; None at a full one.
+        own: those of arguments that came to this rank divided; the same where there is one rank.
+        divided: names of the arguments that the block divides itself, behind this hook.
         ran: whether the block ran since the coming call was prepared.
     """
 
@@ -35,6 +37,8 @@ class BlockState:
         counting = ((site.leading, False), (site.counting, True))
         self.counts = tuple((name, names.index(name), picture) for name, picture in counting if name is not None)
         self.rows: Rows | None = None
+        self.own: Rows | None = None
+        self.divided: frozenset[str] = frozenset()
         self.ran = False
 
 
@@ -42,13 +46,14 @@ def before_block(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     """Forward pre-hook of a block: the entry gathers, later blocks find the hidden states gathered."""
     state: BlockState = getattr(block, ATTRIBUTE)
     state.ran = True
-    if state.rows is None:
+    if state.rows is None or state.own is None:
         return None
     for name, place, ways in state.arguments:
+        rows = state.rows if name in state.divided else state.own
         if name in kwargs:
-            kwargs = {**kwargs, name: gather_first(state.rows, ways, kwargs[name])}
+            kwargs = {**kwargs, name: gather_first(rows, ways, kwargs[name])}
         elif place < len(args):
-            args = (*args[:place], gather_first(state.rows, ways, args[place]), *args[place + 1 :])
+            args = (*args[:place], gather_first(rows, ways, args[place]), *args[place + 1 :])
     for name, place, picture in state.counts:
         count = state.rows.image.count if picture else 0
         args, kwargs = (

@@ -12,7 +12,7 @@ from tokenprune.engine.attention_calls import SeenCalls
 from tokenprune.ops.guidance import Guidance
 from tokenprune.ops.static_memory import is_writable, store
 from tokenprune.reuse.base import Reuse
-from tokenprune.reuse.key_value import BufferKey, KeyValueBuffer
+from tokenprune.reuse.key_value import BufferKey, KeyValueBuffer, Span
 
 
 class KeptOutput:
@@ -43,6 +43,8 @@ class BranchCache:
         guidance: how classifier-free guidance lies in the branch's batch.
         dtype: what keys and values are kept in; None keeps them as they come.
         reference: the prediction that the branch's first one is relative to [B, N, C], if there is one.
+        make_room: told the path of an attention module and the bytes that its keys and values will take, before they
+            do, and how many modules have theirs; it refuses them by an error. None lets all pass.
 
     Attributes:
         guidance: as above.
@@ -64,8 +66,9 @@ class BranchCache:
         guidance: Guidance = "none",
         dtype: torch.dtype | None = None,
         reference: Tensor | None = None,
+        make_room: Callable[[str, int, int], None] | None = None,
     ) -> None:
-        self._rule, self._dtype = rule, dtype
+        self._rule, self._dtype, self._make_room = rule, dtype, make_room
         self.guidance: Guidance = guidance
         self.step = -1
         self.buffers: dict[BufferKey, KeyValueBuffer] = {}
@@ -91,6 +94,16 @@ class BranchCache:
             self.buffers[key] = self._rule.start_keys(self.guidance if paired else "none")
             self.buffers[key].dtype = self._dtype
         return self.buffers[key]
+
+    def make_room(self, path: str, buffer: KeyValueBuffer, key: Tensor, value: Tensor, span: Span) -> None:
+        """Ask for the memory of keys and values that are kept for the first time.
+
+        Raises:
+            CacheLimitError: there is not so much.
+        """
+        if self._make_room is not None and not buffer.length:
+            made = sum(1 for each in self.buffers.values() if each.length)
+            self._make_room(path, buffer.needed(key, value, span), made)
 
     def seen_calls(self, path: str) -> SeenCalls:
         """The attention calls that a module made at the last full call."""

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Any
 
 from torch import nn
 
+from tokenprune.engine.parallelism import JOIN, REGISTRY, SPLIT
 from tokenprune.errors import CacheConflictError, HookConflictError
-
-REGISTRY = "_diffusers_hook"
-
 
 REGISTRIES = {
     REGISTRY: "diffusers.hooks.HookRegistry.check_if_exists_or_initialize(model)",
@@ -29,8 +27,8 @@ SPLITS = (
 )
 MIXING = {
     "SmoothedEnergyGuidanceHook": "blurs queries over the grid of all tokens, of which a pruned step has only some",
-    "ContextParallelSplitHook": SPLITS,
-    "ContextParallelGatherHook": SPLITS,
+    SPLIT: SPLITS,
+    JOIN: SPLITS,
 }
 """Classes of hooks that make of a token what depends on others, and why that cannot be pruned.
 
@@ -55,10 +53,14 @@ def without_guided(model: nn.Module, paths: Iterable[str]) -> list[str]:
     return [path for path in paths if not any(f"{path}.".startswith(layer) for layer in skipping)]
 
 
-def refuse_hooks(model: nn.Module) -> None:
+def refuse_hooks(model: nn.Module, served: Container[str] = ()) -> None:
     """Raise if hooks on the model's modules keep something of it from step to step, or mix its tokens.
 
     Offloading and casting hooks do neither and pass.
+
+    Args:
+        model: the model.
+        served: classes of hooks of diffusers that pass, too, as the caller knows what to do about them.
 
     Raises:
         CacheConflictError: they keep something.
@@ -72,7 +74,8 @@ def refuse_hooks(model: nn.Module) -> None:
             for name, hook in {} if registry is None else registry.hooks.items():
                 where = f"{type(hook).__name__} on {path or 'the model'}"
                 reasons = [MIXING[kind.__name__] for kind in type(hook).__mro__ if kind.__name__ in MIXING]
-                if reasons:
+                passes = attribute == REGISTRY and any(kind.__name__ in served for kind in type(hook).__mro__)
+                if reasons and not passes:
                     raise HookConflictError(
                         f"{type(model).__name__}: carries a hook that {reasons[0]} ({where}, from "
                         f"{type(hook).__module__}); expected one of the two. Take the hook off first "

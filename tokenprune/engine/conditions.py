@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
+from torch.utils.weak import TensorWeakRef
 
 
 class Conditions:
@@ -19,7 +19,7 @@ class Conditions:
     """
 
     def __init__(self, arguments: Mapping[str, Any]) -> None:
-        self._tensors = {name: weakref.ref(value) for name, value in arguments.items() if isinstance(value, Tensor)}
+        self._tensors = {name: TensorWeakRef(value) for name, value in arguments.items() if isinstance(value, Tensor)}
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)

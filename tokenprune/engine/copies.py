@@ -14,8 +14,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from tokenprune.compiled import original_of
-from tokenprune.engine.cache_conflicts import REGISTRY
 from tokenprune.engine.model_hooks import ATTRIBUTES
+from tokenprune.engine.parallelism import CONFIG, REGISTRY
 
 COPYING = "__reduce_ex__"
 
@@ -108,6 +108,8 @@ class _Twins:
         self._kept: list[Any] = []  # what the memo knows by its address must not move out
         self._memo: dict[int, Any] = {id(module): _empty(module) for module in modules}
         self._memo[id(self._memo)] = self._kept
+        configs = [vars(module)[CONFIG] for module in modules if CONFIG in vars(module)]
+        self._memo.update({id(config): None for config in configs})  # a copy is not divided over devices
         for module in modules:
             self._fill(self.of(module), dict(module.__dict__))
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from tokenprune.engine.parallelism import CONFIG
 from tokenprune.errors import CacheConflictError, HookConflictError
 
 TRUSTED = frozenset({"accelerate", "builtins", "diffusers", "peft", "tokenprune", "torch"})
@@ -35,7 +36,7 @@ WAYS_OUT = {
 
 
 class ForwardWatch:
-    """What the modules of a model run now, so that a change is noticed at the cost of look-ups.
+    """What the modules of a model run now, and on which devices, so that a change is noticed at the cost of look-ups.
 
     Args:
         model: the model; modules that come into it later are not watched.
@@ -47,13 +48,14 @@ class ForwardWatch:
 
     @property
     def changed(self) -> bool:
-        """Whether one of them has got another class or another forward, of its own or by its class."""
+        """Whether one has got another class or another forward, of its own or by its class, or devices of its own."""
         return self._now() != self._seen
 
     def _now(self) -> list[Any]:
         kinds = [type(module) for module in self._modules]
         forwards = [vars(module).get("forward") for module in self._modules]
-        return [kinds, forwards, [kind.forward for kind in dict.fromkeys(kinds)]]
+        configs = [vars(module).get(CONFIG) for module in self._modules[:1]]
+        return [kinds, forwards, [kind.forward for kind in dict.fromkeys(kinds)], configs]
 
 
 def refuse_foreign_forwards(model: nn.Module, blocks: Iterable[str] = ()) -> None:

@@ -13,6 +13,7 @@ from tokenprune.engine.branch_cache import BranchCache
 from tokenprune.engine.call_arguments import Form, Given
 from tokenprune.engine.full_step import FullStep
 from tokenprune.engine.policy_view import PolicyView
+from tokenprune.engine.shards import ALONE, Shards
 from tokenprune.engine.step_tracker import CallPosition
 from tokenprune.engine.token_choice import TokenChoice
 from tokenprune.engine.token_history import TokenHistory
@@ -34,6 +35,7 @@ class Generation:
         token: the timeline's object for it; None before the first.
         inherited: the last step's predictions of the model that was called before this one [B, N, C], by branch.
         full_steps: the generation's full steps so far, of whichever model.
+        shards: which processes compute the model together; they choose the same tokens.
 
     Attributes:
         view: as above.
@@ -46,6 +48,8 @@ class Generation:
         records: every step so far.
         selection: the current step's selection; None at a full step and at a skipped one.
         skipping: whether the current step computes nothing.
+        with_text: whether the current step, if pruned, computes the text tokens of joint sequences.
+        text_age: how many steps ago those were last computed.
         weighs: whether the current step is a full one whose attention the policy wants to know for the next.
         choice: what the policy chose so far, and remembers.
         history: when each token was computed, and how far from its forecast it then was.
@@ -62,8 +66,10 @@ class Generation:
         token: object = None,
         inherited: Mapping[BranchKey, Tensor] = MappingProxyType({}),
         full_steps: list[FullStep] | None = None,
+        shards: Shards = ALONE,
     ) -> None:
         self.view = view
+        self._shards = shards
         self.recorder = recorder
         self.token = token
         self.inherited = inherited
@@ -73,6 +79,8 @@ class Generation:
         self.records: list[StepRecord] = []
         self.selection: Selection | None = None
         self.skipping = False
+        self.with_text = True
+        self.text_age = 0
         self.weighs = False
         self.choice = TokenChoice()
         self.history: TokenHistory | None = None
@@ -141,7 +149,7 @@ class Generation:
             tuple(full.index for full in before),
             errors,
         )
-        count = tokens_at(schedule, step, tokens, self.view.least_tokens)
+        count = tokens_at(schedule, step, tokens, self.view.least_tokens, self._shards.degree)
         # Caches of branches that the last step did not call are out of date by an unknown number of steps.
         self.branches = {key: found for key, found in self.branches.items() if found.step >= position.step - 1}
         cache = self.branches.get(position.branch)
@@ -166,6 +174,10 @@ class Generation:
             watch = Stopwatch(cache.prediction.device)
             self.selection = self._select(position, count, policy)
             watch.mark()
+        self.text_age += 1
+        self.with_text = self.selection is None or schedule.computes_text(step, self.text_age)
+        if self.with_text and not self.skipping:
+            self.text_age = 0
         self.records.append(StepRecord(position.step, position.time, count, tokens, watch))
         if self.recorder is not None:
             age = self.history.age(position.step) if self.history else None
@@ -200,7 +212,8 @@ class Generation:
         if error is None:
             return FullStep(index, gap, None)
         size = self.view.forecast_error(output, self.guidance)
-        return FullStep(index, gap, torch.stack([error.square().mean().sqrt(), size.square().mean().sqrt()]))
+        norms = torch.stack([error.square().mean().sqrt(), size.square().mean().sqrt()])
+        return FullStep(index, gap, self._shards.agreed(norms))
 
     def end_call(self) -> None:
         """Trace what the call that went through left as the step's prediction."""
@@ -224,7 +237,7 @@ class Generation:
             gap=history.gap if history else None,
             attention=self.attention,
         )
-        return self.choice.make(policy, seen)
+        return self.choice.make(policy, seen, self._shards.agreed)
 
     def _hand_on(self, heir: BranchKey) -> Tensor | None:
         """The conditional prediction for a branch with another batch; None where that is not the same branch."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_structure
 
+from tokenprune.engine import held_text
 from tokenprune.engine.block_outputs import BlockOutputs
 from tokenprune.engine.branch_cache import BranchCache
 from tokenprune.engine.cache_conflicts import refuse_hooks, without_guided
@@ -26,9 +27,11 @@ from tokenprune.engine.foreign_forwards import (
 )
 from tokenprune.engine.generation import Generation
 from tokenprune.engine.installation import HookInstallation
+from tokenprune.engine.parallelism import DIVIDING, refuse_other_inputs, refuse_unequal_parts, shards_of
 from tokenprune.engine.policy_view import PolicyView
 from tokenprune.engine.set_aside import SetAside
 from tokenprune.engine.settings import PruningSettings
+from tokenprune.engine.shards import Shards
 from tokenprune.engine.sites import Sites
 from tokenprune.engine.skipped_steps import OutputMap
 from tokenprune.engine.step_tracker import CallPosition, StepTracker
@@ -109,10 +112,11 @@ class MaskedModule:
     ) -> None:
         self.model = model
         self.map = module_map
-        self._refuse_foreign()
+        self.settings = settings
+        self._shards = self._refuse_foreign()
         with misfits_explained(model):
             module_map.check(model)
-        self.settings = settings
+        held_text.refuse_model(model, module_map, settings.schedule)
         self.signature = inspect.signature(model.forward)
         weigh = settings.policy.weigh_attention if "attention" in settings.policy.needs else None
         self.sites = Sites(module_map, weigh, settings.trusting)
@@ -223,13 +227,26 @@ class MaskedModule:
         finally:
             self.timeline.reset()
         self._installation.put_on_parts()
-        self._refuse_foreign()
-        self._forwards = ForwardWatch(self.model)
+        self._look_again()
 
-    def _refuse_foreign(self) -> None:
-        """Raise HookConflictError if hooks or forwards of others on the model cannot go with pruning."""
-        refuse_hooks(self.model)
+    def _refuse_foreign(self) -> Shards:
+        """How the model is divided over devices.
+
+        Raises:
+            HookConflictError: hooks or forwards of others on the model cannot go with pruning.
+        """
+        shards = shards_of(self.model, self.map, self.settings.keeps_keys)
+        refuse_hooks(self.model, served=() if shards.group is None else DIVIDING)
         refuse_foreign_forwards(self.model, (site.path for site in self.map.block_sites))
+        return shards
+
+    def _look_again(self) -> None:
+        """Look at what others did to the model; if they divided it over devices, what was kept is of another kind."""
+        shards = self._refuse_foreign()
+        if shards != self._shards:
+            self.timeline.reset()
+            self._shards = shards
+        self._forwards = ForwardWatch(self.model)
 
     # One call of the model -------------------------------------------------------------------------------------
 
@@ -247,11 +264,13 @@ class MaskedModule:
                 f"gradients; call the model under torch.no_grad() or remove() the handle to train"
             )
         if self._forwards is not None and self._forwards.changed:
-            self._refuse_foreign()
-            self._forwards = ForwardWatch(self.model)
+            self._look_again()
         if self._installation.displaced is not None:
             self._follow_displaced()
         given = self._arguments(args, kwargs)
+        if self.settings.schedule.holds_text:
+            held_text.refuse_call(self.model, given, self._shards)
+        refuse_unequal_parts(self.name, self._shards, given)
         latents = given.latents
         position = self._find_position(given, latents)
         generation = self.generation
@@ -279,8 +298,11 @@ class MaskedModule:
             siblings=siblings,
             weighed=weighed,
             keeps=keeps,
+            with_text=generation.with_text,
+            holds_text=self.settings.schedule.holds_text,
+            shards=self._shards,
         )
-        self.sites.prepare_text(given, branch, pruned=selection is not None)
+        self.sites.prepare_text(given, branch, selection is not None, keeps)
         if weighed is not None or seen or (not known and branch.makes_buffers):
             # Compiled blocks must never see the buffers being made: that would be another graph for each layer. Nor
             # the attention being weighed or their outputs noted, once a generation: that would be further graphs.
@@ -289,9 +311,10 @@ class MaskedModule:
             self._block_outputs.watch(map(self.model.get_submodule, self.sites.blocks))
         whole = generation.records[-1].num_tokens
         tokens = 0 if self._call.skips else selection.count if selection else whole
-        record = CallRecord(position.branch, tokens, Stopwatch(latents.device), given.form)
+        with_text = selection is None or generation.with_text
+        record = CallRecord(position.branch, tokens, Stopwatch(latents.device), given.form, with_text)
+        self._keep_example(record, given)  # a report in another thread needs it for every recorded call
         generation.records[-1].calls.append(record)
-        self._keep_example(record, given)
         return given.gathered(self.sites.exit.rows)
 
     def _announce(self, position: CallPosition) -> None:
@@ -400,9 +423,10 @@ class MaskedModule:
 
     def _begin_generation(self, position: CallPosition, given: CallArguments) -> None:
         """Start anew; key and value buffers stay, for their memory, while the latents keep their shape."""
-        self._refuse_foreign()
+        self._shards = self._refuse_foreign()
         self._installation.stand_in_forward()
         self._forwards = ForwardWatch(self.model)
+        refuse_other_inputs(self.name, self._shards, given)
         last, window = self.generation.branches, self._window
         inherited = self.timeline.handed_on(self._label, position)
         window.generation = self._new_generation(self._view(given), position.generation, inherited)
@@ -422,7 +446,8 @@ class MaskedModule:
 
     def _new_generation(self, view: PolicyView, token: object, inherited: Mapping[BranchKey, Tensor]) -> Generation:
         full_steps = self.timeline.full_steps.setdefault(self._label, [])
-        return Generation(view, Recorder() if self.settings.trace else None, token, inherited, full_steps)
+        recorder = Recorder() if self.settings.trace else None
+        return Generation(view, recorder, token, inherited, full_steps, self._shards)
 
     def _view(self, given: CallArguments) -> PolicyView:
         """What policies see of the coming generation."""
@@ -435,7 +460,12 @@ class MaskedModule:
 
     def _new_branch(self, key: BranchKey, reference: Tensor | None = None) -> BranchCache:
         guidance = self.generation.view.guidance_of(key.shape[0])
-        return BranchCache(self.settings.reuse, guidance, self.settings.cache_dtype, reference)
+        settings, make_room = self.settings, self._make_room if self.timeline.limit.is_set else None
+        return BranchCache(settings.reuse, guidance, settings.cache_dtype, reference, make_room)
+
+    def _make_room(self, path: str, nbytes: int, made: int) -> None:
+        """Ask for the memory of an attention module's keys and values, when so many modules have theirs."""
+        self.timeline.limit.take(path, nbytes, max(0, len(self.map.attentions) - made - 1))
 
     def _begin_branch(self, position: CallPosition, given: CallArguments) -> BranchCache:
         branches = self.generation.branches

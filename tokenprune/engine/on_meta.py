@@ -107,7 +107,7 @@ def meta_twin(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
 
 
 def pruned_twin(
-    model: nn.Module, module_map: ModuleMap, arguments: Given, counts: Sequence[int]
+    model: nn.Module, module_map: ModuleMap, arguments: Given, counts: Sequence[int], with_text: bool = True
 ) -> tuple[nn.Module, Given]:
     """A copy of the model with hooks, to be called under `MetaWins`, and what to call it with.
 
@@ -119,13 +119,17 @@ def pruned_twin(
         module_map: its map.
         arguments: of a call, tensors on the meta device unless the map says that the model reads values.
         counts: numbers of tokens n, at least 1 each.
+        with_text: whether pruned calls compute the text tokens of joint sequences.
     """
     if module_map.reads_values:
         twin, given = bare_twin(model), copy.deepcopy(arguments)
     else:
         # In single precision: operations count the same, and layers of mixed precision fit together.
         twin, given = meta_twin(model, torch.float32), tree_map(_single, arguments)
-    policy, schedule = SequentialPolicy(), CountSchedule([None, *counts])
+    policy, schedule = (
+        SequentialPolicy(),
+        CountSchedule([None, *counts], () if with_text else range(1, len(counts) + 1)),
+    )
     settings = PruningSettings(policy, schedule, Hold(), guidance="none", trusting=True)
     MaskedModule(twin, module_map, settings, Timeline(OneGeneration)).install()
     return twin, given

@@ -35,6 +35,7 @@ def play(
     images: Sequence[int],
     corrupted: Collection[str | None] = (),
     corrupted_from: int = 1,
+    held: Collection[int] = (),
 ) -> Generator[Any, None, None]:
     """The outputs of a generation that computes `counts` tokens of each image at its steps, one after the other.
 
@@ -50,9 +51,10 @@ def play(
         images: numbers of the images of the batch; each has random numbers of its own.
         corrupted: attention modules, by path, whose pruned steps get other keys and values than the kept ones.
         corrupted_from: the first step at which they do.
+        held: steps that compute no text tokens.
     """
     policy = _Drawn(seed, images)
-    settings = PruningSettings(policy, CountSchedule(counts), _Poisoned(), guidance="none")
+    settings = PruningSettings(policy, CountSchedule(counts, held), _Poisoned(), guidance="none")
     masked = MaskedModule(model, module_map, settings, Timeline(OneGeneration))
     masked.install()
     try:

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from tokenprune.engine.step_tracker import CallPosition
 from tokenprune.notices import Notices
-from tokenprune.schedule import Schedule
-
-LONG = 1000
-"""Steps of a generation that prunes something if its schedule means to prune at all."""
-
+from tokenprune.schedule import LONG, Schedule, steps_needed
 
 LARGE = 4 * 2**30
 """Bytes of caches that are worth telling."""
@@ -61,7 +57,7 @@ class PruningWatch:
         schedule = self._schedule
         if schedule is None or self._notices is None or schedule.prunes(LONG) is False:
             return  # nothing was meant to be pruned
-        needed = next((total for total in range(steps + 1, LONG + 1) if schedule.prunes(total)), None)
+        needed = steps_needed(schedule, steps)
         asks = f", which needs {needed} of them to prune any" if needed is not None else ""
         self._notices.warn(
             "nothing pruned", f"{what} {steps} {'step' if steps == 1 else 'steps'}, under {schedule!r}{asks}"

@@ -10,9 +10,13 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from tokenprune.engine.shards import ALONE, Shards
 from tokenprune.modulemap import Layout, TokenArgument
 from tokenprune.ops.selection import Selection
 from tokenprune.ops.static_memory import StaticBuffers
+
+LEAST_TEXT = 1
+"""Text tokens that a pruned call computes where it may leave them out: some models cannot do without any."""
 
 
 class Rows:
@@ -25,12 +29,16 @@ class Rows:
         starts: where each image begins in its joint sequence [B], if that differs.
         frames: how many sequences of the batch belong to each image.
         static: where the indices are kept from step to step.
+        with_text: whether all text tokens are computed; if not, only the first ones are.
+        shards: over which ranks the arguments that rows are taken from are divided.
 
     Attributes:
         images: as above.
         image: the same for every sequence of image tokens, frames of an image one by one.
         by_layout: the computed rows of sequences of each layout.
         static: as above.
+        most_text: how many text tokens are computed, from the first on; None is all.
+        shards: as above.
     """
 
     def __init__(
@@ -41,7 +49,12 @@ class Rows:
         starts: Tensor | None = None,
         frames: int = 1,
         static: StaticBuffers | None = None,
+        with_text: bool = True,
+        shards: Shards = ALONE,
     ) -> None:
+        self.most_text = None if with_text else LEAST_TEXT
+        self.shards = shards
+        self._joined: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         self.static = StaticBuffers() if static is None else static
         self._made: dict[Hashable, Selection] = {}
         self.images = self.image = self._once("images", lambda: images)
@@ -61,16 +74,21 @@ class Rows:
             return selection
         return self._once((device, layout), lambda: selection.to(device))
 
-    def sequence(self, layout: Layout, length: int, part: tuple[int, int] | None = None) -> Selection:
-        """The computed rows of sequences of any length: the selected image tokens and all text tokens.
+    def sequence(
+        self, layout: Layout, length: int, part: tuple[int, int] | None = None, whole_text: bool = False
+    ) -> Selection:
+        """The computed rows of sequences of any length: the selected image tokens and the computed text tokens.
 
         Args:
             layout: of the sequences.
             length: N and how many text tokens there are.
             part: takes so many sequences of the batch only: the first of them, and how many.
+            whole_text: counts all text tokens in, whichever of them are computed.
         """
         if part is None and length == self.image.num_tokens and layout != "image-image":
             return self.image
+
+        most = None if whole_text else self.most_text
 
         def make() -> Selection:
             chosen, starts = self.image, self._starts
@@ -82,9 +100,19 @@ class Rows:
             first: int | Tensor = 0
             if layout == "text-image":
                 first = length - chosen.num_tokens if starts is None else starts
-            return chosen.within(length, first)
+            return chosen.within(length, first, most)
 
-        return self._once((layout, length, part), make)
+        return self._once((layout, length, part, most), make)
+
+    def whole(self, value: Tensor, dim: int) -> Tensor:
+        """A tensor of which this rank was given its part along a dimension; joined once, as blocks share arguments."""
+        if self.shards.degree == 1:
+            return value
+        if torch.compiler.is_compiling():
+            return self.shards.joined(value, dim)
+        if (id(value), dim) not in self._joined:
+            self._joined[id(value), dim] = (value, self.shards.joined(value, dim))
+        return self._joined[id(value), dim][1]
 
     def _once(self, name: Hashable, make: Callable[[], Selection]) -> Selection:
         """What goes by this name, made when it is first asked for and kept at its address."""
@@ -100,7 +128,7 @@ def rows_of(first: int, count: int, batch: Tensor) -> Tensor:
 
 
 def gather(rows: Rows, argument: TokenArgument, value: Any) -> Any:
-    """An argument with its computed rows only; what is of another length stays as it is."""
+    """An argument with its computed rows only. What is of another length stays as it is."""
     if isinstance(value, dict):
         return {key: gather(rows, argument, item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -109,10 +137,15 @@ def gather(rows: Rows, argument: TokenArgument, value: Any) -> Any:
         return type(value)(gather(rows, whole, item) if c else item for item, c in zip(value, chosen, strict=True))
     if not isinstance(value, Tensor) or value.ndim <= argument.dim or value.ndim < argument.ndim:
         return value
+    if argument.layout == "text":
+        count = value.shape[argument.dim]
+        return value if rows.most_text is None else value.narrow(argument.dim, 0, min(rows.most_text, count))
     folded = argument.batch == argument.dim
     selection = rows.on(value.device, None if folded else argument.layout)
     length = selection.num_tokens * (selection.batch_size if folded else 1)
-    return selection.take(value, argument.dim, argument.batch) if value.shape[argument.dim] == length else value
+    if value.shape[argument.dim] * rows.shards.degree != length:
+        return value
+    return selection.take(rows.whole(value, argument.dim), argument.dim, argument.batch)
 
 
 def gather_first(rows: Rows, ways: Iterable[TokenArgument], value: Any) -> Any:

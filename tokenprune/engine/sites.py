@@ -14,6 +14,7 @@ from tokenprune.engine.branch_cache import BranchCache
 from tokenprune.engine.call_arguments import CallArguments
 from tokenprune.engine.exit_hooks import Exit, ExpandState
 from tokenprune.engine.rows import Rows
+from tokenprune.engine.shards import ALONE, Shards
 from tokenprune.engine.text_hooks import TextLayerState
 from tokenprune.modulemap import ModuleMap
 from tokenprune.ops.guidance import Guidance
@@ -65,6 +66,9 @@ class Sites:
         siblings: Iterable[BranchCache] = (),
         weighed: Guidance | None = None,
         keeps: bool = True,
+        with_text: bool = True,
+        holds_text: bool = False,
+        shards: Shards = ALONE,
     ) -> None:
         """Tell all hooks what the coming call computes.
 
@@ -80,22 +84,27 @@ class Sites:
             weighed: how guidance lies in the batch, where the policy wants to know the attention of its conditional
                 half; None where it does not.
             keeps: whether keys and values are kept for pruned calls; otherwise attention is left alone.
+            with_text: whether the text tokens of joint sequences are computed at a pruned call.
+            holds_text: whether any pruned call leaves them out.
+            shards: over which ranks the model's tokens are divided.
         """
-        starts, frames, rows = call.image_starts, call.frames, None
+        starts, frames, rows, own = call.image_starts, call.frames, None, None
         if starts is not None and selection is not None:
             starts = starts.to(selection.index.device)
         batch = len(call.latents) * frames
         if selection is not None:
             text = max(self._joint_lengths(branch, batch), default=tokens) - tokens
-            rows = Rows(selection, self._map.layouts, max(text, 0), starts, frames, self._static)
+            rows = own = Rows(selection, self._map.layouts, max(text, 0), starts, frames, self._static, with_text)
+            if shards.degree > 1:
+                own = Rows(shards.own(selection), ["image"], static=self._static.part("own"), shards=shards)
         self.exit.rows, self.exit.tokens = rows, tokens
         self.exit.starts, self.exit.frames = starts, frames
         self.exit.cut = (0, 0) if self._map.exit_site.references else references
-        self._give_rows(rows)
+        self._give_rows(rows, own)
         for site in self.attentions:
             site.active, site.ran = keeps, False
-        for block in self.blocks.values():
-            block.ran = False
+        for path, block in self.blocks.items():
+            block.ran, block.divided = False, shards.divided.get(path, frozenset())
         if not keeps:
             return
         coming = Coming(
@@ -109,6 +118,8 @@ class Sites:
             before=int(starts.min()) if starts is not None and rows is None else 0,
             siblings=tuple(siblings),
             weighed=weighed,
+            holds_text=holds_text,
+            shards=shards,
         )
         attention_state.prepare(self.attentions, coming)
 
@@ -120,9 +131,9 @@ class Sites:
                     if number == 0 or call.shape.rows < batch:
                         yield call.shape.keys
 
-    def prepare_text(self, call: CallArguments, branch: BranchCache, pruned: bool) -> None:
-        """Tell text-only modules whether the coming call reuses their outputs."""
-        text_hooks.prepare(self.text_layers, branch, call.text, pruned)
+    def prepare_text(self, call: CallArguments, branch: BranchCache, pruned: bool, keeps: bool = True) -> None:
+        """Tell text-only modules whether the coming call reuses their outputs, and whether any keeps them."""
+        text_hooks.prepare(self.text_layers, branch, call.text, pruned, keeps)
 
     def attention_weights(self) -> list[Tensor]:
         """What the policy made of each attention module at this full call [B, N]; nothing where it does not ask."""
@@ -138,7 +149,7 @@ class Sites:
     def clear(self) -> None:
         """Let all modules work on whatever they are given, as before the first call."""
         self.exit.rows = self.exit.starts = None
-        self._give_rows(None)
+        self._give_rows(None, None)
         for site in self.attentions:
             site.active = False
         for layer in self.text_layers:
@@ -165,10 +176,10 @@ class Sites:
         """Leave whatever attention modes an exception or an interrupt left behind."""
         attention_hooks.leave_modes(self.attentions)
 
-    def _give_rows(self, rows: Rows | None) -> None:
+    def _give_rows(self, rows: Rows | None, own: Rows | None) -> None:
         self.expand.rows = rows
         for block in self.blocks.values():
-            block.rows = rows
+            block.rows, block.own = rows, own
 
     def _tell_time(self, time: float, device: torch.device) -> Tensor:
         """The timestep as a tensor [] that keeps its address."""

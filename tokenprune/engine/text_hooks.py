@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,12 +19,14 @@ class TextLayerState:
     Attributes:
         path: name of the module in the model.
         kept: the last output in the coming call's guidance branch.
+        keeps: whether the coming call's output is kept; it is not where no call reuses any.
         reused: whether the coming call reuses the last output.
     """
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.kept = KeptOutput()
+        self.keeps = True
         self.reused = False
 
     def forget(self) -> None:
@@ -32,11 +34,17 @@ class TextLayerState:
         self.kept, self.reused = KeptOutput(), False
 
 
-def prepare(states: Iterable[TextLayerState], branch: BranchCache, text: Any, pruned: bool) -> None:
+def prepare(
+    states: Collection[TextLayerState], branch: BranchCache, text: Any, pruned: bool, keeps: bool = True
+) -> None:
     """Tell all text-only modules whether the coming call reuses their outputs: at pruned steps with the same text.
 
     A text made in inference mode does not tell when it is changed in place, so that it is taken as changed.
     """
+    for state in states:
+        state.keeps = keeps
+    if not keeps:
+        return
     known = branch.text is not None and branch.text[0] is text and branch.text[1] == version_of(text)
     same = known and not text.is_inference()
     for state in states:
@@ -57,5 +65,6 @@ def after_text_layer(module: nn.Module, args: Any, output: Tensor) -> Tensor | N
     state: TextLayerState = getattr(module, ATTRIBUTE)
     if state.reused:
         return state.kept.output
-    state.kept.record(output)
+    if state.keeps:
+        state.kept.record(output)
     return None

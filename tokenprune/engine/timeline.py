@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from tokenprune.engine.branch_cache import BranchCache
+from tokenprune.engine.cache_limit import CacheLimit
 from tokenprune.engine.correction import SamplerCorrection
 from tokenprune.engine.full_step import FullStep
 from tokenprune.engine.pruning_watch import PruningWatch
@@ -52,6 +53,7 @@ class Timeline:
         window: what the generation goes by that the coming calls belong to, where several take turns.
         watch: notices generations in which nothing is pruned.
         correction: corrects the latents of the pipeline that calls the models, if it is known.
+        most_bytes: that the caches of all models may hold together; None is no limit.
 
     Attributes:
         watch: as above.
@@ -60,6 +62,7 @@ class Timeline:
         latest: the generation of the latest call.
         generations: how many began.
         peak_bytes: most memory that the caches of all models held at the end of a call.
+        limit: refuses what would make them hold more than allowed.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class Timeline:
         window: ThreadLabel | None = None,
         watch: PruningWatch | None = None,
         correction: SamplerCorrection | None = None,
+        most_bytes: int | None = None,
     ) -> None:
         self._track = track
         self._label = window or ThreadLabel()
@@ -80,6 +84,12 @@ class Timeline:
         self.latest: object = None
         self.generations = 0
         self.peak_bytes = 0
+        self.limit = CacheLimit(most_bytes, lambda: self.nbytes)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of tensor memory that the caches of all models hold."""
+        return sum(member.nbytes for member in self._members)
 
     def join(self, member: Member, time_rises: bool) -> bool:
         """Take in another model.
@@ -120,8 +130,13 @@ class Timeline:
             self.abandon()
 
     def leave(self) -> None:
-        """A call of this thread went through."""
-        self.peak_bytes = max(self.peak_bytes, sum(member.nbytes for member in self._members))
+        """A call of this thread went through.
+
+        Raises:
+            CacheLimitError: the caches hold more than allowed.
+        """
+        self.limit.check()
+        self.peak_bytes = max(self.peak_bytes, self.nbytes)
         self.watch.see_caches(self.peak_bytes)
         self._ownership.leave()
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+
+from torch import Tensor
 
 from tokenprune.errors import SelectionError
 from tokenprune.ops.selection import Selection
@@ -25,12 +28,13 @@ class TokenChoice:
         """Note that a step computes all tokens."""
         self._previous, self._pruned_steps = None, 0
 
-    def make(self, policy: SelectionPolicy, seen: Observation) -> Selection:
+    def make(self, policy: SelectionPolicy, seen: Observation, agreed: Callable[[Tensor], Tensor]) -> Selection:
         """The policy's selection.
 
         Args:
             policy: the policy.
             seen: what it is shown; what it chose before is added here.
+            agreed: gives the indices that all processes take which compute the model together.
 
         Raises:
             SelectionError: it is no selection of as many tokens as were asked for.
@@ -38,6 +42,7 @@ class TokenChoice:
         seen = replace(seen, previous=self._previous, pruned_steps=self._pruned_steps)
         selection = policy.select(seen, self.memory)
         _check(policy, seen, selection)
+        selection = Selection(agreed(selection.index), selection.num_tokens)
         self._previous = selection
         self._pruned_steps += 1
         return selection

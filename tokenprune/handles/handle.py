@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import replace
+from functools import cached_property
 from types import TracebackType
 from typing import Any
 
@@ -31,11 +33,19 @@ class Handle:
         timeline: counts their steps.
         window: what the coming calls' generation goes by.
         notices: takes what users should know.
+        tell: says in one line what a generation will compute and keep; asked once at most, it may take seconds.
     """
 
-    def __init__(self, parts: Mapping[str, Part], timeline: Timeline, window: ThreadLabel, notices: Notices) -> None:
+    def __init__(
+        self,
+        parts: Mapping[str, Part],
+        timeline: Timeline,
+        window: ThreadLabel,
+        notices: Notices,
+        tell: Callable[[], str],
+    ) -> None:
         self._parts = dict(parts)
-        self._timeline, self._window, self._notices = timeline, window, notices
+        self._timeline, self._window, self._notices, self._tell = timeline, window, notices, tell
         self._removed = False
 
     def install(self) -> None:
@@ -115,17 +125,27 @@ class Handle:
         """The first model's map, of an adapter or discovered; None before the first call of one without adapter."""
         return None if self._masked is None else self._masked.map
 
+    @cached_property
+    def told_in_advance(self) -> str:
+        """In one line, what a generation at the model's own size will compute and keep; it may take seconds."""
+        return self._tell()
+
     def report(self) -> Report:
         """What the latest generation computed, and what that cost; of a model without adapter, how that was met.
 
-        Of a pipeline with several transformers it counts them all, and `transformers` has each one's own.
+        Of a pipeline with several transformers it counts them all, and `transformers` has each one's own. Before the
+        first generation its notes say what one will compute and keep.
         """
         parts = {name: part.report() for name, part in self._parts.items()}
-        if len(parts) == 1:
-            return next(iter(parts.values()))
         timeline = self._timeline
-        called = {name for name, part in self._parts.items() if part.took_part_in(timeline.latest)}
-        return joint_report(parts, called, timeline.generations, timeline.peak_bytes)
+        if len(parts) == 1:
+            (report,) = parts.values()
+        else:
+            called = {name for name, part in self._parts.items() if part.took_part_in(timeline.latest)}
+            report = joint_report(parts, called, timeline.generations, timeline.peak_bytes)
+        if timeline.generations or self._removed:
+            return report
+        return replace(report, notes=(*report.notes, self.told_in_advance))
 
     @property
     def trace(self) -> Trace:

@@ -12,7 +12,7 @@ from tokenprune.engine.call_arguments import Form
 from tokenprune.engine.generation import Generation
 from tokenprune.engine.masked_module import MaskedModule
 from tokenprune.errors import TraceError
-from tokenprune.macs.counting import count_steps
+from tokenprune.macs.counting import Computed, count_steps
 from tokenprune.ops.guidance import BranchKey
 from tokenprune.reports.records import StepRecord
 from tokenprune.reports.report import Macs, Report
@@ -55,7 +55,7 @@ class Part:
 
     def __init__(self, source: PrunedModel, called: nn.Module) -> None:
         self.source, self.called = source, called
-        self._costs: dict[tuple[Form, int | None], Macs] = {}
+        self._costs: dict[tuple[Form, Computed | None], Macs] = {}
 
     @property
     def masked(self) -> MaskedModule | None:
@@ -79,7 +79,7 @@ class Part:
         macs, dense_macs = Macs(0, 0), Macs(0, 0)
         for record in records:
             for call in record.calls:
-                macs += costs[call.branch, call.form, call.tokens]
+                macs += costs[call.branch, call.form, Computed(call.tokens, call.with_text)]
                 dense_macs += costs[call.branch, call.form, None]
         return Report(
             steps=steps,
@@ -109,17 +109,18 @@ class Part:
 
     def _count_operations(
         self, masked: MaskedModule, generation: Generation, records: Sequence[StepRecord]
-    ) -> dict[tuple[BranchKey, Form, int | None], Macs]:
-        """What the recorded calls cost, by branch, form and tokens computed; None stands for the plain model."""
-        found: dict[tuple[BranchKey, Form, int | None], Macs] = {}
+    ) -> dict[tuple[BranchKey, Form, Computed | None], Macs]:
+        """What the recorded calls cost, by branch, form and what they computed; None stands for the plain model."""
+        found: dict[tuple[BranchKey, Form, Computed | None], Macs] = {}
         for (branch, form), example in dict(generation.examples).items():
-            alike = (c for record in records for c in record.calls if (c.branch, c.form) == (branch, form))
-            counts = {call.tokens for call in alike} - {0}
-            missing = sorted(count for count in counts if (form, count) not in self._costs)
-            if missing or (form, None) not in self._costs:
-                full, pruned = count_steps(masked.model, masked.map, example, missing)
-                self._costs[form, None] = full
-                self._costs.update({(form, count): cost for count, cost in pruned.items()})
-            found[branch, form, 0], found[branch, form, None] = Macs(0, 0), self._costs[form, None]
-            found.update({(branch, form, count): self._costs[form, count] for count in counts})
+            alike = [c for record in records for c in record.calls if (c.branch, c.form) == (branch, form)]
+            for with_text in (True, False):
+                wanted = {Computed(c.tokens, with_text) for c in alike if c.with_text is with_text and c.tokens}
+                missing = sorted(each.tokens for each in wanted if (form, each) not in self._costs)
+                if missing or (form, None) not in self._costs:
+                    full, pruned = count_steps(masked.model, masked.map, example, missing, with_text)
+                    self._costs[form, None] = full
+                    self._costs.update({(form, Computed(n, with_text)): cost for n, cost in pruned.items()})
+                found.update({(branch, form, computed): self._costs[form, computed] for computed in wanted})
+            found[branch, form, Computed(0)], found[branch, form, None] = Macs(0, 0), self._costs[form, None]
         return found

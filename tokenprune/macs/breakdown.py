@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from tokenprune.macs.counting import Layers
+from tokenprune.macs.counting import Computed, Layers
 from tokenprune.macs.rehearsal import Rehearsal
 from tokenprune.reports.report import Macs
 
@@ -62,13 +62,13 @@ def of_generation(run: Rehearsal) -> GenerationMacs:
     )
 
 
-def commonest_count(run: Rehearsal) -> int:
-    """Tokens that the most pruned steps compute; all of them where no step is pruned."""
-    counts = Counter(count for count in run.counts if 0 < count < run.tokens)
-    return counts.most_common(1)[0][0] if counts else run.tokens
+def commonest_call(run: Rehearsal) -> Computed:
+    """What the most pruned steps compute; all tokens where no step is pruned."""
+    calls = Counter(each for each in run.computed if 0 < each.tokens < run.tokens)
+    return calls.most_common(1)[0][0] if calls else Computed(run.tokens)
 
 
-def of_layers(model: nn.Module, run: Rehearsal, count: int, depth: int) -> Iterator[Layer]:
+def of_layers(model: nn.Module, run: Rehearsal, pruned: Computed, depth: int) -> Iterator[Layer]:
     """Every module down to a depth that computes anything, each behind the one it is in.
 
     Lists of modules, which are not called themselves, count what is in them.
@@ -76,16 +76,16 @@ def of_layers(model: nn.Module, run: Rehearsal, count: int, depth: int) -> Itera
     Args:
         model: the model that was rehearsed.
         run: its rehearsal.
-        count: tokens of the pruned call.
+        pruned: what the pruned call computes.
         depth: 1 for the model's own modules.
     """
-    full, some = run.layers[run.tokens], run.layers[count]
+    full, some = run.layers[Computed(run.tokens)], run.layers[pruned]
     for path, module in model.named_modules():
         if len(path.split(".")) > depth:
             continue
-        here, pruned = (_within(layers, path, module) for layers in (full, some))
+        here, there = (_within(layers, path, module) for layers in (full, some))
         if here.total:
-            figures = (here.linear, here.attention, pruned.linear, pruned.attention)
+            figures = (here.linear, here.attention, there.linear, there.attention)
             yield Layer(path, type(module).__name__, *(figure / TERA for figure in figures))
 
 

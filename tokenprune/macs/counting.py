@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,18 @@ from tokenprune.reports.report import Macs
 
 Layers = Mapping[str, Macs]
 """Operations of one call by module path; the empty path stands for the whole model."""
+
+
+class Computed(NamedTuple):
+    """What one call computes, as far as its operations go by it.
+
+    Attributes:
+        tokens: image tokens of each image; 0 at a skipped step.
+        with_text: whether the text tokens of joint sequences, too.
+    """
+
+    tokens: int
+    with_text: bool = True
 
 
 class _NoModules:
@@ -127,7 +139,7 @@ def counting_calls(model: nn.Module) -> Iterator[CallCounter]:
 
 
 def count_layers(
-    model: nn.Module, module_map: ModuleMap, arguments: Given, counts: Sequence[int]
+    model: nn.Module, module_map: ModuleMap, arguments: Given, counts: Sequence[int], with_text: bool = True
 ) -> tuple[Layers, dict[int, Layers]]:
     """Operations of a full call, and of calls that compute n image tokens of each image, for every n in `counts`.
 
@@ -139,10 +151,11 @@ def count_layers(
         module_map: its map.
         arguments: what to call it with, tensors on the meta device unless the map says that the model reads values.
         counts: numbers of tokens n, at least 1 each.
+        with_text: whether pruned calls compute the text tokens of joint sequences.
     """
 
     def count() -> tuple[Layers, dict[int, Layers]]:
-        twin, given = pruned_twin(model, module_map, arguments, counts)
+        twin, given = pruned_twin(model, module_map, arguments, counts, with_text)
         full = _layers_of_call(twin, given)
         return full, {tokens: _layers_of_call(twin, given) for tokens in counts}
 
@@ -157,10 +170,10 @@ def _layers_of_call(model: nn.Module, arguments: Given) -> Layers:
 
 
 def count_steps(
-    model: nn.Module, module_map: ModuleMap, arguments: Given, counts: Sequence[int]
+    model: nn.Module, module_map: ModuleMap, arguments: Given, counts: Sequence[int], with_text: bool = True
 ) -> tuple[Macs, dict[int, Macs]]:
     """The whole model's operations of `count_layers`."""
-    full, pruned = count_layers(model, module_map, arguments, counts)
+    full, pruned = count_layers(model, module_map, arguments, counts, with_text)
     return full[""], {count: layers[""] for count, layers in pruned.items()}
 
 

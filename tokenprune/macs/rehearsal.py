@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -18,7 +18,7 @@ from tokenprune.engine.settings import PruningSettings
 from tokenprune.engine.step_tracker import CallPosition, OneGeneration
 from tokenprune.engine.timeline import Timeline
 from tokenprune.errors import ConfigurationError
-from tokenprune.macs.counting import Layers, by_layer, counting
+from tokenprune.macs.counting import Computed, Layers, by_layer, counting
 from tokenprune.modulemap import ModuleMap
 from tokenprune.ops.grid import TokenGrid, num_tokens
 from tokenprune.ops.guidance import BranchKey
@@ -53,7 +53,8 @@ class Rehearsal:
     Attributes:
         grid: the token grid.
         counts: image tokens computed of each image, at each step.
-        layers: operations of one call, by the number of tokens computed.
+        texts: whether the text tokens of joint sequences are computed at each step.
+        layers: operations of one call, by what it computes.
         calls: calls of each step.
         images: rows of the batch of a call, both guidance halves counted.
         keys: length and bytes of the keys and values of each attention module, for all rows and calls.
@@ -62,7 +63,8 @@ class Rehearsal:
 
     grid: TokenGrid
     counts: tuple[int, ...]
-    layers: Mapping[int, Layers]
+    texts: tuple[bool, ...]
+    layers: Mapping[Computed, Layers]
     calls: int
     images: int
     keys: tuple[tuple[int, int], ...]
@@ -81,13 +83,18 @@ class Rehearsal:
     @property
     def dense(self) -> Macs:
         """Operations of the plain model over all steps."""
-        return self.layers[self.tokens][""] * (self.calls * len(self.counts))
+        return self.layers[Computed(self.tokens)][""] * (self.calls * len(self.counts))
 
     @property
     def macs(self) -> Macs:
         """Operations over all steps."""
-        every = (self.layers[count][""] for count in self.counts if count)
+        every = (self.layers[computed][""] for computed in self.computed if computed.tokens)
         return sum(every, Macs(0, 0)) * self.calls
+
+    @property
+    def computed(self) -> tuple[Computed, ...]:
+        """What each call of each step computes."""
+        return tuple(map(Computed, self.counts, self.texts))
 
     def key_bytes(self, tokens: int | None = None) -> float:
         """Bytes of all keys and values, or of those of a grid of so many tokens."""
@@ -106,6 +113,16 @@ def counts_of(schedule: Schedule, tokens: int, steps: int, least: int = 1) -> tu
     """
     counts = [tokens_at(schedule, step, tokens, least) for step in rehearsed(schedule, steps)]
     return (tokens, *counts[1:])
+
+
+def texts_of(schedule: Schedule, counts: Sequence[int], tokens: int) -> tuple[bool, ...]:
+    """Whether the text tokens of joint sequences are computed at each step, of which `counts` image tokens are."""
+    texts, age = [], 0
+    for step, count in zip(rehearsed(schedule, len(counts)), counts, strict=True):
+        age += 1
+        texts.append(not 0 < count < tokens or schedule.computes_text(step, age))
+        age = 0 if texts[-1] and count else age
+    return tuple(texts)
 
 
 def rehearse(
@@ -131,7 +148,8 @@ def rehearse(
     tokens = num_tokens(grid)
     schedule = plan.schedule or plan.policy.schedule()
     counts = counts_of(schedule, tokens, steps, module_map.least_tokens)
-    pruned = sorted({*counts} - {0, tokens})
+    texts = texts_of(schedule, counts, tokens)
+    pruned = sorted({each for each in map(Computed, counts, texts) if each.tokens not in (0, tokens)})
     arguments = dict(call.arguments)
     if module_map.reads_values and any(parameter.is_meta for parameter in model.parameters()):
         raise ConfigurationError(
@@ -140,9 +158,9 @@ def rehearse(
         )
     if not module_map.reads_values:
         arguments = tree_map(lambda leaf: _like(leaf, dtype), arguments)
-    order = [tokens] * FULL_STEPS + pruned
+    order = [Computed(tokens)] * FULL_STEPS + pruned
     halves = module_map.guidance if call.halves else "none"
-    layers: dict[int, Layers] = {}
+    layers: dict[Computed, Layers] = {}
 
     twin = bare_twin(model) if module_map.reads_values else meta_twin(model, dtype)
 
@@ -152,7 +170,7 @@ def rehearse(
 
     settings = PruningSettings(
         SequentialPolicy(),
-        CountSchedule(order),
+        CountSchedule([each.tokens for each in order], [step for step, each in enumerate(order) if not each.with_text]),
         plan.reuse,
         guidance=halves,
         keeps_keys=schedule.keeps_keys,
@@ -160,20 +178,21 @@ def rehearse(
     timeline = Timeline(lambda _: _Rehearsed(call.times, len(order)))
     masked = MaskedModule(twin, module_map, settings, timeline)
     masked.install()
-    for step, count in enumerate(order):
+    for step, computed in enumerate(order):
         for call_of_step in range(call.times):
             if call_of_step or step < FULL_STEPS - 1:  # these are there to fill the caches
                 run()
             else:
                 with counting() as counted, by_layer(twin, counted) as found:
                     run()
-                layers[count] = {**found, "": counted.macs}
+                layers[computed] = {**found, "": counted.macs}
     generation = masked.generation
     branches = generation.branches.values()
     keys = [buffer for branch in branches for buffer in branch.buffers.values() if buffer.length]
     return Rehearsal(
         grid=grid,
         counts=counts,
+        texts=texts,
         layers=layers,
         calls=call.times,
         images=next(iter(generation.branches)).shape[0],

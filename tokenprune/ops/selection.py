@@ -101,12 +101,13 @@ class Selection:
         starts = torch.arange(self.batch_size, device=self.index.device).unsqueeze(1) * length + offset
         return (self.index + starts).flatten()
 
-    def within(self, length: int, first: int | Tensor = 0) -> Selection:
-        """The selection in sequences [B, length, ...] that hold other tokens, too, all of which are selected.
+    def within(self, length: int, first: int | Tensor = 0, most: int | None = None) -> Selection:
+        """The selection in sequences [B, length, ...] that hold other tokens, too, which are selected as well.
 
         Args:
             length: of the sequences, at least N.
             first: where the image tokens begin, an int or one for each image [B].
+            most: how many of the other tokens are selected, the first ones; None is all. Not with a `first` for each.
         """
         others = length - self.num_tokens
         if others == 0:
@@ -116,6 +117,7 @@ class Selection:
             chosen = F.pad(self.index, (0, 1)).gather(1, place.clamp(0, self.count))
             moved = torch.where(place < self.count, chosen, place + self.num_tokens - self.count)
             return Selection(torch.where(place < 0, place, moved) + first.unsqueeze(1), length)
+        others = others if most is None else min(most, others)
         rest = torch.arange(others, device=self.index.device).expand(self.batch_size, -1)
         index = torch.cat([rest[:, :first], self.index + first, rest[:, first:] + self.num_tokens], dim=1)
         return Selection(index, length)

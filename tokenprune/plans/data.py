@@ -12,7 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import torch
 from torch import Tensor
 
-from tokenprune import placement, policies, reuse, schedule
+from tokenprune import held_text, placement, policies, reuse, schedule
 from tokenprune.errors import ConfigurationError, one_line
 from tokenprune.installed import load, names_in
 from tokenprune.plans.imported import FORM, imported, of_kind, place_of
@@ -31,7 +31,7 @@ def _classes(kind: type, *modules: ModuleType) -> dict[str, type]:
 
 OWN: dict[type, dict[str, type]] = {
     SelectionPolicy: _classes(SelectionPolicy, policies),
-    Schedule: _classes(Schedule, schedule, placement),
+    Schedule: _classes(Schedule, schedule, placement, held_text),
     Reuse: _classes(Reuse, reuse),
     Corrector: {Corrector.__name__: Corrector},
 }

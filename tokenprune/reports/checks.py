@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import textwrap
 from collections import Counter
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from tokenprune.reports.html import facts, folded
 
 Outcome = Literal["passed", "failed", "not checked"]
 WIDTH = 110
-"""Letters in a line of a printed table."""
+"""Letters in a line of a printed table, at most; a narrower terminal's lines are as long as it is wide."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,12 @@ class CheckResult:
     def __str__(self) -> str:
         names = max(len(finding.name) for finding in self.findings)
         outcomes = max(len(finding.outcome) for finding in self.findings)
-        lines = [self.subject]
+        lines, width = [self.subject], min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns)
         for finding in self.findings:
             head = f"  {finding.name:<{names}}  {finding.outcome:<{outcomes}}  "
-            lines.append(textwrap.fill(finding.detail, WIDTH, initial_indent=head, subsequent_indent=" " * len(head)))
+            lines.append(textwrap.fill(finding.detail, width, initial_indent=head, subsequent_indent=" " * len(head)))
         lines += ["  not checkable:"] if self.unseen else []
-        lines += [textwrap.fill(each, WIDTH, initial_indent="  - ", subsequent_indent="    ") for each in self.unseen]
+        lines += [textwrap.fill(each, width, initial_indent="  - ", subsequent_indent="    ") for each in self.unseen]
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:

@@ -49,12 +49,14 @@ class CallRecord:
         tokens: how many image tokens of each image it computed.
         watch: its stopwatch.
         form: what its operations go by, beside tokens.
+        with_text: whether it computed the text tokens of joint sequences.
     """
 
     branch: BranchKey
     tokens: int
     watch: Stopwatch
     form: tuple[Hashable, ...] = ()
+    with_text: bool = True
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from torch import Tensor
 
@@ -27,6 +28,13 @@ class StepReport:
     selection_seconds: float
     correction: float | None = None
 
+    @property
+    def kind(self) -> Literal["full", "pruned", "skipped"]:
+        """Whether all tokens were computed, some, or none."""
+        if self.full:
+            return "full"
+        return "pruned" if self.tokens else "skipped"
+
 
 STEP_COLUMNS = ("step", "time", "tokens", "kind", "seconds")
 """Of a table of steps."""
@@ -34,8 +42,7 @@ STEP_COLUMNS = ("step", "time", "tokens", "kind", "seconds")
 
 def step_cells(step: StepReport) -> tuple[object, ...]:
     """The cells of one step."""
-    kind = "full" if step.full else "pruned" if step.tokens else "skipped"
-    return step.step, f"{step.time:g}", f"{step.tokens} of {step.num_tokens}", kind, f"{step.seconds:.4f}"
+    return step.step, f"{step.time:g}", f"{step.tokens} of {step.num_tokens}", step.kind, f"{step.seconds:.4f}"
 
 
 @dataclass(frozen=True)
@@ -108,12 +115,16 @@ class Report:
         return 1 / self.mac_ratio
 
     def __repr__(self) -> str:
+        if not self.steps:
+            return "Report(no steps yet)"
         return (
             f"Report({len(self.steps)} steps, {self.tokens_ratio:.1%} of the tokens, {self.mac_ratio:.1%} of the MACs, "
             f"{self.seconds:.2f} s)"
         )
 
     def _repr_html_(self) -> str:
+        if not self.steps:
+            return facts("Report", [("steps", "none yet"), *(("note", note) for note in self.notes)])
         full = sum(step.full for step in self.steps)
         rows = [
             ("steps", f"{len(self.steps)}, of which {full} full"),
@@ -126,6 +137,8 @@ class Report:
         return facts("Report", rows, folded("steps", STEP_COLUMNS, map(step_cells, self.steps)))
 
     def __str__(self) -> str:
+        if not self.steps:
+            return "; ".join(["no steps yet", *self.notes])
         full = sum(step.full for step in self.steps)
         return (
             f"{len(self.steps)} steps ({full} full, {len(self.steps) - full} pruned), {self.seconds:.2f} s in the "

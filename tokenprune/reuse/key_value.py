@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -38,16 +39,30 @@ def narrow(fresh: Tensor, dtype: torch.dtype | None) -> Tensor:
     return (fresh.clamp(range_.min, range_.max) if range_.max < torch.finfo(fresh.dtype).max else fresh).to(dtype)
 
 
+LEVELS = 127
+"""The largest whole number of 8 bits that rows are kept as."""
+
+
+def in_levels(fresh: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows [..., D] as whole numbers of 8 bits, and what to multiply each row by to get it back [..., 1].
+
+    The largest number of a row becomes 127 or -127, so that a row is off by 1/254 of it at most.
+    """
+    largest = fresh.abs().amax(-1, keepdim=True)
+    scale = (largest / LEVELS).clamp_min(torch.finfo(fresh.dtype).tiny)
+    return (fresh / scale).round().clamp(-LEVELS, LEVELS).to(torch.int8), scale
+
+
 @dataclass(frozen=True)
 class FreshKeys:
-    """Which keys a pruned call computes: those of selected image tokens, and all others.
+    """Which keys a pruned call computes: those of selected image tokens, and all others or the first of them.
 
     Attributes:
         selection: them all, out of whole sequences.
         rows: their places [B * l] in the flattened [B * L] sequences, equally many for each image.
         chosen: of those, the ones of image tokens [B * n].
         places: the same [B * n] among image tokens alone, flattened to [B * N].
-        first: where image tokens begin, in whole sequences and in computed ones.
+        first: where image tokens begin in computed sequences.
     """
 
     selection: Selection
@@ -57,15 +72,24 @@ class FreshKeys:
     first: int
 
     @classmethod
-    def of(cls, selection: Selection, span: Span, static: StaticBuffers) -> FreshKeys:
-        """The keys of a selection out of whole sequences, in which image tokens lie at `span`."""
+    def of(cls, selection: Selection, span: Span, static: StaticBuffers, most: int | None = None) -> FreshKeys:
+        """The keys of a selection out of whole sequences, in which image tokens lie at `span`.
+
+        Args:
+            selection: the computed tokens.
+            span: where those of the image lie.
+            static: where indices are kept from step to step.
+            most: how many of the others are computed, the first ones; None is all.
+        """
         (first, images), length = span, selection.num_tokens
         rows = static.put("rows", selection.rows(length))
         if images == length:
             return cls(selection, rows, rows, rows, 0)
-        index = selection.index[:, first : first + selection.count - (length - images)]
+        others = length - images if most is None else min(most, length - images)
+        begin = min(first, others)
+        index = selection.index[:, begin : begin + selection.count - others]
         chosen, places = Selection(index, length).rows(length), Selection(index - first, images).rows(images)
-        return cls(selection, rows, static.put("chosen", chosen), static.put("places", places), first)
+        return cls(selection, rows, static.put("chosen", chosen), static.put("places", places), begin)
 
 
 class KeyValueBuffer:
@@ -78,7 +102,11 @@ class KeyValueBuffer:
         key: the keys [B, L, H, D]; None before the first record.
         value: the values [B, L, H, D].
         clock: the timestep of the call under way, a tensor [] that the engine renews in place.
-        dtype: what keys and values are kept in; None keeps them as they come.
+        dtype: what keys and values are kept in; None keeps them as they come, torch.int8 as whole numbers with a scale
+            for each row of a head.
+        scales: of keys and values [B, L, H, 1], where they are whole numbers.
+        total: adds up what is found over this buffer's heads with what other processes find over theirs; None: all
+            heads are here.
     """
 
     least_bytes = 1
@@ -88,7 +116,9 @@ class KeyValueBuffer:
         self.key: Tensor | None = None
         self.value: Tensor | None = None
         self.clock: Tensor | None = None
+        self.total: Callable[[Tensor], Tensor] | None = None
         self.dtype: torch.dtype | None = None
+        self.scales: tuple[Tensor, Tensor] | None = None
 
     def restart(self) -> None:
         """A new generation begins: what is in the memory belongs to another one."""
@@ -101,8 +131,20 @@ class KeyValueBuffer:
             value: [B, H, L, D].
             span: where image tokens lie among the L.
         """
-        self.key = store(self.key, narrow(key.transpose(1, 2), self.dtype))
-        self.value = store(self.value, narrow(value.transpose(1, 2), self.dtype))
+        fresh = key.transpose(1, 2), value.transpose(1, 2)
+        if self.dtype == torch.int8:
+            (first, first_scale), (second, second_scale) = map(in_levels, fresh)
+            former = (None, None) if self.scales is None else self.scales
+            self.scales = store(former[0], first_scale), store(former[1], second_scale)
+        else:
+            first, second = (narrow(each, self.dtype) for each in fresh)
+        self.key, self.value = store(self.key, first), store(self.value, second)
+
+    def needed(self, key: Tensor, value: Tensor, span: Span) -> int:
+        """Bytes that recording these would take where nothing is kept yet; arguments as of `record`."""
+        numbers = sum(each.numel() * (self.dtype or each.dtype).itemsize for each in (key, value))
+        scales = sum(each[..., 0].numel() * each.itemsize for each in (key, value)) if self.dtype == torch.int8 else 0
+        return numbers + scales
 
     def update(self, fresh: FreshKeys, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Overwrite rows with fresh ones and return the whole key and value [B, H, L, D].
@@ -112,13 +154,22 @@ class KeyValueBuffer:
             key: fresh keys [B, H, l, D].
             value: fresh values [B, H, l, D].
         """
-        whole = []
-        for kept, given in zip(self.kept, (key, value), strict=True):
-            new = narrow(given.transpose(1, 2).flatten(0, 1), kept.dtype)
-            bits = torch.uint8 if kept.dtype.itemsize == 1 else kept.dtype  # torch cannot index floats of 8 bits
-            kept.view(bits).flatten(0, 1).index_copy_(0, fresh.rows, new.view(bits))
-            whole.append(kept.transpose(1, 2).to(given.dtype))
-        return whole[0], whole[1]
+        scales = (None, None) if self.scales is None else self.scales
+        pairs = zip(self.kept, scales, (key, value), strict=True)
+        first, second = (self._complete(fresh.rows, kept, scale, given) for kept, scale, given in pairs)
+        return first, second
+
+    def _complete(self, rows: Tensor, kept: Tensor, scale: Tensor | None, fresh: Tensor) -> Tensor:
+        """The kept rows with fresh ones [B, H, l, D] among them, as [B, H, L, D]."""
+        new = fresh.transpose(1, 2).flatten(0, 1)
+        if scale is not None:
+            levels, new_scale = in_levels(new)
+            kept.flatten(0, 1).index_copy_(0, rows, levels)
+            scale.flatten(0, 1).index_copy_(0, rows, new_scale)
+            return torch.mul(kept, scale).transpose(1, 2)
+        bits = torch.uint8 if kept.dtype.itemsize == 1 else kept.dtype  # torch cannot index floats of 8 bits
+        kept.view(bits).flatten(0, 1).index_copy_(0, rows, narrow(new, kept.dtype).view(bits))
+        return kept.transpose(1, 2).to(fresh.dtype)
 
     @property
     def kept(self) -> tuple[Tensor, Tensor]:
@@ -140,4 +191,4 @@ class KeyValueBuffer:
     @property
     def nbytes(self) -> int:
         """Bytes of tensor memory held."""
-        return sum(t.nbytes for t in (self.key, self.value) if t is not None)
+        return sum(t.nbytes for t in (self.key, self.value, *(self.scales or ())) if t is not None)

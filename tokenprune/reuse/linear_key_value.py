@@ -80,6 +80,14 @@ class LinearBuffer(KeyValueBuffer):
         self._moved.copy_(self._now)
         self._started.fill_(1)
 
+    def needed(self, key: Tensor, value: Tensor, span: Span) -> int:
+        """Bytes that recording these would take where nothing is kept yet: those of image tokens are kept twice."""
+        batch, heads, _, width = key.shape
+        rows = batch * span[1]
+        lines = 2 * rows * heads * width * (self.dtype or key.dtype).itemsize
+        float32 = 2 * rows + 2 * rows + 4 * (batch // self._halves)  # gone; pace and time; fit
+        return super().needed(key, value, span) + lines + 4 * float32
+
     def update(self, fresh: FreshKeys, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Take in fresh rows; return them within the forecast of all others [B, H, L, D]."""
         if self._whole is None:
@@ -135,6 +143,7 @@ class LinearBuffer(KeyValueBuffer):
         last, run = back[:, :, ::SAMPLE].float(), (gap * pace)[:, ::SAMPLE, None, None]
         moved, term = off[:, :, ::SAMPLE].float() + gone[:, :, ::SAMPLE, None, None] * last, run * last
         fit = torch.stack((moved * term, term.square())).sum((-3, -2, -1))
+        fit = fit if self.total is None else self.total(fit)
         self._fit.mul_(MEMORY).add_(fit.unflatten(-1, (self._halves, -1)).sum(-2))
         again = gap == 0
         torch.addcmul(off, back, _wide(torch.where(again, 1.0, gone), back), out=back)

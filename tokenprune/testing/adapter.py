@@ -12,14 +12,15 @@ from torch.utils._pytree import tree_map
 from tokenprune.engine.copies import shapes_of
 from tokenprune.engine.on_meta import fault_on_meta
 from tokenprune.engine.oracle import Inputs, difference, far_times, play
-from tokenprune.errors import TokenPruneError, one_line
+from tokenprune.errors import TokenPruneError, UnsupportedCallError, one_line
 from tokenprune.ops.grid import num_tokens
 from tokenprune.registry import Adapter, find_adapter
 from tokenprune.reports.checks import CheckResult, Finding
+from tokenprune.reports.remaining import Remaining
 from tokenprune.testing.plain import outputs_behind, outputs_of, rows_of_image, state_of
 
 AdapterProperty = Literal[
-    "map", "full", "pruned", "exit", "stale", "noise level", "constants", "batch", "operations", "remove"
+    "map", "full", "pruned", "held text", "exit", "stale", "noise level", "constants", "batch", "operations", "remove"
 ]
 
 UNSEEN = (
@@ -59,6 +60,7 @@ def check_adapter(
     tolerance: float = 1e-4,
     seed: int = 0,
     image_of: Callable[[Inputs, int], Inputs] | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> CheckResult:
     """Prune a small model with an adapter and raise unless it has every property that the engine relies on.
 
@@ -70,6 +72,8 @@ def check_adapter(
       of their predictions has been overwritten with NaN. What such a step takes from its caches is then just what it
       would have computed, so it shows that all places are found and every token is treated on its own. One step
       computes a single token, or the map's `least_tokens`;
+    - "held text": where the map names text rows, so does a step that computes some image tokens and one
+      text token;
     - "exit": no layer behind the exit works on its tokens one by one: it is the last projection;
     - "stale": with the cached keys and values of any attention module changed, the output does change, so every
       module reads its cache;
@@ -91,6 +95,7 @@ def check_adapter(
         seed: seed of the noise and of the selections.
         image_of: the arguments for one image only. None takes row i of all tensors whose length is that of the
             latents, and item i of such lists.
+        tell: given a line for each property that was checked, with how long the rest may take; `print`, for example.
 
     Returns:
         What was checked of each property, what could not be, and what no such check can tell; printed, a table.
@@ -99,7 +104,7 @@ def check_adapter(
         AdapterCheckError: a property does not hold; it has the `result` so far.
     """
     with torch.no_grad():
-        return _Check(model_factory().eval(), inputs, adapter, fraction, tolerance, seed, image_of).run()
+        return _Check(model_factory().eval(), inputs, adapter, fraction, tolerance, seed, image_of).run(tell)
 
 
 class _Check:
@@ -118,9 +123,11 @@ class _Check:
         self.image_of = image_of or (lambda given, image: rows_of_image(given, image, self.images))
         self.before = state_of(model)
 
-    def run(self) -> CheckResult:
+    def run(self, tell: Callable[[str], None] | None) -> CheckResult:
         findings: list[Finding] = []
-        for name in get_args(AdapterProperty):
+        names = get_args(AdapterProperty)
+        remaining = Remaining(len(names))
+        for name in names:
             check: Callable[[], str] = getattr(self, f"check_{name.replace(' ', '_')}")
             try:
                 findings.append(Finding(name, "passed", check()))
@@ -130,6 +137,9 @@ class _Check:
                 findings.append(Finding(name, "failed", str(error)))
                 error.result = self.result(findings)
                 raise
+            remaining.finish_one()
+            if tell is not None:
+                tell(f"{name}: {findings[-1].outcome} ({remaining})")
         return self.result(findings)
 
     def result(self, findings: Sequence[Finding]) -> CheckResult:
@@ -161,10 +171,16 @@ class _Check:
         return f"steps of {self.count} tokens and of {least}, the plain model's up to rounding"
 
     def same_pruned(
-        self, wanted: AdapterProperty, inputs: Inputs, counts: Sequence[int], plain: Any, when: str = ""
+        self,
+        wanted: AdapterProperty,
+        inputs: Inputs,
+        counts: Sequence[int],
+        plain: Any,
+        when: str = "",
+        held: Sequence[int] = (),
     ) -> None:
         """Raise unless steps that compute so many tokens of one input give the plain model's output for it."""
-        outputs = self.play(wanted, [inputs] * len(counts), counts)
+        outputs = self.play(wanted, [inputs] * len(counts), counts, held=held)
         for output, count in zip(outputs, counts, strict=True):
             apart = difference(output, plain)
             if not apart <= self.tolerance:
@@ -173,6 +189,18 @@ class _Check:
                     f"{when}with {count} of {self.tokens} tokens of the same input the output differs by {apart:.2g} "
                     f"of its largest value from that of all tokens; some place where tokens meet is missing or wrong",
                 )
+
+    def check_held_text(self) -> str:
+        if not self.map.may_leave_out_text:
+            raise NotChecked("the map names no arguments with the layout 'text'")
+        counts = [self.tokens, self.count, self.count, self.count]
+        try:
+            self.same_pruned("held text", self.inputs, counts, self.plain, "with one text token, ", held=(1, 3))
+        except AdapterCheckError as error:
+            if isinstance(error.__cause__, UnsupportedCallError):
+                raise NotChecked(str(error.__cause__)) from error
+            raise
+        return f"steps of {self.count} image tokens and one text token, the plain model's up to rounding"
 
     def check_exit(self) -> str:
         site = self.map.exit_site
@@ -279,11 +307,12 @@ class _Check:
         counts: Sequence[int],
         corrupted: str | None = None,
         images: Sequence[int] | None = None,
+        held: Sequence[int] = (),
     ) -> list[Any]:
         """The outputs of a generation that computes so many tokens at each step."""
         outputs: list[Any] = []
         numbers = range(self.images) if images is None else images
-        played = play(self.model, self.map, steps, counts, self.seed, numbers, [corrupted])
+        played = play(self.model, self.map, steps, counts, self.seed, numbers, [corrupted], held=held)
         try:
             outputs.extend(played)
         except Exception as error:

@@ -11,6 +11,7 @@ from torch import Tensor
 from tokenprune.ops.grid import TokenGrid, num_tokens
 from tokenprune.policies.base import SelectionPolicy
 from tokenprune.reports.checks import CheckResult, Finding
+from tokenprune.reports.remaining import Remaining
 from tokenprune.testing.player import NOISES, Case, Player, PolicyCheckError, Property, error_of
 
 GRIDS: tuple[TokenGrid, ...] = ((1, 7), (3, 5), (4, 4, 4))
@@ -46,6 +47,7 @@ def check_policy(
     steps: int = 7,
     seed: int = 0,
     device: torch.device | str = "cpu",
+    tell: Callable[[str], None] | None = None,
 ) -> CheckResult:
     """Play generations with a policy and raise unless it has every property that the engine relies on.
 
@@ -65,6 +67,8 @@ def check_policy(
         steps: steps of a generation; the first two and the fifth are full ones.
         seed: seed of the noise.
         device: where the predictions lie.
+        tell: given a line for each grid, noise and count that was played, with how long the rest may take; `print`,
+            for example.
 
     Returns:
         How often each property was seen to hold, and what no such check can tell; printed, a table.
@@ -73,9 +77,15 @@ def check_policy(
         PolicyCheckError: a property does not hold; it has the `result` so far.
     """
     held: Counter[Property] = Counter()
+    given = grids, images, channels, steps, seed, torch.device(device)
+    remaining = Remaining(sum(1 for _ in _cases(*given)))
     try:
-        for case in _cases(grids, images, channels, steps, seed, torch.device(device)):
+        for case in _cases(*given):
             _check_case(policy_factory, case, held)
+            remaining.finish_one()
+            if tell is not None:
+                grid = " x ".join(map(str, case.grid))
+                tell(f"grid {grid}, {case.noise} noise, {case.count} tokens: passed ({remaining})")
     except PolicyCheckError as error:
         error.result = _result(str(error).partition(" breaks")[0], held, error)
         raise

@@ -10,6 +10,7 @@ import torch
 from tokenprune.bench.configurations.configuration import Configuration, plain
 from tokenprune.bench.configurations.peers.table import configurations as other_packages
 from tokenprune.bench.configurations.schedules import PAPER, after_warmup, refreshes, warm_refreshes
+from tokenprune.held_text import HeldText
 from tokenprune.plans.plan import Plan
 from tokenprune.plans.presets import PRESETS, best_plan, token_plan
 from tokenprune.policies import (
@@ -220,7 +221,7 @@ def speed(budget: float, steps: int) -> list[Configuration]:
     return [fewer, *eager, *(Configuration(f"{name}, compiled", plan, compiled=True) for name, plan in plans.items())]
 
 
-STORAGE = (None, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
+STORAGE = (None, torch.bfloat16, torch.int8, torch.float8_e4m3fn, torch.float8_e5m2)
 """Types to keep keys and values in; None is the model's own."""
 
 
@@ -238,7 +239,25 @@ def storage(budget: float, steps: int) -> list[Configuration]:
     return [plain(max(1, round(budget * steps))), *configurations]
 
 
-SHORT = ("sensitivity", "rivals", "presets", "speed", "storage")
+TEXT_EVERY = (1, 2, 4, None)
+"""How old held text may become: computed at every step, every second, every fourth, at full ones only."""
+
+
+def text(budget: float, steps: int) -> list[Configuration]:
+    """Steps that hold the text's keys and values in place of computing them, with CAT and with the pruned plan."""
+    schedule, plans = after_warmup(budget, steps, WARMUPS[-1]), {NO_SKIPS: token_plan(budget)}
+    if schedule is not None:
+        plans["CAT, published constants"] = Plan(CATPolicy.published(), schedule)
+    found = [plain(max(1, round(budget * steps)))]
+    for name, plan in plans.items():
+        for every in TEXT_EVERY:
+            when = "at full steps" if every is None else f"every {every} steps" if every > 1 else "always"
+            held = replace(plan, schedule=HeldText(plan.schedule or plan.policy.schedule(), every))
+            found.append(Configuration(f"{name}, text {when}", held, source="ours"))
+    return found
+
+
+SHORT = ("sensitivity", "rivals", "presets", "speed", "storage", "text")
 """Suites without the usual numbers of plain steps."""
 
 
@@ -258,6 +277,7 @@ SUITES: dict[str, Callable[[float, int], Sequence[Configuration]]] = {
     "peers": peers,
     "plane": plane,
     "speed": speed,
+    "text": text,
     "storage": storage,
 }
 

@@ -91,14 +91,27 @@ def draw_all(pipe: Any, steps: int, task: Task, at: Sequence[range] | None = Non
 
 def generate(pipe: Any, steps: int, task: Task, places: Sequence[int]) -> Pictures:
     """One call of the pipeline for the prompts at some places of the task: pictures [P, height, width, 3], 0 to 1."""
-    guidance = {} if task.guidance_scale is None else {"guidance_scale": task.guidance_scale}
+    prompts = [task.prompts[place] for place in places]
+    return call(pipe, prompts, places, steps, task.guidance_scale, task.arguments)
+
+
+def call(
+    pipe: Any,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    steps: int,
+    guidance_scale: float | None,
+    arguments: Mapping[str, Any],
+) -> Pictures:
+    """One call of the pipeline: pictures [P, height, width, 3], 0 to 1, each from the noise of its own seed."""
+    guidance = {} if guidance_scale is None else {"guidance_scale": guidance_scale}
     result = pipe(
-        prompt=[task.prompts[place] for place in places],
+        prompt=list(prompts),
         num_inference_steps=steps,
-        generator=[torch.Generator().manual_seed(place) for place in places],
+        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
         output_type="np",
         **guidance,
-        **task.arguments,
+        **arguments,
     )
     pictures: Pictures = result.images
     return pictures

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -168,11 +168,14 @@ def resume(path: Path, settings: dict[str, Any], volatile: tuple[str, ...] = VOL
     if not path.exists():
         return Results(settings)
     found = load(path)
-    names = {*settings, *found.settings} - {"date", *volatile}
-    other = sorted(name for name in names if settings.get(name) != found.settings.get(name))
-    if other:
+    if other := differing(settings, found.settings, ("date", *volatile)):
         raise ResultFileError(f"{path}: was measured with another {', '.join(other)}; delete it or choose another file")
     return found
+
+
+def differing(settings: Mapping[str, Any], others: Mapping[str, Any], but: Collection[str] = ()) -> list[str]:
+    """Names of the settings that two runs do not share, sorted; those in `but` may differ."""
+    return sorted(name for name in {*settings, *others} - {*but} if settings.get(name) != others.get(name))
 
 
 FIRST_IDENTICAL, FIRST_QUANTILE = 99.0, 1.96

@@ -58,6 +58,7 @@ def run(
     settings: dict[str, Any],
     score: Score | None = None,
     begin: Callable[[Configuration], None] | None = None,
+    expect: Callable[[int], None] | None = None,
     repeats: int = 0,
     timing_batch: int = 1,
     renew: Callable[[], Any] | None = None,
@@ -76,6 +77,7 @@ def run(
         settings: what the rows depend on, beside the task.
         score: quality without a reference.
         begin: told of each configuration before it is drawn, in the main process.
+        expect: told before that how many it will be told of.
         repeats: pairs of generations that time each configuration; 0 times nothing.
         timing_batch: pictures of a timed generation, at most the task's prompts.
         renew: makes a fresh pipeline, to go on with after a failure and after a method of another package.
@@ -93,6 +95,8 @@ def run(
         return results
     reference = Configuration(f"plain, {task.steps} steps")
     begin = begin if begin is not None and main else lambda _: None
+    if expect is not None:
+        expect(1 + sum(not is_plain(one, task.steps) for one in wanted))
     begin(reference)
     dense = draw_together(pipe, reference, task)
     stale = False

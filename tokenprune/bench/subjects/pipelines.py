@@ -37,6 +37,7 @@ class Subject:
         arguments: further arguments of its call.
         settings: how it was loaded, for the result file.
         learnt: whether its pictures show anything.
+        missing: components that its directory says it has none of, which `from_pretrained` must be told.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Subject:
     arguments: Mapping[str, Any]
     settings: Mapping[str, str]
     learnt: bool = True
+    missing: tuple[str, ...] = ()
 
     def scale(self, given: float | None) -> float | None:
         """The guidance scale to draw with: what is given, or its own.
@@ -164,17 +166,18 @@ def _diffusers(model: str, settings: dict[str, str], arguments: dict[str, Any]) 
     if not isinstance(steps, int):
         raise ConfigurationError(f"{model}: expected a pipeline with a default num_inference_steps, got {steps!r}")
 
-    absent = {part: None for part, source in described.items() if source == [None, None]}
+    missing = tuple(part for part, source in described.items() if source == [None, None])
 
     def load() -> Any:
         options = {"dtype": DTYPES[settings["dtype"]], "variant": settings.get("variant")}
         try:
-            pipe = kind.from_pretrained(model, **options, **absent)
+            pipe = kind.from_pretrained(model, **options, **dict.fromkeys(missing))
         except (OSError, ValueError, TypeError, RuntimeError) as error:
             raise ConfigurationError(f"{model}: cannot be loaded as {name}: {one_line(error)}") from error
         return _placed(pipe, settings)
 
-    return Subject(model, load, steps, guidance_scale, "guidance_scale" in defaults, arguments, settings)
+    guided = "guidance_scale" in defaults
+    return Subject(model, load, steps, guidance_scale, guided, arguments, settings, missing=missing)
 
 
 def _placed(pipe: Any, settings: Mapping[str, str]) -> Any:
@@ -193,6 +196,8 @@ def _check_call(model: str, kind: type, arguments: Mapping[str, Any]) -> dict[st
     place = f"{model} ({kind.__name__})"
     if lacking := {"prompt", "num_inference_steps"} - set(named):
         raise ConfigurationError(f"{place}: expected a pipeline that takes {', '.join(sorted(lacking))}")
+    if "num_frames" in named:
+        raise ConfigurationError(f"{place}: expected a pipeline of pictures, got one of videos, with num_frames")
     if missing := sorted(needed - set(arguments)):
         raise ConfigurationError(f"{place}: needs {', '.join(missing)}: pass --argument {missing[0]}=...")
     if len(named) == len(taken) and (unknown := sorted(set(arguments) - set(named))):

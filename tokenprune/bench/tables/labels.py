@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from matplotlib.patheffects import withStroke
 from matplotlib.transforms import Bbox
 
 SIZE = 7.5
@@ -77,6 +78,7 @@ def place(axis: Any, labels: Iterable[Label], markers: Sequence[Marker], colour:
             textcoords="offset points",
             fontsize=SIZE,
             color=colour,
+            path_effects=[withStroke(linewidth=2.5, foreground="white")],  # readable where a line runs behind it
             arrowprops={
                 "arrowstyle": "-",
                 "color": colour,

@@ -126,12 +126,11 @@ def rows(trace: Traced) -> Iterator[dict[str, Any]]:
     """What is said of each step in words and numbers."""
     for step in trace.steps:
         told = step.report
-        kind = "full" if told.full else "pruned" if told.tokens else "skipped"
         yield {
             "time": round(told.time, 4),
             "tokens": told.tokens,
             "of": told.num_tokens,
-            "kind": kind,
+            "kind": told.kind,
             "seconds": round(told.seconds, 6),
             "selection_seconds": round(told.selection_seconds, 6),
         }
