@@ -35,9 +35,9 @@ def pipe() -> Any:
 @pytest.mark.parametrize("make", [tokenprune.plan, lambda _: CATPolicy(0.3, 3)], ids=["plan", "cat"])
 def test_a_report_says_the_same_afterwards(make: Any, pipe: Any) -> None:
     plan = make(pipe)
-    told = expect(pipe, plan, 6, text=49)
+    told = expect(pipe, plan, 10, text=49)
     with tokenprune.apply(pipe, plan) as handle:
-        pipe("a red circle", num_inference_steps=6, guidance_scale=4.0, max_sequence_length=1, output_type="latent")
+        pipe("a red circle", num_inference_steps=10, guidance_scale=4.0, max_sequence_length=1, output_type="latent")
         report = handle.report()
     assert (told.tokens, told.text, told.size) == (256, 49, "64 x 64 pixels")
     assert sorted(told.counts) == sorted(step.tokens for step in report.steps)
@@ -76,6 +76,11 @@ def test_too_few_steps_are_noted_and_none_refused(pipe: Any) -> None:
     (note,) = expect(pipe, CATPolicy(0.3, 8), 4).notes
     assert note.startswith("nothing is pruned under WarmupSchedule(alpha=0.3, warmup_steps=8")
     assert note.endswith("which needs 9 steps to prune any")
+    (note,) = expect(pipe, tokenprune.plan(pipe), 4).notes
+    assert note.startswith("under PlacedSchedule(budget=0.5, steps=28), pictures of fewer than 10 steps change visibly")
+    assert expect(pipe, tokenprune.plan(pipe), 10).notes == ()
+    (note,) = expect(pipe, tokenprune.plan(pipe, 1.0), 4).notes
+    assert note == "nothing is pruned under PlacedSchedule(budget=1.0, steps=28)"
     with pytest.raises(ConfigurationError, match="steps: expected at least 1, got 0"):
         expect(pipe, CATPolicy(), 0)
 

@@ -84,11 +84,20 @@ def test_the_gap_that_nothing_corrects_is_short() -> None:
     assert 27 - full[-1] < max(gaps)
 
 
+@pytest.mark.parametrize(("total", "full"), [(28, [0, 5, 11, 16, 22]), (50, [0, 5, 11, 16, 22, 27, 33, 38, 44])])
+def test_full_steps_lie_evenly_where_they_are_far_apart(total: int, full: list[int]) -> None:
+    """Whatever the errors are, and however far the steps go."""
+    schedule, sizes = PlacedSchedule(0.19), tuple(float(index) for index in range(total))
+    assert run(schedule, total, lambda index: 3.0 * (index + 1) ** -1.6, sizes) == full
+
+
+def test_one_full_step_in_five_is_enough_to_learn() -> None:
+    assert run(PlacedSchedule(0.2), 30, steady())[:2] == [0, 1]
+
+
 def test_few_full_steps_are_placed_without_learning() -> None:
-    assert run(PlacedSchedule(0.5), 4, steady(1.0)) == [
-        0,
-        3,
-    ]  # skipping two steps in a row, or the last: four times
+    both = [0, 3]  # skipping two steps in a row, or the last: four times
+    assert run(PlacedSchedule(0.5), 4, steady(1.0)) == both
     assert run(PlacedSchedule(0.25), 4, steady(1.0)) == [0]
 
 

@@ -15,7 +15,7 @@ from tokenprune.policies.base import SelectionPolicy
 from tokenprune.registry import Adapter, find_adapter
 from tokenprune.reports.html import facts
 from tokenprune.reports.report import Macs
-from tokenprune.schedule import Schedule, steps_needed
+from tokenprune.schedule import Schedule, steps_needed, too_few
 from tokenprune.targets import target_of
 
 STEPS = 28
@@ -144,7 +144,8 @@ def expect(
     wanted = Wanted(height, width, frames, text, batch, guidance)
     called = _call(model, found, wanted, getattr(target, "vae_scale_factor", None))
     rehearsal = rehearse(model, found(model), called.call, plan, steps)
-    note = too_short(plan.schedule or plan.policy.schedule(), steps)
+    schedule = plan.schedule or plan.policy.schedule()
+    said = too_short(schedule, steps), too_few(schedule, steps)
     return Expectation(
         model=type(model).__name__,
         size=called.size,
@@ -156,7 +157,7 @@ def expect(
         macs=rehearsal.macs,
         dense_macs=rehearsal.dense,
         cache_bytes=rehearsal.cache_bytes,
-        notes=() if note is None else (note,),
+        notes=tuple(note for note in said if note is not None),
     )
 
 

@@ -19,6 +19,7 @@ from tokenprune import (
     LevelSchedule,
     ListSchedule,
     NoisePolicy,
+    PlacedSchedule,
     RefreshSchedule,
     Schedule,
     Step,
@@ -54,6 +55,19 @@ def test_fewer_steps_than_warm_up(model: nn.Module, generate: Callable[..., Tens
             generate(model)
             generate(model)
             assert len(told()) == handles
+
+
+@pytest.mark.parametrize("budget", [0.5, 1.0])
+def test_too_few_steps_to_be_forecast(
+    budget: float, model: nn.Module, generate: Callable[..., Tensor], told: Any
+) -> None:
+    """Said once; not where nothing is skipped."""
+    schedule = PlacedSchedule(budget)
+    with tokenprune.apply(model, DensePolicy(), schedule=schedule):
+        for _ in range(2):
+            generate(model)
+    begin = f"the generation that begins has 6 steps: under {schedule!r}, pictures of fewer than 10 steps change"
+    assert [message.startswith(begin) for message in told()] == ([True] if budget < 1 else [])
 
 
 def test_it_is_a_warning(sd3: nn.Module, generate: Callable[..., Tensor], caplog: pytest.LogCaptureFixture) -> None:

@@ -1,10 +1,10 @@
-"""Notices of generations in which nothing is pruned, and of caches that are large."""
+"""Notices of generations in which nothing is pruned, or that are too short for it, and of caches that are large."""
 
 from __future__ import annotations
 
 from tokenprune.engine.step_tracker import CallPosition
 from tokenprune.notices import Notices
-from tokenprune.schedule import LONG, Schedule, steps_needed
+from tokenprune.schedule import LONG, Schedule, steps_needed, too_few
 
 LARGE = 4 * 2**30
 """Bytes of caches that are worth telling."""
@@ -14,7 +14,8 @@ class PruningWatch:
     """Tells once where a generation computes everything though its schedule would prune in a longer one.
 
     That is foretold at a generation's first call where the number of its steps is known, and else told when the next
-    one begins. It also tells once of caches that hold `LARGE` bytes or more.
+    one begins. It also tells once of a generation with too few steps for its schedule, and of caches that hold `LARGE`
+    bytes or more.
 
     Args:
         schedule: says how many tokens each step computes; None watches nothing.
@@ -38,6 +39,9 @@ class PruningWatch:
             total = position.step + position.remaining
             if self._schedule.prunes(total) is False:
                 self._tell(total, "nothing will be pruned: the generation that begins has")
+            few = too_few(self._schedule, total)
+            if few is not None and self._notices is not None:
+                self._notices.warn("few steps", f"the generation that begins has {in_steps(total)}: {few}")
 
     def step(self, window: str, step: int, pruned: bool) -> None:
         """A step of a window's generation begins."""
@@ -59,6 +63,9 @@ class PruningWatch:
             return  # nothing was meant to be pruned
         needed = steps_needed(schedule, steps)
         asks = f", which needs {needed} of them to prune any" if needed is not None else ""
-        self._notices.warn(
-            "nothing pruned", f"{what} {steps} {'step' if steps == 1 else 'steps'}, under {schedule!r}{asks}"
-        )
+        self._notices.warn("nothing pruned", f"{what} {in_steps(steps)}, under {schedule!r}{asks}")
+
+
+def in_steps(count: int) -> str:
+    """A number of steps in words."""
+    return f"{count} {'step' if count == 1 else 'steps'}"

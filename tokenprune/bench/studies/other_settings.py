@@ -1,9 +1,9 @@
 """The recommended plan under other settings: `python -m tokenprune.bench.studies.other_settings`.
 
-The embedded models with other guidance, noise schedules and samplers, at a half, 0.36 and a quarter of the steps: the
-plan, the plan calibrated on captions for tuning, the best of several step caches with a linear forecast, and the plain
-model with as many steps. The constants of schedule and corrector were chosen by looking at these settings, but those of
-shapes-flux, on the first captions for tuning.
+The embedded models with other guidance, noise schedules and samplers, at a half, 0.36, a quarter and 0.18 of the steps:
+the plan, the plan calibrated on captions for tuning, the best of several step caches with a linear forecast, and the
+plain model with as many steps. The constants of schedule and corrector were chosen by looking at these settings, but
+those of shapes-flux, on the first captions for tuning.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tokenprune.bench.measuring.measure import Task, generate
 from tokenprune.bench.measuring.run import stamp
 from tokenprune.bench.tuning.calibration import calibrated
 from tokenprune.embedded import scenes
-from tokenprune.embedded.load import EMBEDDED, quiet
+from tokenprune.embedded.load import EMBEDDED, Embedded, quiet
 from tokenprune.plans.plan import Plan
 from tokenprune.plans.presets import best_plan
 from tokenprune.policies import DensePolicy
@@ -33,7 +33,7 @@ from tokenprune.reports.outputs import check_output
 from tokenprune.reuse.taylor import Taylor
 
 STEPS = 28
-FULL_STEPS = (14, 10, 7)
+FULL_STEPS = (14, 10, 7, 5)
 WARMUPS = (2, 4, 8)
 KINDS = ("plan", "calibrated", "step cache", "fewer steps")
 
@@ -66,6 +66,16 @@ SETTINGS: dict[str, Setting] = {
 }
 
 
+def loaded(setting: Setting) -> tuple[Any, Embedded]:
+    """The pipeline with its sampler, and what is known of it."""
+    embedded = EMBEDDED[setting.model]
+    pipe = embedded.load()
+    pipe.set_progress_bar_config(disable=True)
+    if setting.sampler is not None:
+        pipe.scheduler = setting.sampler(pipe.scheduler)
+    return pipe, embedded
+
+
 def rivals(full: int, calibrated: Plan) -> dict[str, list[Configuration]]:
     """What is compared, by kind; of step caches the best one counts."""
     share = full / STEPS
@@ -83,11 +93,7 @@ def compare(
     setting: Setting, prompts: Sequence[str], for_calibration: Sequence[str]
 ) -> dict[int, dict[str, dict[str, Any]]]:
     """PSNR by full steps and kind."""
-    embedded = EMBEDDED[setting.model]
-    pipe = embedded.load()
-    pipe.set_progress_bar_config(disable=True)
-    if setting.sampler is not None:
-        pipe.scheduler = setting.sampler(pipe.scheduler)
+    pipe, embedded = loaded(setting)
     task = Task(tuple(prompts), STEPS, setting.guidance_scale, len(prompts), embedded.arguments)
     measured_on = replace(task, prompts=tuple(for_calibration), batch=len(for_calibration))
     places = range(len(prompts))

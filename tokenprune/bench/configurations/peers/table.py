@@ -112,8 +112,15 @@ PEERS = (
         taylorseer,
         {**WHOLE, "disable_cache_before_step": 8, "cache_interval": 3, "max_order": 2},
     ),
+    Peer(
+        "diffusers TaylorSeer, output, 4 then every 4th",
+        TAYLORSEER,
+        taylorseer,
+        {**WHOLE, "disable_cache_before_step": 4, "cache_interval": 4},
+    ),
     Peer("diffusers MagCache, one step at a time", MAG_CACHE, mag_cache, {"max_skip_steps": 1}),
     Peer("diffusers MagCache, defaults", MAG_CACHE, mag_cache),
+    Peer("diffusers MagCache, threshold 0.12", MAG_CACHE, mag_cache, {"threshold": 0.12, "max_skip_steps": 5}),
     Peer(
         "diffusers PAB, every 2nd",
         PYRAMID,
@@ -173,8 +180,18 @@ PEERS = (
             "taylorseer_order": 1,
         },
     ),
+    *(
+        Peer(
+            f"cache-dit SCM {mask_policy}, {name}",
+            CACHE_DIT,
+            dual_block_cache,
+            {"Fn_compute_blocks": 1, "mask_policy": mask_policy, **calibrator},
+        )
+        for mask_policy in ("medium", "fast", "ultra")
+        for name, calibrator in (("TaylorSeer", {"taylorseer_order": 1}), ("DMD", {"dmd": True}))
+    ),
 )
-"""Each method gently and near half of the plain model's operations, where its settings reach that (28 steps)."""
+"""Each method gently, near half and near a third of the plain model's operations, where its settings reach that."""
 
 
 def configurations(steps: int) -> list[Configuration]:
