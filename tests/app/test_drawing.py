@@ -38,7 +38,10 @@ def test_the_plain_picture_comes_first_and_then_the_pruned_one_with_all_else(stu
     assert 10 < last.psnr < 80
     assert last.plain.picture.shape == last.pruned.picture.shape == (64, 64, 3)
     assert last.plain.seconds > 0 < last.pruned.seconds
-    assert last.notes == ()
+    (note,) = last.notes
+    assert note.startswith(
+        "the generation that begins has 4 steps: under PlacedSchedule(budget=0.5, steps=28), pictures of"
+    )
     found = re.search(r'<script type="application/json" id="data">(.*?)</script>', last.page.read_text(), re.S)
     assert found
     data = json.loads(found[1])
