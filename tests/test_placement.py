@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given
@@ -19,6 +21,7 @@ def run(
     error: Callable[[int], float],
     sizes: tuple[float, ...] | None = None,
     known: bool = True,
+    predicts: Literal["noise", "velocity"] | None = None,
 ) -> list[int]:
     """The full steps of a generation whose forecasts are off by `error(index)` for each step they reach ahead."""
     full: list[int] = []
@@ -27,7 +30,7 @@ def run(
     for index in range(total):
         remaining = total - index if known else None
         step = Step(index, 1000.0 - index, 1.0, remaining, sizes if known else None, tuple(full))
-        fraction = schedule.fraction(Step(**{**vars(step), "errors": tuple(errors)}))
+        fraction = schedule.fraction(replace(step, errors=tuple(errors), predicts=predicts))
         assert fraction in (0.0, 1.0)
         if fraction:
             if full:
@@ -91,8 +94,11 @@ def test_full_steps_lie_evenly_where_they_are_far_apart(total: int, full: list[i
     assert run(schedule, total, lambda index: 3.0 * (index + 1) ** -1.6, sizes) == full
 
 
-def test_one_full_step_in_five_is_enough_to_learn() -> None:
-    assert run(PlacedSchedule(0.2), 30, steady())[:2] == [0, 1]
+@pytest.mark.parametrize(("predicts", "learns"), [(None, [0.2]), ("velocity", [0.2]), ("noise", [])])
+def test_how_far_apart_they_may_be_to_learn(predicts: Any, learns: list[float]) -> None:
+    """Noise hardly changes at first."""
+    found = {share: run(PlacedSchedule(share), 30, steady(), predicts=predicts) for share in (0.19, 0.2, 0.3)}
+    assert [share for share, full in found.items() if full[1] == 1] == [*learns, 0.3]
 
 
 def test_few_full_steps_are_placed_without_learning() -> None:

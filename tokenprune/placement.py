@@ -22,7 +22,8 @@ class PlacedSchedule(Schedule):
     were near to stay so. Full steps then lie such that all gaps cost the same, and as many are left as the budget
     allows. This is reckoned anew at each full step, for the gap that follows it. What is skipped at the very end counts
     four times: no later full step can correct it (`Corrector`). Where fewer than one step in five is full, full steps
-    lie evenly: forecasts do not reach that far, and a step that only shows how they do is missed elsewhere.
+    lie evenly: forecasts do not reach that far, and a step that only shows how they do is missed elsewhere. Where the
+    model predicts the noise that is so from two steps in seven on, as such predictions hardly change at first.
 
     A generation of N steps has int(budget * N) full ones, at least one, so that the share of all operations is kept,
     not of tokens alone. All images of a batch share their full steps. The step after a full one waits for the device
@@ -43,7 +44,8 @@ class PlacedSchedule(Schedule):
     TRUST_IN_PRIOR: ClassVar[float] = 0.1
     MEMORY: ClassVar[float] = 0.6
     FEWEST_TO_LEARN: ClassVar[int] = 4
-    LONGEST_GAP: ClassVar[int] = 5
+    LONGEST_GAP: ClassVar[float] = 5.0
+    LONGEST_GAP_OF_NOISE: ClassVar[float] = 3.5
     FEWEST_STEPS: ClassVar[int] = 10
 
     budget: float
@@ -91,7 +93,7 @@ class PlacedSchedule(Schedule):
             return 1.0
         if made >= allowed:
             return 0.0
-        if total > self.LONGEST_GAP * allowed:
+        if total > allowed * (self.LONGEST_GAP_OF_NOISE if step.predicts == "noise" else self.LONGEST_GAP):
             return float(step.index >= made * total // allowed)
         learns = allowed >= self.FEWEST_TO_LEARN
         if learns and step.index == 1:

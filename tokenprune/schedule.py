@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from tokenprune.setting_types import Settings
 
@@ -42,6 +42,8 @@ class Step:
             where that is not known ahead.
         full: the full steps so far, by index.
         errors: of the forecasts at the full steps after the first, for schedules that ask for them.
+        predicts: what the sampler takes the model's prediction for: the noise, or the velocity of a rectified flow;
+            None for anything else, or where it is not known.
     """
 
     index: int
@@ -51,6 +53,7 @@ class Step:
     sizes: tuple[float, ...] | None = None
     full: tuple[int, ...] = ()
     errors: tuple[ForecastError, ...] = ()
+    predicts: Literal["noise", "velocity"] | None = None
 
 
 class Schedule(Settings, ABC):

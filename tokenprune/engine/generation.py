@@ -148,6 +148,7 @@ class Generation:
             position.sizes,
             tuple(full.index for full in before),
             errors,
+            position.predicts,
         )
         count = tokens_at(schedule, step, tokens, self.view.least_tokens, self._shards.degree)
         # Caches of branches that the last step did not call are out of date by an unknown number of steps.

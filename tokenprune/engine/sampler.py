@@ -85,14 +85,18 @@ class Sampler:
         left = self.remaining
         return None if left is None else self.times[len(self.times) - left :]
 
+    @property
+    def predicts(self) -> Predicts | None:
+        """What it takes the model's prediction for."""
+        return predicts(self.scheduler)
+
     def sizes(self, count: int) -> tuple[float, ...] | None:
         """How far a prediction of size 1 moves the latents at each of the last steps of the table.
 
         With latents a x + s e that is |s' - s| for a velocity and |s' - s a' / a| for noise (Euler's method and DDIM,
         which multistep samplers refine). None where the scheduler does not say what it takes predictions for.
         """
-        scheduler, times = self.scheduler, self.times
-        meaning = predicts(scheduler)
+        scheduler, times, meaning = self.scheduler, self.times, self.predicts
         if meaning is None or not 0 < count <= len(times):
             return None
         shares = [*(signal_and_noise(scheduler, time) for time in times[len(times) - count :]), (1.0, 0.0)]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tokenprune.engine.conditions import Conditions
-from tokenprune.engine.sampler import Sampler
+from tokenprune.engine.sampler import Predicts, Sampler
 from tokenprune.engine.timestep_reader import TimestepReader
 from tokenprune.errors import UnsupportedCallError
 from tokenprune.ops.guidance import BranchKey, halves_agree
@@ -37,6 +37,7 @@ class CallPosition:
         remaining: steps left, this one included; None where the timesteps are not known ahead.
         sizes: how far a prediction of size 1 moves the latents at each step of the generation, up to a factor; None
             where the timesteps were not known at its first.
+        predicts: what the sampler takes the prediction for; None for anything else, or where it is not known.
         generation: the same object for all calls of a generation, another one for each.
         adopted: at the second step, how many calls of the first turned out to be another generation's that was given
             up: the generation began after them.
@@ -50,6 +51,7 @@ class CallPosition:
     level: float = 1.0
     remaining: int | None = None
     sizes: tuple[float, ...] | None = None
+    predicts: Predicts | None = None
     adopted: int = 0
     generation: object = None
 
@@ -203,6 +205,7 @@ class StepTracker:
             level=(time - self._end) / span if span else 1.0,
             remaining=None if coming is None else len(coming),
             sizes=self._sizes,
+            predicts=None if self._sampler is None else self._sampler.predicts,
             adopted=adopted,
             generation=self._generation,
         )
