@@ -133,6 +133,7 @@ RIVALS = (
     "full steps evenly, linear",
     "full steps after 4, hold",
     "full steps after 4, linear",
+    "full steps after 8, linear",
     "error-controlled, linear, 4 full steps",
     "consecutive rows, linear, keys too, 4 full steps",
     "error-controlled, linear, keys too, 4 full steps",
