@@ -24,7 +24,7 @@ from tokenprune import (
     UnknownModelError,
     expect,
 )
-from tokenprune.embedded.load import load_shapes_sd3
+from tokenprune.embedded.load import load_shapes_flux, load_shapes_sd3
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +47,15 @@ def test_a_report_says_the_same_afterwards(make: Any, pipe: Any) -> None:
     assert told.cache_bytes == pytest.approx(report.cache_bytes, rel=0.01)
     assert sum(told.step_macs[count].total for count in told.counts) == pytest.approx(told.macs.total)
     assert told.notes == ()
+
+
+def test_sizes_are_those_that_the_pipeline_draws_by_itself() -> None:
+    flux = load_shapes_flux()
+    told = expect(flux, CATPolicy(0.3, 8), 10)
+    assert (told.tokens, told.size) == (4096, "256 x 256 pixels")
+    assert expect(flux, CATPolicy(0.3, 8), 10, height=64, width=64).tokens == 256
+    latents, *_ = flux.prepare_latents(1, 4, 256, 256, torch.float32, "cpu", torch.Generator())
+    assert (flux.default_sample_size * flux.vae_scale_factor, latents.shape[1]) == (256, told.tokens)
 
 
 @pytest.mark.parametrize("every", [2, None])

@@ -122,7 +122,7 @@ def expect(
         target: the transformer, or a pipeline; of several transformers the first.
         plan: how it is to be pruned; a policy brings its own schedule.
         steps: of the generation.
-        height: of the picture in pixels; None is the model's own.
+        height: of the picture in pixels; None is the pipeline's own, or the model's.
         width: likewise.
         frames: of a video; likewise.
         text: text tokens; None is what the pipeline pads or cuts to.
@@ -141,8 +141,10 @@ def expect(
     model = next(iter(target_of(target).models.values()))
     plan = plan if isinstance(plan, Plan) else Plan(plan)
     found = adapter or find_adapter(model)
-    wanted = Wanted(height, width, frames, text, batch, guidance)
-    called = _call(model, found, wanted, getattr(target, "vae_scale_factor", None))
+    scale, latents = (getattr(target, name, None) for name in ("vae_scale_factor", "default_sample_size"))
+    if isinstance(scale, int) and isinstance(latents, int):  # what the pipeline draws where nobody says a size
+        height, width = height or latents * scale, width or latents * scale
+    called = _call(model, found, Wanted(height, width, frames, text, batch, guidance), scale)
     rehearsal = rehearse(model, found(model), called.call, plan, steps)
     schedule = plan.schedule or plan.policy.schedule()
     said = too_short(schedule, steps), too_few(schedule, steps)
