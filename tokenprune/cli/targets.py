@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +76,8 @@ def call_of(loaded: Loaded, wanted: Wanted) -> ResolvedCall | None:
             raise ConfigurationError(f"{', '.join(wanted.given())}: the factory's arguments say that already")
         guidance = wanted.guidance or "none"
         return ResolvedCall(pattern_of(loaded.inputs, guidance), "as the factory gives it", None, guidance)
-    text = loaded.text if wanted.text is None else wanted.text
     with options.refusing_values():
-        return example_call(loaded.model, find_adapter(loaded.model), replace(wanted, text=text), loaded.scale)
+        return example_call(loaded.model, find_adapter(loaded.model), wanted.over(loaded.usual), loaded.scale)
 
 
 def plan_of(

@@ -75,6 +75,10 @@ class Wanted:
     batch: int | None = None
     guidance: str | None = None
 
+    def over(self, usual: Wanted) -> Wanted:
+        """This, with what it leaves open as it usually is."""
+        return Wanted(**{name: getattr(usual, name) if value is None else value for name, value in vars(self).items()})
+
     def given(self) -> list[str]:
         """Names of what is not left open, guidance aside."""
         return [name for name, value in vars(self).items() if value is not None and name != "guidance"]

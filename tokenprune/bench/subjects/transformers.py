@@ -21,11 +21,16 @@ from torch import nn
 
 from tokenprune.bench.subjects.pipelines import RANDOM
 from tokenprune.errors import ConfigurationError
+from tokenprune.macs.example_calls import Wanted
 from tokenprune.plans.imported import imported
 from tokenprune.targets import transformer_of
 
-TEXT = {"shapes-sd3": 49, "shapes-pixart": 48, "shapes-flux": 48}
-"""Text tokens that the embedded pipelines, by name, give their transformers."""
+USUAL = {
+    "shapes-sd3": Wanted(text=49),
+    "shapes-pixart": Wanted(text=48),
+    "shapes-flux": Wanted(height=64, width=64, text=48),
+}
+"""What the embedded pipelines, by name, give their transformers in place of what the models' kinds usually get."""
 
 
 OWNER_AND_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -39,13 +44,13 @@ class Loaded:
         model: without weights on the meta device, unless a factory made it.
         inputs: arguments of a call, if a factory gave them.
         scale: pixels for each row of latents, if the pipeline's autoencoder says so.
-        text: text tokens, if the pipeline is known to give so many.
+        usual: what the pipeline is known to give, where nobody says anything else.
     """
 
     model: nn.Module
     inputs: Mapping[str, Any] | None = None
     scale: int | None = None
-    text: int | None = None
+    usual: Wanted = Wanted()
 
 
 def load(target: str) -> Loaded:
@@ -62,8 +67,8 @@ def load(target: str) -> Loaded:
 
     if Path(target).is_dir():
         return _from_directory(Path(target))
-    if target in TEXT:
-        return _from_directory(Path(str(files("tokenprune.embedded") / "weights" / target)), TEXT[target])
+    if target in USUAL:
+        return _from_directory(Path(str(files("tokenprune.embedded") / "weights" / target)), USUAL[target])
     if target.startswith(RANDOM):
         return Loaded(_of_published_size(target))
     if ":" in target:
@@ -73,12 +78,12 @@ def load(target: str) -> Loaded:
     if OWNER_AND_NAME.fullmatch(target):
         return Loaded(_build(target, _hub_config(target)))
     raise ConfigurationError(
-        f"{target}: neither a directory, an embedded model ({', '.join(TEXT)}), module.path:factory, a class of "
+        f"{target}: neither a directory, an embedded model ({', '.join(USUAL)}), module.path:factory, a class of "
         f"diffusers, nor owner/name on the hub"
     )
 
 
-def _from_directory(folder: Path, text: int | None = None) -> Loaded:
+def _from_directory(folder: Path, usual: Wanted = Wanted()) -> Loaded:
     scale = None
     if (folder / "model_index.json").is_file():
         if not (folder / "transformer").is_dir():
@@ -92,7 +97,7 @@ def _from_directory(folder: Path, text: int | None = None) -> Loaded:
     config = folder / "config.json"
     if not config.is_file():
         raise ConfigurationError(f"{folder}: expected a diffusers model, found no config.json")
-    return Loaded(_build(str(config), _read(config)), scale=scale, text=text)
+    return Loaded(_build(str(config), _read(config)), scale=scale, usual=usual)
 
 
 def _of_published_size(target: str) -> nn.Module:
