@@ -76,7 +76,7 @@ class Wanted:
     guidance: str | None = None
 
     def over(self, usual: Wanted) -> Wanted:
-        """This, with what it leaves open as it usually is."""
+        """The same, with what it leaves open as it usually is."""
         return Wanted(**{name: getattr(usual, name) if value is None else value for name, value in vars(self).items()})
 
     def given(self) -> list[str]:

@@ -33,6 +33,9 @@ USUAL = {
 """What the embedded pipelines, by name, give their transformers in place of what the models' kinds usually get."""
 
 
+NOTHING = Wanted()
+
+
 OWNER_AND_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -50,7 +53,7 @@ class Loaded:
     model: nn.Module
     inputs: Mapping[str, Any] | None = None
     scale: int | None = None
-    usual: Wanted = Wanted()
+    usual: Wanted = NOTHING
 
 
 def load(target: str) -> Loaded:
@@ -83,7 +86,7 @@ def load(target: str) -> Loaded:
     )
 
 
-def _from_directory(folder: Path, usual: Wanted = Wanted()) -> Loaded:
+def _from_directory(folder: Path, usual: Wanted = NOTHING) -> Loaded:
     scale = None
     if (folder / "model_index.json").is_file():
         if not (folder / "transformer").is_dir():
