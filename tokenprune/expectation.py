@@ -142,9 +142,10 @@ def expect(
     plan = plan if isinstance(plan, Plan) else Plan(plan)
     found = adapter or find_adapter(model)
     scale, latents = (getattr(target, name, None) for name in ("vae_scale_factor", "default_sample_size"))
+    wanted = Wanted(height, width, frames, text, batch, guidance)
     if isinstance(scale, int) and isinstance(latents, int):  # what the pipeline draws where nobody says a size
-        height, width = height or latents * scale, width or latents * scale
-    called = _call(model, found, Wanted(height, width, frames, text, batch, guidance), scale)
+        wanted = wanted.over(Wanted(latents * scale, latents * scale))
+    called = _call(model, found, wanted, scale)
     rehearsal = rehearse(model, found(model), called.call, plan, steps)
     schedule = plan.schedule or plan.policy.schedule()
     said = too_short(schedule, steps), too_few(schedule, steps)

@@ -6,7 +6,6 @@ operations, under the settings of `other_settings`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +15,8 @@ import typer
 
 from tokenprune.bench.commands import run
 from tokenprune.bench.configurations.configuration import Configuration
-from tokenprune.bench.measuring.fidelity import ci95_of, comparable, mean_of, psnr_of_each
 from tokenprune.bench.measuring.measure import Task, draw, generate
-from tokenprune.bench.measuring.run import stamp
-from tokenprune.bench.studies.other_settings import SETTINGS, STEPS, Setting, loaded
+from tokenprune.bench.studies.other_settings import SETTINGS, STEPS, Setting, loaded, nearness, show
 from tokenprune.embedded import scenes
 from tokenprune.embedded.load import quiet
 from tokenprune.placement import PlacedSchedule
@@ -81,13 +78,7 @@ def compare(setting: Setting, prompts: Sequence[str]) -> dict[str, dict[str, Any
     found = {}
     for name, plan in PLANS.items():
         drawn = draw(pipe, Configuration(name, plan), task)
-        values = comparable(psnr_of_each(drawn.pictures, reference), reference)
-        found[name] = {
-            "mac_ratio": drawn.mac_ratio,
-            "psnr_mean": mean_of(values),
-            "psnr_ci95": ci95_of(values),
-            "psnr_of_each": values,
-        }
+        found[name] = {"mac_ratio": drawn.mac_ratio, **nearness(drawn.pictures, reference)}
     return found
 
 
@@ -111,11 +102,7 @@ def main(
     quiet()
     texts = [caption for caption, _ in scenes.captions("held-out", prompts)]
     found = {name: compare(setting, texts) for name, setting in SETTINGS.items()}
-    told = {"prompts": prompts, "split": "held-out", "steps": STEPS, **stamp()}
-    if out is not None:
-        out.write_text(json.dumps({**told, "settings": found}, indent=1) + "\n")
-    print(markdown(found))
-    print(json.dumps(told))
+    show(markdown(found), found, {"prompts": prompts}, out)
 
 
 if __name__ == "__main__":

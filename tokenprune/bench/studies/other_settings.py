@@ -20,7 +20,7 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from tokenprune.bench.commands import run
 from tokenprune.bench.configurations.configuration import Configuration, plain
 from tokenprune.bench.configurations.schedules import refreshes, warm_refreshes
-from tokenprune.bench.measuring.fidelity import ci95_of, comparable, mean_of, psnr_of_each
+from tokenprune.bench.measuring.fidelity import Pictures, ci95_of, comparable, mean_of, psnr_of_each
 from tokenprune.bench.measuring.measure import Task, generate
 from tokenprune.bench.measuring.run import stamp
 from tokenprune.bench.tuning.calibration import calibrated
@@ -107,10 +107,24 @@ def compare(
             for configuration in configurations:
                 with configuration.on(pipe):
                     pictures = generate(pipe, configuration.steps or STEPS, task, places)
-                values = comparable(psnr_of_each(pictures, reference), reference)
-                drawn.append({"psnr_mean": mean_of(values), "psnr_ci95": ci95_of(values), "psnr_of_each": values})
+                drawn.append(nearness(pictures, reference))
             found[full][kind] = max(drawn, key=lambda row: row["psnr_mean"])
     return found
+
+
+def nearness(pictures: Pictures, reference: Pictures) -> dict[str, Any]:
+    """PSNR of pictures [B, H, W, 3] to those of the plain model: mean, interval, and of each."""
+    values = comparable(psnr_of_each(pictures, reference), reference)
+    return {"psnr_mean": mean_of(values), "psnr_ci95": ci95_of(values), "psnr_of_each": values}
+
+
+def show(table: str, found: Mapping[str, Any], told: Mapping[str, Any], out: Path | None) -> None:
+    """Print the table and what was measured, and keep what was found by setting, if a file is given."""
+    told = {**told, "split": "held-out", "steps": STEPS, **stamp()}
+    if out is not None:
+        out.write_text(json.dumps({**told, "settings": found}, indent=1) + "\n")
+    print(table)
+    print(json.dumps(told))
 
 
 def markdown(found: Mapping[str, Mapping[int, Mapping[str, Mapping[str, Any]]]]) -> str:
@@ -135,11 +149,7 @@ def main(
     texts = [caption for caption, _ in scenes.captions("held-out", prompts)]
     measured_on = [caption for caption, _ in scenes.captions("tuning", calibrate_on)]
     found = {name: compare(setting, texts, measured_on) for name, setting in SETTINGS.items()}
-    told = {"prompts": prompts, "split": "held-out", "calibrated_on": calibrate_on, "steps": STEPS, **stamp()}
-    if out is not None:
-        out.write_text(json.dumps({**told, "settings": found}, indent=1) + "\n")
-    print(markdown(found))
-    print(json.dumps(told))
+    show(markdown(found), found, {"prompts": prompts, "calibrated_on": calibrate_on}, out)
 
 
 if __name__ == "__main__":
