@@ -101,6 +101,12 @@ def test_what_cannot_be_told_is_refused(sd3: nn.Module) -> None:
         expect(nn.Linear(2, 2), CATPolicy())
 
 
+@pytest.mark.parametrize(("name", "least"), [("height", 1), ("width", 1), ("frames", 1), ("batch", 1), ("text", 0)])
+def test_numbers_that_are_too_small(name: str, least: int, pipe: Any) -> None:
+    with pytest.raises(ConfigurationError, match=f"^{name}: expected at least {least}, got {least - 1}$"):
+        expect(pipe, CATPolicy(), **{name: least - 1})
+
+
 def test_an_adapter_without_examples(sd3: nn.Module) -> None:
     with pytest.raises(ConfigurationError, match="SD3Transformer2DModel: no example says how its pipeline calls it"):
         expect(sd3, CATPolicy(), adapter=lambda _: pytest.fail("not asked"))

@@ -136,13 +136,15 @@ def expect(
         ConfigurationError: nothing says how the model is called, or it has to look at values; a size that it cannot
             have, or fewer steps than 1.
     """
-    if steps < 1:
-        raise ConfigurationError(f"steps: expected at least 1, got {steps}")
+    wanted = Wanted(height, width, frames, text, batch, guidance)
+    for name, value in (("steps", steps), *((name, getattr(wanted, name)) for name in wanted.given())):
+        least = 0 if name == "text" else 1
+        if value < least:
+            raise ConfigurationError(f"{name}: expected at least {least}, got {value}")
     model = next(iter(target_of(target).models.values()))
     plan = plan if isinstance(plan, Plan) else Plan(plan)
     found = adapter or find_adapter(model)
     scale, latents = (getattr(target, name, None) for name in ("vae_scale_factor", "default_sample_size"))
-    wanted = Wanted(height, width, frames, text, batch, guidance)
     if isinstance(scale, int) and isinstance(latents, int):  # what the pipeline draws where nobody says a size
         wanted = wanted.over(Wanted(latents * scale, latents * scale))
     called = _call(model, found, wanted, scale)
