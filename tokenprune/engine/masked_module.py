@@ -493,10 +493,8 @@ class MaskedModule:
         return Selection(selection.index + view.references[0], view.tokens).repeat(batch // selection.batch_size)
 
     def _forecast(self, call: CallUnderWay) -> Tensor | None:
-        """What the coming tokens would have been taken for, where policy or trace need to know and there is a past."""
-        settings = self.settings
-        wanted = settings.trace or "forecast_error" in settings.policy.needs or settings.schedule.asks_errors
-        if not wanted or call.branch.prediction is None:
+        """What the coming tokens would have been taken for, where anybody needs to know and there is a past."""
+        if not self.generation.asks_error or call.branch.prediction is None:
             return None
         forecast = call.branch.reuse.forecast(call.position.time)
         return forecast if call.selection is None else call.selection.gather(forecast)
