@@ -82,14 +82,15 @@ class FreshKeys:
             most: how many of the others are computed, the first ones; None is all.
         """
         (first, images), length = span, selection.num_tokens
-        rows = static.put("rows", selection.rows(length))
+        rows = static.put("rows", selection.rows(length)) if selection.flat is None else selection.flat
         if images == length:
             return cls(selection, rows, rows, rows, 0)
         others = length - images if most is None else min(most, length - images)
-        begin = min(first, others)
-        index = selection.index[:, begin : begin + selection.count - others]
-        chosen, places = Selection(index, length).rows(length), Selection(index - first, images).rows(images)
-        return cls(selection, rows, static.put("chosen", chosen), static.put("places", places), begin)
+        begin, count = min(first, others), selection.count - others
+        chosen = static.put("chosen", rows.view(-1, selection.count)[:, begin : begin + count])
+        starts = static.starts(first, length - images, len(chosen), chosen.device)
+        places = static.write("places", tuple(chosen.shape), torch.sub, chosen, starts)
+        return cls(selection, rows, chosen.flatten(), places.flatten(), begin)
 
 
 class KeyValueBuffer:
