@@ -162,14 +162,15 @@ class KeyValueBuffer:
 
     def _complete(self, rows: Tensor, kept: Tensor, scale: Tensor | None, fresh: Tensor) -> Tensor:
         """The kept rows with fresh ones [B, H, l, D] among them, as [B, H, L, D]."""
-        new = fresh.transpose(1, 2).flatten(0, 1)
+        new = fresh.transpose(1, 2)
+        places = (rows.view(new.shape[:2]),)
         if scale is not None:
             levels, new_scale = in_levels(new)
-            kept.flatten(0, 1).index_copy_(0, rows, levels)
-            scale.flatten(0, 1).index_copy_(0, rows, new_scale)
+            kept.flatten(0, 1).index_put_(places, levels)
+            scale.flatten(0, 1).index_put_(places, new_scale)
             return torch.mul(kept, scale).transpose(1, 2)
         bits = torch.uint8 if kept.dtype.itemsize == 1 else kept.dtype  # torch cannot index floats of 8 bits
-        kept.view(bits).flatten(0, 1).index_copy_(0, rows, narrow(new, kept.dtype).view(bits))
+        kept.view(bits).flatten(0, 1).index_put_(places, narrow(new, kept.dtype).view(bits))
         return kept.transpose(1, 2).to(fresh.dtype)
 
     @property
