@@ -194,6 +194,24 @@ def test_results_keep_the_dtype_and_belong_to_the_caller(rule: Reuse, dtype: tor
         spoil(mine)
 
 
+@pytest.mark.parametrize(("order", "damped"), ORDERS)
+def test_expecting_changes_nothing(order: int, damped: bool) -> None:
+    """Whether the terms are kept from the forecast or made again, also where another time or nothing was expected."""
+    truth = polynomial(order, 4)
+    asked, other = (warm(Taylor(order, damped), truth, order + 2) for _ in range(2))
+    for i in range(order + 2, len(TIMES)):
+        assert torch.equal(asked.expect(TIMES[i]), other.forecast(TIMES[i]))
+        if i % 4 == 0:
+            asked.expect(TIMES[i] + 5)
+        if i % 3 == 0:
+            asked.record(truth[i], TIMES[i])
+            other.record(truth[i], TIMES[i])
+        else:
+            selection = choose(5, i)
+            fresh = selection.gather(truth[i])
+            assert torch.equal(asked.complete(fresh, selection, TIMES[i]), other.complete(fresh, selection, TIMES[i]))
+
+
 @pytest.mark.parametrize("order", [1, 2])
 def test_memory_does_not_grow(order: int) -> None:
     truth = polynomial(order, 0)

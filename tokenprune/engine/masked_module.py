@@ -499,7 +499,7 @@ class MaskedModule:
         """What the coming tokens would have been taken for, where anybody needs to know and there is a past."""
         if not self.generation.asks_error or call.branch.prediction is None:
             return None
-        forecast = call.branch.reuse.forecast(call.position.time)
+        forecast = call.branch.reuse.expect(call.position.time)
         return forecast if call.selection is None else call.selection.gather(forecast)
 
     def _map_output(self, call: CallUnderWay, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:

@@ -103,7 +103,7 @@ class Rows:
             first: int | Tensor = 0
             if layout == "text-image":
                 first = length - chosen.num_tokens if starts is None else starts
-            return chosen.parts_within(length, first, most)
+            return chosen.parts_within(length, first, most, self._every)
 
         return self._once((layout, length, part, most), length, make)
 
@@ -116,6 +116,10 @@ class Rows:
         if (id(value), dim) not in self._joined:
             self._joined[id(value), dim] = (value, self.shards.joined(value, dim))
         return self._joined[id(value), dim][1]
+
+    def _every(self, first: int, end: int) -> Tensor:
+        """The tokens from the first one to before the last [1, ...]."""
+        return self.static.numbers(first, 1, end - first, self.image.index.device).T
 
     def _once(self, name: Hashable, length: int, make: Callable[[], list[Tensor]], dim: int = 1) -> Selection:
         """What goes by this name, made when it is first asked for and kept at its address.
@@ -131,7 +135,7 @@ class Rows:
             sizes = list(parts[0].shape)
             sizes[dim] = sum(part.shape[dim] for part in parts)
             index = self.static.write(name, tuple(sizes), torch.cat, parts, dim)
-            starts = self.static.starts(0, length, len(index), index.device)
+            starts = self.static.numbers(0, length, len(index), index.device)
             flat = self.static.write((name, "flat"), tuple(sizes), torch.add, index, starts)
             self._made[name] = Selection(index, length, flat.flatten())
         return self._made[name]

@@ -6,6 +6,7 @@ H heads, D head dimension, h x w token grid (t x h x w for video).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -115,20 +116,35 @@ class Selection:
         """
         return Selection(torch.cat(self.parts_within(length, first, most), dim=1), length)
 
-    def parts_within(self, length: int, first: int | Tensor = 0, most: int | None = None) -> list[Tensor]:
-        """The indices of `within` in parts, one after the other; arguments as there."""
+    def parts_within(
+        self,
+        length: int,
+        first: int | Tensor = 0,
+        most: int | None = None,
+        numbers: Callable[[int, int], Tensor] | None = None,
+    ) -> list[Tensor]:
+        """The indices of `within` in parts, one after the other.
+
+        Args:
+            length: as there.
+            first: as there.
+            most: as there.
+            numbers: gives all whole numbers from one to before another [1, ...], where they are at hand.
+        """
+        device = self.index.device
+        numbers = numbers or (lambda low, high: torch.arange(low, high, device=device).unsqueeze(0))
         others = length - self.num_tokens
         if others == 0:
             return [self.index]
         if isinstance(first, Tensor):
-            place = torch.arange(self.count + others, device=self.index.device) - first.unsqueeze(1)
+            place = numbers(0, self.count + others) - first.unsqueeze(1)
             chosen = F.pad(self.index, (0, 1)).gather(1, place.clamp(0, self.count))
             moved = torch.where(place < self.count, chosen, place + self.num_tokens - self.count)
             return [torch.where(place < 0, place, moved) + first.unsqueeze(1)]
         others = others if most is None else min(most, others)
-        before, after = (0, min(first, others)), (self.num_tokens + first, self.num_tokens + others)
-        parts = [self._others(*before), self.index + first] if first else [self.index]
-        return [*parts, self._others(*after)] if others > first else parts
+        before, behind = (0, min(first, others)), (self.num_tokens + first, self.num_tokens + others)
+        parts = [numbers(*before).expand(self.batch_size, -1), self.index + first] if first else [self.index]
+        return [*parts, numbers(*behind).expand(self.batch_size, -1)] if others > first else parts
 
     def take(self, tensor: Tensor, dim: int, batch: int | None) -> Tensor:
         """The selected rows of a tensor whose dimensions come in any order.
@@ -167,10 +183,6 @@ class Selection:
         self._check(base, self.num_tokens)
         flat = base.flatten(0, 1).index_copy(0, self.rows(self.num_tokens), tokens.flatten(0, 1))
         return flat.view(base.shape)
-
-    def _others(self, first: int, end: int) -> Tensor:
-        """These tokens, which every image selects [B, ...]."""
-        return torch.arange(first, end, device=self.index.device).expand(self.batch_size, -1)
 
     def _check(self, tokens: Tensor, length: int) -> None:
         if tokens.shape[:2] != (self.batch_size, length):

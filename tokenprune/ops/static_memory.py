@@ -67,10 +67,10 @@ class StaticBuffers:
             self._kept[place] = make()
         return self._kept[place]
 
-    def starts(self, first: int, step: int, count: int, device: torch.device) -> Tensor:
-        """So many numbers a step apart, from the first on [count, 1]: where sequences begin, one after the other."""
+    def numbers(self, first: int, step: int, count: int, device: torch.device) -> Tensor:
+        """So many whole numbers a step apart, from the first on [count, 1]; never overwritten."""
         return self.constant(
-            ("starts", first, step, count, device),
+            ("numbers", first, step, count, device),
             lambda: torch.arange(first, first + count * step, step, device=device).unsqueeze(1),
         )
 

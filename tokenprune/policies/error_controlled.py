@@ -81,7 +81,9 @@ class ErrorControlledPolicy(ScorePolicy):
         largest = forecast_error.amax(dim=1, keepdim=True)
         share = forecast_error / largest.clamp_min(torch.finfo(forecast_error.dtype).tiny)
         expected = share.add(share.mean(dim=1, keepdim=True), alpha=self.floor)
-        expected = expected * (seen.age / seen.gap.clamp_min(1)) ** (self.order + 1)
+        reach = seen.age / seen.gap.clamp_min(1)
+        for _ in range(self.order + 1):
+            expected = expected * reach
         if self.smoothing > 0:
             expected = smooth(expected, seen.grid, self._neighbourhoods(seen, memory))
         return torch.where(largest > 0, expected, seen.age.float())

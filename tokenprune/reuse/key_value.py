@@ -88,7 +88,7 @@ class FreshKeys:
         others = length - images if most is None else min(most, length - images)
         begin, count = min(first, others), selection.count - others
         chosen = static.put("chosen", rows.view(-1, selection.count)[:, begin : begin + count])
-        starts = static.starts(first, length - images, len(chosen), chosen.device)
+        starts = static.numbers(first, length - images, len(chosen), chosen.device)
         places = static.write("places", tuple(chosen.shape), torch.sub, chosen, starts)
         return cls(selection, rows, chosen.flatten(), places.flatten(), begin)
 

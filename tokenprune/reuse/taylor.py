@@ -68,15 +68,16 @@ class _TaylorState(ReuseState):
         self._rule = rule
         self._values: list[Tensor] = []
         self._times: list[Tensor | float] = []
+        self._expected: tuple[float, list[Tensor]] | None = None  # terms at the time that `expect` was asked for
         self._dampings = [Damping(guidance, unknown=0.0) for _ in range(rule.order)]
 
     def record(self, prediction: Tensor, time: float) -> None:
         if self._values and self._rule.damped:
-            self._learn(self._terms(time), prediction.float() - self._values[0].float())
+            self._learn(self._expected_terms(time), prediction.float() - self._values[0].float())
         self._push(prediction.clone(), time)
 
     def complete(self, fresh: Tensor, selection: Selection, time: float) -> Tensor:
-        terms = self._terms(time)
+        terms = self._expected_terms(time)
         forecast = self._sum(terms)
         if self._rule.damped:
             forecast_error = fresh.float() - selection.gather(self._values[0]).float()
@@ -88,8 +89,11 @@ class _TaylorState(ReuseState):
         return selection.scatter(fresh, forecast.to(fresh.dtype))
 
     def forecast(self, time: float) -> Tensor:
-        found = self._sum(self._terms(time)).to(self._values[0].dtype)
-        return found.clone() if found is self._values[0] else found
+        return self._forecast(self._terms(time))
+
+    def expect(self, time: float) -> Tensor:
+        self._expected = time, self._terms(time)
+        return self._forecast(self._expected[1])
 
     @property
     def nbytes(self) -> int:
@@ -98,6 +102,7 @@ class _TaylorState(ReuseState):
 
     def _push(self, newest: Tensor, times: Tensor | float) -> None:
         """Take in the tokens' newest predictions and times; one at the time of a token's newest replaces that."""
+        self._expected = None
         if not self._values:
             self._values, self._times = [newest], [times]
             return
@@ -124,6 +129,16 @@ class _TaylorState(ReuseState):
                 curvature = (change / since - older) / (times[0] - times[2])
                 terms.append(_either(known, curvature * ((time - times[0]) * (time - times[1])), 0.0))
         return terms
+
+    def _expected_terms(self, time: float) -> list[Tensor]:
+        """The terms at a time, from `expect` where it was asked for that."""
+        known = self._expected
+        return known[1] if known is not None and known[0] == time else self._terms(time)
+
+    def _forecast(self, terms: list[Tensor]) -> Tensor:
+        """The sum in the predictions' type, in memory of its own."""
+        found = self._sum(terms).to(self._values[0].dtype)
+        return found.clone() if found is self._values[0] else found
 
     def _sum(self, terms: list[Tensor]) -> Tensor:
         total = self._values[0].float()
