@@ -40,7 +40,8 @@ def test_what_is_lacking_is_summed_up_by_noise_level_and_given_back() -> None:
     way = torch.tensor([[1.0, 2.0]])
     plain = [PlainStep(torch.tensor([[3.0, 5.0]]), torch.tensor([[-1.0, 0.0]]))]
     measuring = Measuring(plain=plain)
-    seen = DrawnAgain(0, 0.5, torch.ones(1, 2), torch.zeros(1, 2), way, None, 0.0, 0.0, lambda change: change)
+    zero = torch.zeros(1, 2)
+    seen = DrawnAgain(0, 0.5, torch.ones(1, 2), zero, zero, way, None, 0.0, 0.0, 0.0, lambda change: change)
     for level in (0.5, 0.5, 0.25):
         latents, prediction = measuring.correct(replace(seen, level=level))
         assert prediction is not None
