@@ -96,6 +96,32 @@ def test_each_kind_of_step_has_its_cost(monkeypatch: pytest.MonkeyPatch) -> None
     assert cells(plain)[-1] == "+0%"
 
 
+MORE = {
+    ("CAT", "full"): (2.5, 5),
+    ("CAT", "pruned"): (2.5, 55),
+    ("tokenprune.plan", "full"): (0.5, 24),
+    ("tokenprune.plan, skips=False", "full"): (24, 30),
+    ("tokenprune.plan, skips=False", "pruned"): (34, 65),
+}
+"""At most so many operators more than the plain model: in a block, and outside of all blocks."""
+
+
+def test_steps_cost_what_they_compute() -> None:
+    """Counts are the same on any machine; each operator is a kernel on a GPU."""
+    given, found = Drawn("shapes-sd3", "float32", None), {}
+    with counting_kernels(given.pipe.transformer, given.blocks) as calls:
+        given.draw(given.grid, 2)
+    plain = calls[-1]
+    for name, plan in step_costs.CONFIGURATIONS.items():
+        for (kind, _), (per_block, outside) in step_costs.operators(given, plan).items():
+            found[name, kind] = per_block - plain.per_block, outside - plain.outside
+    assert found.pop(("tokenprune.plan", "skipped"))[1] + plain.outside <= 6
+    assert found.keys() == MORE.keys()
+    for step, (per_block, outside) in found.items():
+        assert 0 <= per_block <= MORE[step][0], step
+        assert 0 < outside <= MORE[step][1], step
+
+
 def test_unknown_models_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(Exception, match="expected random: and one of"):
         step_costs.main("random:nothing")

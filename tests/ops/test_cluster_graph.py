@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tokenprune.ops.cluster_graph import ClusterGraph, cluster_adjacency, max_pool
+from tokenprune.ops.cluster_graph import ClusterGraph, cluster_adjacency, max_pool, nodes_of
 from tokenprune.ops.grid import neighbour_edges, num_tokens, positional_encoding, positions
 
 GRIDS = st.one_of(st.tuples(*[st.integers(1, 6)] * 2), st.tuples(*[st.integers(1, 3)] * 3))
@@ -61,7 +61,10 @@ def slow_convolve(pooled: Tensor, adjacency: list[list[list[float]]]) -> list[li
 @given(GRIDS, st.integers(1, 3), st.integers(1, 8), st.integers(0, 1000))
 def test_max_pool(grid: tuple[int, ...], batch: int, clusters: int, seed: int) -> None:
     features, labels = draw_features(grid, batch, seed), draw_labels(grid, batch, clusters, seed)
-    assert torch.equal(max_pool(features, labels, clusters), torch.tensor(slow_max_pool(features, labels, clusters)))
+    assert torch.equal(
+        max_pool(features, nodes_of(labels, clusters), clusters),
+        torch.tensor(slow_max_pool(features, labels, clusters)),
+    )
 
 
 def test_max_pool_of_negative_values_and_empty_clusters() -> None:
@@ -98,7 +101,7 @@ def test_convolve_is_what_torch_geometric_makes_of_the_authors_settings() -> Non
     from torch_geometric.nn import MultiAggregation, SimpleConv
 
     labels = draw_labels((6, 7), 1, 5, 0)
-    pooled = max_pool(draw_features((6, 7), 1, 0), labels, 5)
+    pooled = max_pool(draw_features((6, 7), 1, 0), nodes_of(labels, 5), 5)
     aggregation = MultiAggregation(aggrs=["mean", "mean", "max"], mode="sum")
     edges = cluster_adjacency(labels, (6, 7), 5)[0].nonzero().t()
     theirs = SimpleConv(aggr=aggregation, combine_root="self_loop")(pooled[0], edges)
@@ -114,7 +117,7 @@ def test_pooling_is_the_same_with_and_without_torch_scatter(monkeypatch: pytest.
     results = []
     for installed in (True, False):
         monkeypatch.setattr(torch_geometric.typing, "WITH_TORCH_SCATTER", installed)
-        pooled = max_pool(features, labels, 5)
+        pooled = max_pool(features, nodes_of(labels, 5), 5)
         results.append((pooled, graph.convolve(pooled)))
     direct = torch.stack(
         [torch_scatter.scatter(f, one, 0, dim_size=5, reduce="max") for f, one in zip(features, labels, strict=True)]

@@ -64,6 +64,14 @@ def test_rows_are_places_in_flattened_sequences(selection: Selection, before: in
     assert selection.rows(length, before).tolist() == expected
 
 
+def test_rows_at_hand_are_given_for_their_own_sequences_alone() -> None:
+    kept = torch.tensor([7, 8])
+    selection = Selection(torch.tensor([[0, 2]]), 3, flat=kept)
+    assert selection.rows(3) is kept
+    assert selection.rows(3, 1).tolist() == [1, 3]
+    assert selection.rows(4).tolist() == [0, 2]
+
+
 @given(selections(), st.integers(1, 3))
 def test_repeat_puts_copies_one_after_the_other(selection: Selection, times: int) -> None:
     repeated = selection.repeat(times)

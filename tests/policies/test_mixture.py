@@ -75,8 +75,8 @@ def test_parts_have_their_own_memories(observe: Callable[..., Observation]) -> N
     parts = ((CATPolicy(num_clusters=2), 1), (NoiseStalenessPolicy(), 1), (NoiseStalenessPolicy(decay=0.1), 1))
     memory: Memory = {}
     MixturePolicy(parts=parts).select(observe(3, prediction=RISING), memory)
-    cat = {f"0.{name}" for name in ("labels", "edges", "weights", "frequency")}
-    assert set(memory) == {*cat, "1.frequency", "2.frequency"}
+    assert memory.keys() >= {f"0.{name}" for name in ("labels", "edges", "weights", "frequency")}
+    assert {name for name in memory if not name.startswith("0.")} == {"1.frequency", "2.frequency"}
 
 
 def test_a_part_with_no_tokens_still_remembers(observe: Callable[..., Observation]) -> None:

@@ -121,7 +121,8 @@ def test_what_comes_from_the_inner_policy(observe: Callable[..., Observation]) -
     assert RegionPolicy(NoisePolicy(), mask(0)).needs == frozenset()
     memory: Memory = {}
     RegionPolicy(CATPolicy(num_clusters=2), mask(0)).select(observe(2, prediction=RISING), memory)
-    assert set(memory) == {"level", *(f"inner.{name}" for name in ("labels", "edges", "weights", "frequency"))}
+    assert memory.keys() >= {f"inner.{name}" for name in ("labels", "edges", "weights", "frequency")}
+    assert {name for name in memory if not name.startswith("inner.")} == {"level"}
 
 
 def test_equal_only_to_itself() -> None:

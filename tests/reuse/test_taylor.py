@@ -194,6 +194,24 @@ def test_results_keep_the_dtype_and_belong_to_the_caller(rule: Reuse, dtype: tor
         spoil(mine)
 
 
+@pytest.mark.parametrize(("order", "damped"), ORDERS)
+def test_expecting_changes_nothing(order: int, damped: bool) -> None:
+    """Whether the terms are kept from the forecast or made again, also where another time or nothing was expected."""
+    truth = polynomial(order, 4)
+    asked, other = (warm(Taylor(order, damped), truth, order + 2) for _ in range(2))
+    for i in range(order + 2, len(TIMES)):
+        assert torch.equal(asked.expect(TIMES[i]), other.forecast(TIMES[i]))
+        if i % 4 == 0:
+            asked.expect(TIMES[i] + 5)
+        if i % 3 == 0:
+            asked.record(truth[i], TIMES[i])
+            other.record(truth[i], TIMES[i])
+        else:
+            selection = choose(5, i)
+            fresh = selection.gather(truth[i])
+            assert torch.equal(asked.complete(fresh, selection, TIMES[i]), other.complete(fresh, selection, TIMES[i]))
+
+
 @pytest.mark.parametrize("order", [1, 2])
 def test_memory_does_not_grow(order: int) -> None:
     truth = polynomial(order, 0)
@@ -202,8 +220,10 @@ def test_memory_does_not_grow(order: int) -> None:
         selection = choose(5, i)
         state.record(truth[i], time) if i % 3 == 0 else state.complete(selection.gather(truth[i]), selection, time)
         sizes.append(state.nbytes)
-    one = IMAGES * TOKENS * (CHANNELS + 1) * 4
-    assert sizes == [min(i + 1, order + 1) * one for i in range(len(TIMES))]
+    number = IMAGES * TOKENS * 4  # for each token; a full step has one time for all
+    one = (CHANNELS + 1) * number
+    assert sizes[0] == CHANNELS * number
+    assert sizes[1:] == [min(i + 1, order + 1) * one - (i % 3 == 0) * number for i in range(1, len(TIMES))]
 
 
 @pytest.mark.parametrize("order", [1, 2])

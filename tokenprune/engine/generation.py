@@ -82,6 +82,7 @@ class Generation:
         self.with_text = True
         self.text_age = 0
         self.weighs = False
+        self._asks_of_steps = self._asks_of_tokens = False
         self.choice = TokenChoice()
         self.history: TokenHistory | None = None
         self.attention: Tensor | None = None
@@ -118,6 +119,11 @@ class Generation:
         return self.handed_on if first_of_step and self.handed_on is not None else self.inherited.get(branch)
 
     @property
+    def asks_error(self) -> bool:
+        """Whether anybody wants to know how far the current step's forecast is off."""
+        return self._asks_of_steps or self._asks_of_tokens
+
+    @property
     def prunes(self) -> bool:
         """Whether the current step computes fewer tokens than all."""
         return self.skipping or self.selection is not None
@@ -139,6 +145,8 @@ class Generation:
             self.inherited = {}
         # another transformer of the same step may have noted it already
         before = [full for full in self.full_steps if full.index < position.step]
+        self._asks_of_steps = schedule.asks_errors
+        self._asks_of_tokens = "forecast_error" in policy.needs or self.recorder is not None
         errors = _errors(before) if schedule.asks_errors else ()
         step = Step(
             position.step,
@@ -189,15 +197,16 @@ class Generation:
 
         Args:
             output: what the exit gave for the conditional branch [G * B, n, C].
-            forecast: what it would have been taken for [G * B, n, C]; None where nobody needs to know.
+            forecast: what it would have been taken for [G * B, n, C]; None where nobody asks, or nothing was known.
             pruned: whether only the selected tokens were computed.
             weights: what the policy's `weigh_attention` gave for each attention module [B, N], if it was asked.
         """
         if self.history is None:
             self.history = TokenHistory(self.view.images, self.records[-1].num_tokens, output.device)
-        error = None if forecast is None else self.view.forecast_error(output - forecast, self.guidance)
+        off = None if forecast is None else output - forecast
         if not pruned and (not self.full_steps or self.full_steps[-1].index < self.records[-1].step):
-            self.full_steps.append(self._full_step(output, error))
+            self.full_steps.append(self._full_step(output, off))
+        error = self.view.forecast_error(off, self.guidance) if off is not None and self._asks_of_tokens else None
         selection = self.selection if pruned else None
         self.history.note(self.records[-1].step, selection, error)
         if self.recorder is not None:
@@ -207,14 +216,13 @@ class Generation:
             if weights:
                 self.attention = self.view.attention(torch.stack(list(weights)).mean(0)).to(output.device)
 
-    def _full_step(self, output: Tensor, error: Tensor | None) -> FullStep:
+    def _full_step(self, output: Tensor, off: Tensor | None) -> FullStep:
+        """The current step, which gave the output [G * B, N, C] that its forecast was off by so much."""
         index = self.records[-1].step
         gap = index - self.full_steps[-1].index if self.full_steps else 1
-        if error is None:
+        if off is None or not self._asks_of_steps:
             return FullStep(index, gap, None)
-        size = self.view.forecast_error(output, self.guidance)
-        norms = torch.stack([error.square().mean().sqrt(), size.square().mean().sqrt()])
-        return FullStep(index, gap, self._shards.agreed(norms))
+        return FullStep(index, gap, self._shards.agreed(self.view.sizes([off, output], self.guidance)))
 
     def end_call(self) -> None:
         """Trace what the call that went through left as the step's prediction."""

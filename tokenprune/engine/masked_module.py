@@ -280,8 +280,7 @@ class MaskedModule:
             self.timeline.watch.step(self._label, position.step, generation.prunes)
         branch = self._begin_branch(position, given)
         known = branch.prediction is not None
-        selection = self._for_batch(generation.selection, len(latents)) if known else None
-        self._call = CallUnderWay(position, branch, selection, skips=known and generation.skipping)
+        selection = self._of_images(generation.selection, len(latents)) if known else None
         siblings = [b for b in generation.branches.values() if b is not branch and b.step == position.step]
         view, weighed = generation.view, generation.guidance if generation.weighs and position.first_of_step else None
         keeps = self.settings.keeps_keys
@@ -303,6 +302,8 @@ class MaskedModule:
             shards=self._shards,
         )
         self.sites.prepare_text(given, branch, selection is not None, keeps)
+        computed = None if self.sites.exit.rows is None else self.sites.exit.rows.images
+        self._call = CallUnderWay(position, branch, computed, skips=known and generation.skipping)
         if weighed is not None or seen or (not known and branch.makes_buffers):
             # Compiled blocks must never see the buffers being made: that would be another graph for each layer. Nor
             # the attention being weighed or their outputs noted, once a generation: that would be further graphs.
@@ -482,7 +483,8 @@ class MaskedModule:
         if (record.branch, record.form) not in examples:
             examples[record.branch, record.form] = shapes_of(given.given, self.map.reads_values)
 
-    def _for_batch(self, selection: Selection | None, batch: int) -> Selection | None:
+    def _of_images(self, selection: Selection | None, batch: int) -> Selection | None:
+        """The selection of each image out of all image tokens, for a batch that holds the images a number of times."""
         if selection is None:
             return None
         if batch % selection.batch_size:
@@ -490,15 +492,14 @@ class MaskedModule:
                 f"{type(self.model).__name__}: expected a batch with all {selection.batch_size} images, got {batch}"
             )
         view = self.generation.view
-        return Selection(selection.index + view.references[0], view.tokens).repeat(batch // selection.batch_size)
+        before = view.references[0]
+        return Selection(selection.index + before if before else selection.index, view.tokens)
 
     def _forecast(self, call: CallUnderWay) -> Tensor | None:
-        """What the coming tokens would have been taken for, where policy or trace need to know and there is a past."""
-        settings = self.settings
-        wanted = settings.trace or "forecast_error" in settings.policy.needs or settings.schedule.asks_errors
-        if not wanted or call.branch.prediction is None:
+        """What the coming tokens would have been taken for, where anybody needs to know and there is a past."""
+        if not self.generation.asks_error or call.branch.prediction is None:
             return None
-        forecast = call.branch.reuse.forecast(call.position.time)
+        forecast = call.branch.reuse.expect(call.position.time)
         return forecast if call.selection is None else call.selection.gather(forecast)
 
     def _map_output(self, call: CallUnderWay, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:

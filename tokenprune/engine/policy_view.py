@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+import torch
 from einops import rearrange
 from torch import Tensor
 
@@ -81,14 +83,24 @@ class PolicyView:
 
     def forecast_error(self, error: Tensor, guidance: Guidance) -> Tensor:
         """Norms of what a forecast was off [B, n], after guidance: that is what the sampler sees of it."""
-        error = self._noise_channels(self._of_grid(error))
-        found = guided(error, guidance, GUIDANCE_SCALE if self._scale is None else self._scale)
+        found = self._guided(self._noise_channels(self._of_grid(error)), guidance)
         return self._shared(found.float()).norm(dim=-1)
+
+    def sizes(self, predictions: Sequence[Tensor], guidance: Guidance) -> Tensor:
+        """Root mean squares over all tokens of such norms, for each of several predictions."""
+        together = torch.stack([self._noise_channels(self._of_grid(p)) for p in predictions], dim=1)
+        found = self._guided(together, guidance)
+        norms = torch.linalg.vector_norm(found, dim=(0, 2, 3), dtype=torch.float32)
+        return norms / math.sqrt(self.images * found.shape[2])
 
     def attention(self, weights: Tensor) -> Tensor:
         """The weights of the grid's tokens [B, N] from those of all tokens of the conditional branch [B, N]."""
         of_grid = self._of_grid(weights)
         return of_grid.mean(0, keepdim=True) if self._map.shared else of_grid
+
+    def _guided(self, batch: Tensor, guidance: Guidance) -> Tensor:
+        """What guidance makes of a batch [G * B, ...]; by a usual scale, if none was given."""
+        return guided(batch, guidance, GUIDANCE_SCALE if self._scale is None else self._scale)
 
     def _of_grid(self, tokens: Tensor) -> Tensor:
         """The tokens of the grid [B, N, ...] among those of the model, or the selected ones as they are."""

@@ -23,7 +23,7 @@ class Rows:
     """Which rows of every kind of sequence a pruned call computes.
 
     Args:
-        images: the selected tokens of every image [B, n] out of all its tokens, reference tokens included.
+        images: the selected tokens of every image out of all its tokens, reference tokens included.
         layouts: the kinds of sequences that the model has.
         text: T, how many text tokens go with the image tokens in a joint sequence.
         starts: where each image begins in its joint sequence [B], if that differs.
@@ -31,9 +31,10 @@ class Rows:
         static: where the indices are kept from step to step.
         with_text: whether all text tokens are computed; if not, only the first ones are.
         shards: over which ranks the arguments that rows are taken from are divided.
+        copies: how often the batch holds all images, one copy after the other.
 
     Attributes:
-        images: as above.
+        images: the selected tokens of the whole batch [B, n].
         image: the same for every sequence of image tokens, frames of an image one by one.
         by_layout: the computed rows of sequences of each layout.
         static: as above.
@@ -51,16 +52,18 @@ class Rows:
         static: StaticBuffers | None = None,
         with_text: bool = True,
         shards: Shards = ALONE,
+        copies: int = 1,
     ) -> None:
         self.most_text = None if with_text else LEAST_TEXT
         self.shards = shards
         self._joined: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         self.static = StaticBuffers() if static is None else static
         self._made: dict[Hashable, Selection] = {}
-        self.images = self.image = self._once("images", lambda: images)
+        tokens = images.num_tokens
+        self.images = self.image = self._once("images", tokens, lambda: [images.index] * copies, dim=0)
         if frames > 1:
-            index = images.index
-            self.image = self._once("frames", lambda: Selection(index.repeat_interleave(frames, 0), images.num_tokens))
+            index = self.images.index
+            self.image = self._once("frames", tokens, lambda: [index.repeat_interleave(frames, 0)])
         self._text, self._starts = text, starts
         joint = images.num_tokens + text
         self.by_layout = {
@@ -72,7 +75,7 @@ class Rows:
         selection = self.images if layout is None else self.by_layout[layout]
         if selection.index.device == device:
             return selection
-        return self._once((device, layout), lambda: selection.to(device))
+        return self._once((device, layout), selection.num_tokens, lambda: [selection.index.to(device)])
 
     def sequence(
         self, layout: Layout, length: int, part: tuple[int, int] | None = None, whole_text: bool = False
@@ -90,19 +93,19 @@ class Rows:
 
         most = None if whole_text else self.most_text
 
-        def make() -> Selection:
+        def make() -> list[Tensor]:
             chosen, starts = self.image, self._starts
             if part is not None:
                 chosen = Selection(chosen.index[rows_of(*part, chosen.index)], chosen.num_tokens)
                 starts = None if starts is None else starts[rows_of(*part, starts)]
             if layout == "image-image":
-                return Selection(torch.cat([chosen.index, chosen.index + chosen.num_tokens], dim=1), length)
+                return [chosen.index, chosen.index + chosen.num_tokens]
             first: int | Tensor = 0
             if layout == "text-image":
                 first = length - chosen.num_tokens if starts is None else starts
-            return chosen.within(length, first, most)
+            return chosen.parts_within(length, first, most, self._every)
 
-        return self._once((layout, length, part, most), make)
+        return self._once((layout, length, part, most), length, make)
 
     def whole(self, value: Tensor, dim: int) -> Tensor:
         """A tensor of which this rank was given its part along a dimension; joined once, as blocks share arguments."""
@@ -114,11 +117,27 @@ class Rows:
             self._joined[id(value), dim] = (value, self.shards.joined(value, dim))
         return self._joined[id(value), dim][1]
 
-    def _once(self, name: Hashable, make: Callable[[], Selection]) -> Selection:
-        """What goes by this name, made when it is first asked for and kept at its address."""
+    def _every(self, first: int, end: int) -> Tensor:
+        """The tokens from the first one to before the last [1, ...]."""
+        return self.static.numbers(first, 1, end - first, self.image.index.device).T
+
+    def _once(self, name: Hashable, length: int, make: Callable[[], list[Tensor]], dim: int = 1) -> Selection:
+        """What goes by this name, made when it is first asked for and kept at its address.
+
+        Args:
+            name: its name.
+            length: of the sequences.
+            make: gives its indices in parts.
+            dim: along which the parts are joined.
+        """
         if name not in self._made:
-            made = make()
-            self._made[name] = Selection(self.static.put(name, made.index), made.num_tokens)
+            parts = make()
+            sizes = list(parts[0].shape)
+            sizes[dim] = sum(part.shape[dim] for part in parts)
+            index = self.static.write(name, tuple(sizes), torch.cat, parts, dim)
+            starts = self.static.numbers(0, length, len(index), index.device)
+            flat = self.static.write((name, "flat"), tuple(sizes), torch.add, index, starts)
+            self._made[name] = Selection(index, length, flat.flatten())
         return self._made[name]
 
 

@@ -75,7 +75,7 @@ class Sites:
         Args:
             call: what the model was given.
             branch: the guidance branch that it belongs to.
-            selection: the computed tokens of every image of the batch; None for all.
+            selection: the computed tokens of each image, which the batch holds once or several times; None for all.
             tokens: N, all image tokens, reference tokens included.
             time: the timestep.
             images: how many images have a selection of their own; after so many rows of the batch they come again.
@@ -94,9 +94,12 @@ class Sites:
         batch = len(call.latents) * frames
         if selection is not None:
             text = max(self._joint_lengths(branch, batch), default=tokens) - tokens
-            rows = own = Rows(selection, self._map.layouts, max(text, 0), starts, frames, self._static, with_text)
+            given = (max(text, 0), starts, frames, self._static, with_text)
+            copies = len(call.latents) // selection.batch_size
+            rows = own = Rows(selection, self._map.layouts, *given, copies=copies)
             if shards.degree > 1:
-                own = Rows(shards.own(selection), ["image"], static=self._static.part("own"), shards=shards)
+                static = self._static.part("own")
+                own = Rows(shards.own(selection), ["image"], static=static, shards=shards, copies=copies)
         self.exit.rows, self.exit.tokens = rows, tokens
         self.exit.starts, self.exit.frames = starts, frames
         self.exit.cut = (0, 0) if self._map.exit_site.references else references

@@ -15,19 +15,23 @@ from torch import Tensor, nn
 from tokenprune.ops.grid import TokenGrid, neighbour_edges
 
 
-def max_pool(features: Tensor, labels: Tensor, clusters: int) -> Tensor:
+def nodes_of(labels: Tensor, clusters: int) -> Tensor:
+    """Place [B, N] of every token's cluster among the B * K clusters of all images, from its label [B, N] below K."""
+    return labels + clusters * torch.arange(len(labels), device=labels.device).unsqueeze(1)
+
+
+def max_pool(features: Tensor, nodes: Tensor, clusters: int) -> Tensor:
     """Element-wise maximum over each cluster's tokens [B, K, C]; 0 for an empty cluster.
 
     Args:
         features: [B, N, C].
-        labels: cluster of every token [B, N].
+        nodes: `nodes_of` their labels [B, N].
         clusters: K.
     """
     from torch_geometric.utils import scatter
 
     batch = len(features)
-    flat_labels = (labels + clusters * torch.arange(batch, device=labels.device).unsqueeze(1)).flatten()
-    pooled = scatter(features.flatten(0, 1), flat_labels, dim=0, dim_size=batch * clusters, reduce="max")
+    pooled = scatter(features.flatten(0, 1), nodes.flatten(), dim=0, dim_size=batch * clusters, reduce="max")
     return pooled.view(batch, clusters, -1)
 
 
@@ -48,8 +52,8 @@ class ClusterGraph:
     from the cluster that it leads to, which is among those that count anyway.
 
     Attributes:
-        edges: for each pair its source for sums, its source for maxima, and its target [B, 3, K * K], places among
-            the B * K clusters of all images.
+        edges: for each pair its source for sums and its target, its source for maxima and its target
+            [B, 4, K * K], places among the B * K clusters of all images.
         weights: of the pairs' sources in the sum of the two linear aggregations [B, K * K].
     """
 
@@ -62,7 +66,7 @@ class ClusterGraph:
         adjacency = cluster_adjacency(labels, grid, clusters) + torch.eye(clusters, device=labels.device)
         nodes = torch.arange(len(labels) * clusters, device=labels.device).view(-1, clusters)
         target, source = nodes.unsqueeze(2).expand_as(adjacency), nodes.unsqueeze(1).expand_as(adjacency)
-        edges = torch.stack([source, torch.where(adjacency > 0, source, target), target], dim=1)
+        edges = torch.stack([source, target, torch.where(adjacency > 0, source, target), target], dim=1)
         return cls(edges.flatten(2), (adjacency + adjacency / adjacency.sum(2, keepdim=True)).flatten(1))
 
     def convolve(self, pooled: Tensor) -> Tensor:
@@ -73,10 +77,10 @@ class ClusterGraph:
         Args:
             pooled: [B, K, C].
         """
-        for_sums, for_maxima, target = self.edges.transpose(0, 1).flatten(1)
+        for_sums, for_maxima = self.edges.transpose(0, 1).flatten(1).chunk(2)
         nodes = pooled.flatten(0, 1)
-        linear = _convolution("sum")(nodes, torch.stack([for_sums, target]), self.weights.flatten())
-        return (linear + _convolution("max")(nodes, torch.stack([for_maxima, target]))).view_as(pooled)
+        linear = _convolution("sum")(nodes, for_sums, self.weights.flatten())
+        return (linear + _convolution("max")(nodes, for_maxima)).view_as(pooled)
 
 
 @cache

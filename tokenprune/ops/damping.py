@@ -30,28 +30,30 @@ class Damping:
         guidance: how classifier-free guidance lies in the batch.
         unknown: the factor where nothing can be told.
         memory: how much of what was learnt is kept from one observation to the next.
+
+    Attributes:
+        factor: the factors [G * B, 1, 1]; a plain number before anything was learnt.
     """
 
     def __init__(self, guidance: Guidance, unknown: float, memory: float = MEMORY) -> None:
         self._guidance = guidance
         self._memory = memory
         self._unknown = unknown
-        self._fit: tuple[Tensor, Tensor] | None = None
+        self._fit: Tensor | None = None  # sums of products and of squares [B, 2]
+        self.factor: Tensor | float = unknown
 
     def learn(self, wanted: Tensor, term: Tensor) -> None:
         """Take in what the term [G * B, n, C] should have been."""
-        visible = guided(term, self._guidance)
-        product = (guided(wanted, self._guidance) * visible).sum((1, 2), keepdim=True).nan_to_num()
-        square = visible.square().sum((1, 2), keepdim=True).nan_to_num()
-        if self._fit is not None:
-            product, square = self._memory * self._fit[0] + product, self._memory * self._fit[1] + square
-        self._fit = product, square
+        both = guided(torch.stack([wanted, term], dim=1), self._guidance)
+        fit = (both * both[:, 1:]).sum((2, 3)).nan_to_num()
+        self._fit = fit if self._fit is None else fit.add(self._fit, alpha=self._memory)
+        product, square = self._fit.unbind(1)
+        found = damping_of(product, square)
+        if self._unknown:
+            found = torch.where(square > 0, found, self._unknown)
+        self.factor = found.view(-1, 1, 1).repeat(PARTS[self._guidance], 1, 1)
 
-    @property
-    def factor(self) -> Tensor | float:
-        """The factors [G * B, 1, 1]; a plain number before anything was learnt."""
-        if self._fit is None:
-            return self._unknown
-        product, square = self._fit
-        found = torch.where(square > 0, damping_of(product, square), self._unknown)
-        return found.repeat(PARTS[self._guidance], 1, 1)
+
+def damped(total: Tensor, term: Tensor, factor: Tensor | float) -> Tensor:
+    """The total and a term [G * B, n, C] times its factor, as of `Damping`."""
+    return torch.addcmul(total, term, factor) if isinstance(factor, Tensor) else total.add(term, alpha=factor)

@@ -50,14 +50,18 @@ def spread(mask: Tensor, grid: TokenGrid, shape: Sequence[int]) -> Tensor | None
     return found
 
 
-def smooth(values: Tensor, grid: TokenGrid, sigma: float) -> Tensor:
-    """Values [B, N] averaged over their neighbourhood with Gaussian weights of sigma tokens, cut off at the borders."""
+def neighbourhood(extent: int, sigma: float, device: torch.device) -> Tensor:
+    """Gaussian weights of sigma tokens along an axis [extent, extent]; cut off at the borders, rows add up to 1."""
+    places = torch.arange(extent, device=device, dtype=torch.float32)
+    weights = (-(places.unsqueeze(1) - places).square() / (2 * sigma**2)).exp()
+    return weights / weights.sum(1, keepdim=True)
+
+
+def smooth(values: Tensor, grid: TokenGrid, weights: Sequence[Tensor]) -> Tensor:
+    """Values [B, N] averaged over their neighbourhood, by weights along each axis of the grid."""
     on_grid = values.unflatten(1, grid)
-    for axis, extent in enumerate(grid, start=1):
-        places = torch.arange(extent, device=values.device, dtype=values.dtype)
-        weights = (-(places.unsqueeze(1) - places).square() / (2 * sigma**2)).exp()
-        weights = weights / weights.sum(1, keepdim=True)
-        on_grid = (on_grid.movedim(axis, -1) @ weights.T).movedim(-1, axis)
+    for axis, of_axis in enumerate(weights, start=1):
+        on_grid = (on_grid.movedim(axis, -1) @ of_axis.T).movedim(-1, axis)
     return on_grid.flatten(1)
 
 

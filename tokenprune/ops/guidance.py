@@ -84,7 +84,7 @@ def branches_of(batch: Tensor, guidance: Guidance) -> tuple[Tensor, Tensor | Non
 
 def combined(cond: Tensor, uncond: Tensor | None, scale: float) -> Tensor:
     """Uncond + scale (cond - uncond), the guided prediction; the conditional one where there is no other."""
-    return cond if uncond is None else uncond + scale * (cond - uncond)
+    return cond if uncond is None else torch.lerp(uncond, cond, scale)
 
 
 def guided(batch: Tensor, guidance: Guidance, scale: float = GUIDANCE_SCALE) -> Tensor:

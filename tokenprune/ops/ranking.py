@@ -8,11 +8,32 @@ from torch import Tensor
 from tokenprune.ops.kmeans import memberships
 
 
+def places_in(order: Tensor, numbers: Tensor | None = None) -> Tensor:
+    """Place of every token in an order, every row a permutation of the tokens [B, N].
+
+    Args:
+        order: the tokens.
+        numbers: 0 to N - 1 [B, N], where they are at hand.
+    """
+    if numbers is None:
+        numbers = torch.arange(order.shape[1], device=order.device).expand_as(order)
+    return torch.empty_like(order).scatter_(1, order, numbers)
+
+
 def ranks(scores: Tensor) -> Tensor:
     """Place of every token when its row [B, N] is sorted, highest score first; ties in grid order."""
-    order = scores.argsort(dim=1, descending=True, stable=True)
-    places = torch.arange(scores.shape[1], device=scores.device).expand_as(order)
-    return torch.empty_like(order).scatter_(1, order, places)
+    return places_in(scores.argsort(dim=1, descending=True, stable=True))
+
+
+def by_cluster(labels: Tensor, orders: Tensor) -> Tensor:
+    """Tokens [B, R, N] cluster after cluster, those of each in the order that they have in R orders of all tokens.
+
+    Args:
+        labels: cluster of every token [B, N].
+        orders: every row a permutation of the tokens [B, R, N].
+    """
+    own = labels.unsqueeze(1).expand_as(orders).gather(2, orders)
+    return orders.gather(2, own.argsort(dim=2, stable=True))
 
 
 def places_within(labels: Tensor, order: Tensor, clusters: int) -> Tensor:

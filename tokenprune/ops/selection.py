@@ -6,6 +6,7 @@ H heads, D head dimension, h x w token grid (t x h x w for video).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -25,10 +26,12 @@ class Selection:
     Attributes:
         index: selected tokens [B, n], int64, every row sorted and free of duplicates.
         num_tokens: N, how many tokens an image has.
+        flat: `rows(num_tokens)` [B * n], where they are at hand; None: they are reckoned where they are asked for.
     """
 
     index: Tensor
     num_tokens: int
+    flat: Tensor | None = None
 
     @classmethod
     def top(cls, scores: Tensor, count: int) -> Selection:
@@ -98,8 +101,10 @@ class Selection:
 
     def rows(self, length: int, offset: int = 0) -> Tensor:
         """Rows [B * n] of the selected tokens in sequences [B, length, ...] flattened to [B * length, ...]."""
-        starts = torch.arange(self.batch_size, device=self.index.device).unsqueeze(1) * length + offset
-        return (self.index + starts).flatten()
+        if self.flat is not None and (length, offset) == (self.num_tokens, 0):
+            return self.flat
+        starts = torch.arange(offset, offset + self.batch_size * length, length, device=self.index.device)
+        return (self.index + starts.unsqueeze(1)).flatten()
 
     def within(self, length: int, first: int | Tensor = 0, most: int | None = None) -> Selection:
         """The selection in sequences [B, length, ...] that hold other tokens, too, which are selected as well.
@@ -109,18 +114,37 @@ class Selection:
             first: where the image tokens begin, an int or one for each image [B].
             most: how many of the other tokens are selected, the first ones; None is all. Not with a `first` for each.
         """
+        return Selection(torch.cat(self.parts_within(length, first, most), dim=1), length)
+
+    def parts_within(
+        self,
+        length: int,
+        first: int | Tensor = 0,
+        most: int | None = None,
+        numbers: Callable[[int, int], Tensor] | None = None,
+    ) -> list[Tensor]:
+        """The indices of `within` in parts, one after the other.
+
+        Args:
+            length: as there.
+            first: as there.
+            most: as there.
+            numbers: gives all whole numbers from one to before another [1, ...], where they are at hand.
+        """
+        device = self.index.device
+        numbers = numbers or (lambda low, high: torch.arange(low, high, device=device).unsqueeze(0))
         others = length - self.num_tokens
         if others == 0:
-            return self
+            return [self.index]
         if isinstance(first, Tensor):
-            place = torch.arange(self.count + others, device=self.index.device) - first.unsqueeze(1)
+            place = numbers(0, self.count + others) - first.unsqueeze(1)
             chosen = F.pad(self.index, (0, 1)).gather(1, place.clamp(0, self.count))
             moved = torch.where(place < self.count, chosen, place + self.num_tokens - self.count)
-            return Selection(torch.where(place < 0, place, moved) + first.unsqueeze(1), length)
+            return [torch.where(place < 0, place, moved) + first.unsqueeze(1)]
         others = others if most is None else min(most, others)
-        rest = torch.arange(others, device=self.index.device).expand(self.batch_size, -1)
-        index = torch.cat([rest[:, :first], self.index + first, rest[:, first:] + self.num_tokens], dim=1)
-        return Selection(index, length)
+        before, behind = (0, min(first, others)), (self.num_tokens + first, self.num_tokens + others)
+        parts = [numbers(*before).expand(self.batch_size, -1), self.index + first] if first else [self.index]
+        return [*parts, numbers(*behind).expand(self.batch_size, -1)] if others > first else parts
 
     def take(self, tensor: Tensor, dim: int, batch: int | None) -> Tensor:
         """The selected rows of a tensor whose dimensions come in any order.

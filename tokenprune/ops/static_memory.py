@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,6 +40,39 @@ class StaticBuffers:
         self._wanted.add(place)
         self._kept[place] = store(kept if is_writable(kept) else None, fresh)
         return self._kept[place]
+
+    def write(self, name: Hashable, shape: tuple[int, ...], function: Callable[..., Tensor], *given: Any) -> Tensor:
+        """What a function of torch makes of its arguments, written by it where the last result of this name was.
+
+        Args:
+            name: its name.
+            shape: of the result.
+            function: takes `out`.
+            given: its arguments, the first a tensor or several of the result's type and device.
+        """
+        place = name, torch.Size(shape)
+        kept, like = self._kept.get(place), given[0] if isinstance(given[0], Tensor) else given[0][0]
+        self._wanted.add(place)
+        if kept is None or not is_writable(kept) or (kept.dtype, kept.device) != (like.dtype, like.device):
+            self._kept[place] = function(*given)
+        else:
+            function(*given, out=kept)
+        return self._kept[place]
+
+    def constant(self, name: Hashable, make: Callable[[], Tensor]) -> Tensor:
+        """A tensor that its name says all about, made once."""
+        place = name, torch.Size()
+        self._wanted.add(place)
+        if place not in self._kept:
+            self._kept[place] = make()
+        return self._kept[place]
+
+    def numbers(self, first: int, step: int, count: int, device: torch.device) -> Tensor:
+        """So many whole numbers a step apart, from the first on [count, 1]; never overwritten."""
+        return self.constant(
+            ("numbers", first, step, count, device),
+            lambda: torch.arange(first, first + count * step, step, device=device).unsqueeze(1),
+        )
 
     def tidy(self) -> None:
         """Let go of what nobody put here since it was tidied last."""

@@ -18,22 +18,21 @@ def update_frequency(seen: Observation, memory: Memory, decay: float) -> Tensor:
     if seen.previous is None or seen.pruned_steps == 0:
         memory["frequency"] = seen.prediction.new_zeros(seen.prediction.shape[:2], dtype=torch.float32)
     else:
-        memory["frequency"] = decay * memory["frequency"] + seen.previous.mask()
+        faded = decay * memory["frequency"]
+        memory["frequency"] = faded.scatter_(1, seen.previous.index, 1.0, reduce="add")
     return memory["frequency"]
 
 
-def fill_up(chosen: Tensor, order: Tensor, count: int) -> Selection:
-    """The chosen tokens [B, N], at most `count`, and of the others the first in an order [B, N] until `count`.
+def fill_up(chosen: Tensor, places: Tensor, count: int) -> Selection:
+    """The chosen tokens [B, m], at most `count`, and of the others those that come first, until there are `count`.
 
     Args:
-        chosen: which tokens are selected already, bool.
-        order: every row a permutation of the tokens.
+        chosen: tokens, each once.
+        places: of all tokens in an order [B, N], at least 0; overwritten.
         count: n.
     """
-    taken = chosen.gather(1, order)
-    room = count - taken.sum(1, keepdim=True)
-    taken = taken | ((~taken).cumsum(1) <= room)
-    return Selection.from_mask(torch.empty_like(taken).scatter_(1, order, taken), count)
+    first = places.scatter_(1, chosen, -1).topk(count, largest=False, sorted=False).indices
+    return Selection(first.sort(dim=1).values, places.shape[1])
 
 
 def check_balance(decay: float, exploit_share: float) -> None:

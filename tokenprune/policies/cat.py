@@ -8,10 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tokenprune.ops.cluster_graph import ClusterGraph, max_pool
+from tokenprune.ops.cluster_graph import ClusterGraph, max_pool, nodes_of
 from tokenprune.ops.grid import positional_encoding
 from tokenprune.ops.kmeans import kmeans, memberships
-from tokenprune.ops.ranking import places_within, ranks, staleness_order
+from tokenprune.ops.ranking import by_cluster, places_in, staleness_order
 from tokenprune.ops.selection import Selection
 from tokenprune.policies._balance import check_balance, fill_up, update_frequency
 from tokenprune.policies.base import Memory, Observation, SelectionPolicy
@@ -122,60 +122,112 @@ class CATPolicy(SelectionPolicy):
         """Tokens from the best clusters, then the stalest ones, exactly `seen.count` per image."""
         first = "frequency" not in memory
         noise = seen.relative_noise
-        scores = self._score_clusters(seen, memory, noise, first)
+        self._make_clusters(seen, memory, noise)
+        scores = self._score_clusters(memory, noise, first)
         by_noise = noise.norm(dim=-1).argsort(dim=1, descending=True, stable=True)
         stale_order = staleness_order(update_frequency(seen, memory, self.decay), by_noise)
-        chosen = self._from_clusters(seen, memory["labels"], scores, by_noise, stale_order, first)
-        return fill_up(chosen, stale_order, seen.count)
+        behind = places_in(stale_order, memory["grid"])
+        chosen = self._from_clusters(seen, memory, scores, by_noise, stale_order, behind, first)
+        return fill_up(chosen, behind, seen.count)
 
-    def _score_clusters(self, seen: Observation, memory: Memory, noise: Tensor, first: bool) -> Tensor:
-        """How strong the relative noise [B, N, C] is in each cluster [B, K]; clusters are made where there are none."""
-        clusters = min(self.num_clusters, noise.shape[1])
-        if self.pool_encoding or "labels" not in memory:
+    def _make_clusters(self, seen: Observation, memory: Memory, noise: Tensor) -> None:
+        """Cluster the tokens by their relative noise [B, N, C], and keep what does not change while clusters do not.
+
+        That is the clusters' graph, and `members` [B, 3, N]: every token's label, and twice all labels in their order,
+        beside which `in_cluster` [B, N] counts from 0 in each cluster.
+        """
+        if "encoding" not in memory:
             encoding = positional_encoding(seen.grid, noise.shape[-1], noise.device)
+            memory["encoding"] = encoding.expand(len(noise), -1, -1)
+        clusters = min(self.num_clusters, noise.shape[1])
         if "labels" not in memory:
             scale = self.feature_scale
             features = noise if scale is None else scale * seen.prediction.float().nan_to_num()
-            memory["labels"] = kmeans(features + encoding, clusters, self.seed)
-        pooled = max_pool(noise + encoding if self.pool_encoding else noise, memory["labels"], clusters)
+            memory["labels"] = kmeans(features + memory["encoding"], clusters, self.seed)
+        if "members" not in memory:
+            labels = memory["labels"]
+            graph = ClusterGraph.of(labels, seen.grid, clusters)
+            memory["edges"], memory["weights"], memory["nodes"] = graph.edges, graph.weights, nodes_of(labels, clusters)
+            memory["empty"] = ~memberships(labels, clusters).any(2)
+            memory["grid"] = torch.arange(labels.shape[1], device=labels.device).expand_as(labels)
+            in_order = labels.sort(dim=1).values
+            memory["members"] = torch.stack([labels, in_order, in_order], dim=1)
+            memory["in_cluster"] = memory["grid"] - torch.searchsorted(in_order, in_order)
+
+    def _score_clusters(self, memory: Memory, noise: Tensor, first: bool) -> Tensor:
+        """How strong the relative noise [B, N, C] is in each cluster [B, K]; -1 where that is empty."""
+        features, empty = noise + memory["encoding"] if self.pool_encoding else noise, memory["empty"]
+        pooled = max_pool(features, memory["nodes"], empty.shape[1])
         if first or self.convolve_always:
-            if "edges" not in memory:
-                graph = ClusterGraph.of(memory["labels"], seen.grid, clusters)
-                memory["edges"], memory["weights"] = graph.edges, graph.weights
             pooled = ClusterGraph(memory["edges"], memory["weights"]).convolve(pooled)
-        return pooled.norm(dim=-1)
+        return pooled.norm(dim=-1).masked_fill(empty, -1.0)
 
     def _from_clusters(
-        self, seen: Observation, labels: Tensor, scores: Tensor, by_noise: Tensor, stale_order: Tensor, first: bool
+        self,
+        seen: Observation,
+        memory: Memory,
+        scores: Tensor,
+        by_noise: Tensor,
+        stale_order: Tensor,
+        behind: Tensor,
+        first: bool,
     ) -> Tensor:
-        """Which tokens [B, N] the clusters give, each up to its quota, in the order of their scores [B, K].
+        """The tokens [B, m] that clusters give, each up to its quota, in the order of their scores [B, K].
 
         The last cluster to give is cut off where there are enough: a balanced one in grid order, any other by noise.
-        """
-        clusters = scores.shape[1]
-        members = memberships(labels, clusters)
-        rank = ranks(scores.masked_fill(~members.any(2), -1.0))
-        if first:
-            share, quota = seen.count, torch.full_like(rank, int(self.first_quota * seen.count))
-        else:
-            share, quota = int(self.exploit_share * seen.count), self._quotas(seen.count, rank)
-        place = places_within(labels, by_noise, clusters)
-        eligible = place < quota.gather(1, labels)
-        if seen.pruned_steps >= self.balance_from:
-            balanced = (rank > 0) | self.balance_top
-            by_staleness = places_within(labels, stale_order, clusters)
-            eligible = eligible | (by_staleness < (balanced * quota // 2).gather(1, labels))
-            in_grid = (members & eligible.unsqueeze(1)).cumsum(2).gather(1, labels.unsqueeze(1)).squeeze(1) - 1
-            place = torch.where(balanced.gather(1, labels), in_grid, place)
-        given = (members & eligible.unsqueeze(1)).sum(2)
-        before = (given.unsqueeze(1) * (rank.unsqueeze(1) < rank.unsqueeze(2))).sum(2)
-        return eligible & (before.gather(1, labels) + place < share)
+        Where clusters give fewer than m, the stalest of the other tokens make up for them.
 
-    def _quotas(self, count: int, rank: Tensor) -> Tensor:
-        """How many tokens each cluster gives by noise at later selections [B, K], from the clusters' ranks [B, K]."""
+        Args:
+            seen: what is known.
+            memory: the clusters.
+            scores: of the clusters.
+            by_noise: tokens from the most relative noise to the least [B, N].
+            stale_order: tokens from the lowest frequency to the highest [B, N].
+            behind: their places in that order [B, N].
+            first: whether no tokens were selected before.
+        """
+        balances = seen.pruned_steps >= self.balance_from
+        orders = torch.stack([by_noise, stale_order], dim=1) if balances else by_noise.unsqueeze(1)
+        by_rank = self._by_rank(seen, memory, first, balances)
+        ranked = scores.argsort(dim=1, descending=True, stable=True).unsqueeze(1).expand_as(by_rank)
+        members = memory["members"][:, : by_rank.shape[1]]
+        of_token = torch.empty_like(ranked).scatter_(2, ranked, by_rank).gather(2, members)
+        rank, quotas = of_token[:, 0], of_token[:, 1:]
+        gives = memory["in_cluster"].unsqueeze(1) < quotas
+        eligible = torch.empty_like(gives).scatter_(2, by_cluster(memory["labels"], orders), gives).any(1)
+        place = memory["grid"]
+        if not balances:
+            place = places_in(by_noise, place)
+        elif not self.balance_top:
+            place = torch.where(rank > -scores.shape[1] * rank.shape[1], place, places_in(by_noise, place))
+        share = seen.count if first else int(self.exploit_share * seen.count)
+        return torch.where(eligible, rank + place, behind).topk(share, largest=False, sorted=False).indices
+
+    def _by_rank(self, seen: Observation, memory: Memory, first: bool, balances: bool) -> Tensor:
+        """For each rank of a cluster, from 0 on [B, 2 or 3, K]: N times the rank less K, and how many tokens it gives.
+
+        By noise, and by low frequency where clusters are balanced; made once for each number of selected tokens.
+        """
+        name = f"{seen.count} tokens, {'first' if first else 'later'}, {'balanced' if balances else 'by noise'}"
+        if name not in memory:
+            quotas = [int(self.first_quota * seen.count)] * 2 if first else self._quotas(seen.count)
+            stale = [quotas[0] // 2 if self.balance_top else 0, *(quota // 2 for quota in quotas[1:])]
+            clusters, tokens = memory["empty"].shape[1], memory["grid"].shape[1]
+            ranks = tokens * (memory["grid"][0, :clusters] - clusters)
+            rows = [ranks, *(_row(ranks, given) for given in (quotas, stale)[: 1 + balances])]
+            memory[name] = torch.stack(rows).expand(len(memory["empty"]), -1, -1)
+        return memory[name]
+
+    def _quotas(self, count: int) -> list[int]:
+        """How many tokens the clusters give by noise at later selections, in their order; the last for all others."""
         unit = int(count // TOP_CLUSTERS * self.exploit_share)
-        by_rank = [min(count, int(weight * unit)) for weight in self.quota_weights]
-        quota = torch.full_like(rank, by_rank[-1])
-        for place, tokens in enumerate(by_rank[:-1]):
-            quota = quota.masked_fill(rank == place, tokens)
-        return quota
+        found = [min(count, int(weight * unit)) for weight in self.quota_weights]
+        return [*found, found[-1]]
+
+
+def _row(like: Tensor, values: list[int]) -> Tensor:
+    """The values [K], the last one for all further places; nothing is copied from the host."""
+    row = torch.full_like(like, values[-1])
+    for place, value in zip(row, values, strict=False):
+        place.fill_(value)
+    return row

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tokenprune.ops.grid import smooth
+from tokenprune.ops.grid import neighbourhood, smooth
 from tokenprune.policies.base import Memory, Need, Observation, ScorePolicy
 from tokenprune.policies.description import Between, Description, OneOf, Variant
 
@@ -75,14 +75,23 @@ class ErrorControlledPolicy(ScorePolicy):
         """The expected error of every token [B, N], relative to the image's largest forecast error."""
         if seen.age is None:
             return torch.zeros(seen.prediction.shape[:2], device=seen.prediction.device)
-        age = seen.age.float()
         if seen.forecast_error is None or seen.gap is None:
-            return age
+            return seen.age.float()
         forecast_error = seen.forecast_error.float().nan_to_num()
         largest = forecast_error.amax(dim=1, keepdim=True)
         share = forecast_error / largest.clamp_min(torch.finfo(forecast_error.dtype).tiny)
-        expected = share + self.floor * share.mean(dim=1, keepdim=True)
-        expected = expected * (age / seen.gap.clamp_min(1)) ** (self.order + 1)
+        expected = share.add(share.mean(dim=1, keepdim=True), alpha=self.floor)
+        reach = seen.age / seen.gap.clamp_min(1)
+        for _ in range(self.order + 1):
+            expected = expected * reach
         if self.smoothing > 0:
-            expected = smooth(expected, seen.grid, self.smoothing)
-        return torch.where(largest > 0, expected, age)
+            expected = smooth(expected, seen.grid, self._neighbourhoods(seen, memory))
+        return torch.where(largest > 0, expected, seen.age.float())
+
+    def _neighbourhoods(self, seen: Observation, memory: Memory) -> list[Tensor]:
+        """The weights of neighbours along each axis of the grid, made once."""
+        for extent in seen.grid:
+            if (name := f"neighbourhood {extent}") not in memory:
+                weights = neighbourhood(extent, self.smoothing, seen.prediction.device)
+                memory[name] = weights.expand(len(seen.prediction), -1, -1)
+        return [memory[f"neighbourhood {extent}"][0] for extent in seen.grid]

@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
-from tokenprune.ops.ranking import staleness_order
+from tokenprune.ops.ranking import places_in, staleness_order
 from tokenprune.ops.selection import Selection
 from tokenprune.policies._balance import check_balance, fill_up, update_frequency
 from tokenprune.policies.base import Memory, Observation, SelectionPolicy
@@ -51,5 +49,4 @@ class NoiseStalenessPolicy(SelectionPolicy):
         by_noise = seen.relative_noise.norm(dim=-1).argsort(dim=1, descending=True, stable=True)
         frequency = update_frequency(seen, memory, self.decay)
         share = seen.count if seen.pruned_steps == 0 else int(self.exploit_share * seen.count)
-        chosen = torch.zeros_like(by_noise, dtype=torch.bool).scatter_(1, by_noise[:, :share], True)
-        return fill_up(chosen, staleness_order(frequency, by_noise), seen.count)
+        return fill_up(by_noise[:, :share], places_in(staleness_order(frequency, by_noise)), seen.count)

@@ -34,6 +34,10 @@ class ReuseState(ABC):
     def forecast(self, time: float) -> Tensor:
         """The whole prediction [B, N, C] of a step that computes nothing; the caller's own, as in `complete`."""
 
+    def expect(self, time: float) -> Tensor:
+        """The same at a step that computes tokens, and is recorded or completed next: a state may keep its work."""
+        return self.forecast(time)
+
     @property
     @abstractmethod
     def nbytes(self) -> int:

@@ -82,14 +82,15 @@ class FreshKeys:
             most: how many of the others are computed, the first ones; None is all.
         """
         (first, images), length = span, selection.num_tokens
-        rows = static.put("rows", selection.rows(length))
+        rows = static.put("rows", selection.rows(length)) if selection.flat is None else selection.flat
         if images == length:
             return cls(selection, rows, rows, rows, 0)
         others = length - images if most is None else min(most, length - images)
-        begin = min(first, others)
-        index = selection.index[:, begin : begin + selection.count - others]
-        chosen, places = Selection(index, length).rows(length), Selection(index - first, images).rows(images)
-        return cls(selection, rows, static.put("chosen", chosen), static.put("places", places), begin)
+        begin, count = min(first, others), selection.count - others
+        chosen = static.put("chosen", rows.view(-1, selection.count)[:, begin : begin + count])
+        starts = static.numbers(first, length - images, len(chosen), chosen.device)
+        places = static.write("places", tuple(chosen.shape), torch.sub, chosen, starts)
+        return cls(selection, rows, chosen.flatten(), places.flatten(), begin)
 
 
 class KeyValueBuffer:
@@ -161,14 +162,15 @@ class KeyValueBuffer:
 
     def _complete(self, rows: Tensor, kept: Tensor, scale: Tensor | None, fresh: Tensor) -> Tensor:
         """The kept rows with fresh ones [B, H, l, D] among them, as [B, H, L, D]."""
-        new = fresh.transpose(1, 2).flatten(0, 1)
+        new = fresh.transpose(1, 2)
+        places = (rows.view(new.shape[:2]),)
         if scale is not None:
             levels, new_scale = in_levels(new)
-            kept.flatten(0, 1).index_copy_(0, rows, levels)
-            scale.flatten(0, 1).index_copy_(0, rows, new_scale)
+            kept.flatten(0, 1).index_put_(places, levels)
+            scale.flatten(0, 1).index_put_(places, new_scale)
             return torch.mul(kept, scale).transpose(1, 2)
         bits = torch.uint8 if kept.dtype.itemsize == 1 else kept.dtype  # torch cannot index floats of 8 bits
-        kept.view(bits).flatten(0, 1).index_copy_(0, rows, narrow(new, kept.dtype).view(bits))
+        kept.view(bits).flatten(0, 1).index_put_(places, narrow(new, kept.dtype).view(bits))
         return kept.transpose(1, 2).to(fresh.dtype)
 
     @property

@@ -40,17 +40,17 @@ class LinearBuffer(KeyValueBuffer):
         self._span: Span = (0, 0)  # where image tokens lie among the L
         self._forecast = torch.empty(0)  # their part of the whole [W, B, N, H, D], the same memory
         self._back = torch.empty(0)  # from the last fresh values to those before [W, B, N, H, D]
-        self._gone = torch.empty(0)  # share of that by which a forecast has moved away since [W, B, N]
-        self._pace = torch.empty(0)  # 1 / time between the last two fresh values, 0 before the second [B, N]
-        self._time = torch.empty(0)  # timestep of the last fresh value [B, N]
-        self._fit = torch.empty(0)  # numerators and denominators of the dampings [2, W, B / halves]
+        # for each image token [W + 2, B, N]: the shares of that by which its forecasts have moved away since; 1 / time
+        # between the last two fresh values, 0 before the second; timestep of the last
+        self._lines = torch.empty(0)
+        self._fit = torch.empty(0)  # numerators and denominators of the dampings, to one scale [2, W, B / halves]
         self._moved = torch.empty(0)  # timestep of the forecasts []
         self._started = torch.empty(0)  # 0 where the last fresh values belong to another generation []
 
     def restart(self) -> None:
         """The next record begins every line."""
         if self._whole is not None:
-            for memory in (self._whole, self._back, self._gone, self._pace, self._fit, self._started):
+            for memory in (self._whole, self._back, self._lines[:-1], self._fit, self._started):
                 memory.zero_()
 
     def record(self, key: Tensor, value: Tensor, span: Span) -> None:
@@ -71,12 +71,13 @@ class LinearBuffer(KeyValueBuffer):
             return
         for new, old in zip(fresh, self._forecast.unbind(), strict=True):
             old.sub_(new.narrow(1, *span))
-        pace = self._learn(self._forecast, self._back, self._gone, self._now - self._time, self._pace)
+        gone, pace, time = self._lines[:-2], self._lines[-2], self._lines[-1]
+        paced = self._learn(self._forecast, self._back, gone, self._now - time, pace)
         for new, old in zip(fresh, whole.unbind(), strict=True):
             old.copy_(new)
-        self._gone.zero_()
-        self._pace.copy_(pace * self._started)
-        self._time.copy_(self._now)
+        gone.zero_()
+        torch.mul(paced, self._started, out=pace)
+        time.copy_(self._now)
         self._moved.copy_(self._now)
         self._started.fill_(1)
 
@@ -94,18 +95,18 @@ class LinearBuffer(KeyValueBuffer):
             raise RuntimeError("nothing was recorded yet: a generation starts with a full step")
         self._move_on()
         places, (rows, backs) = fresh.places, (part.flatten(1, 2).flatten(2) for part in (self._whole, self._back))
-        gone, pace, times = self._gone.flatten(1), self._pace.flatten(), self._time.flatten()
+        lines = self._lines.flatten(1)
         new = narrow(torch.stack((key.transpose(1, 2), value.transpose(1, 2))), rows.dtype)
         own = new.narrow(2, fresh.first, places.shape[0] // new.shape[1])
         off = rows.index_select(1, fresh.chosen).view_as(own).sub_(own)
         back = backs.index_select(1, places).view_as(own)
-        known = (gone.index_select(1, places), self._now - times[places], pace[places])
-        paced = self._learn(off, back, *(each.unflatten(-1, own.shape[1:3]) for each in known))
+        known = lines.index_select(1, places).unflatten(1, own.shape[1:3])
+        paced = self._learn(off, back, known[:-2], self._now - known[-1], known[-2])
         backs.index_copy_(1, places, back.flatten(1, 2).flatten(2))
         rows.index_copy_(1, fresh.rows, new.flatten(1, 2).flatten(2))
-        gone.index_fill_(1, places, 0.0)
-        pace.index_copy_(0, places, paced.flatten())
-        times.index_copy_(0, places, self._now.expand(places.shape))
+        lines[:-2].index_fill_(1, places, 0.0)
+        lines[-2].index_copy_(0, places, paced.flatten())
+        lines[-1].index_copy_(0, places, self._now.expand(places.shape))
         whole = self._whole.transpose(2, 3).to(key.dtype)
         return whole[0], whole[1]
 
@@ -114,17 +115,19 @@ class LinearBuffer(KeyValueBuffer):
         self.key, self.value = fresh.unbind()
         self._forecast = fresh.narrow(2, *span)
         self._back = torch.zeros_like(self._forecast, memory_format=torch.contiguous_format)
-        self._gone = torch.zeros(self._back.shape[:3], device=fresh.device)
-        self._pace, self._fit = self._gone[0].clone(), self._gone.new_zeros(2, 2, fresh.shape[1] // self._halves)
-        self._time, self._moved = self._pace + self._now, self._now.clone()
+        self._lines = torch.zeros(4, *self._back.shape[1:3], device=fresh.device)
+        self._lines[-1].copy_(self._now)
+        self._fit = self._lines.new_zeros(2, 2, fresh.shape[1] // self._halves)
+        self._moved = self._now.clone()
         self._started = torch.ones_like(self._moved)
 
     def _move_on(self) -> None:
         """Forecasts of all image tokens, from the timestep that they stand at to the one of the call under way."""
-        damping = damping_of(*self._fit.unbind()).repeat(1, self._halves)
-        share = damping[..., None] * (self._pace * (self._now - self._moved))
+        damping, pace = damping_of(*self._fit.unbind()), self._lines[-2]
+        run = (pace * (self._now - self._moved)).unflatten(0, (self._halves, -1))
+        share = (damping[:, None, :, None] * run).flatten(1, 2)
         self._forecast.addcmul_(self._back, _wide(share, self._back), value=-1)
-        self._gone.add_(share)
+        self._lines[:-2].add_(share)
         self._moved.copy_(self._now)
 
     def _learn(self, off: Tensor, back: Tensor, gone: Tensor, gap: Tensor, pace: Tensor) -> Tensor:
@@ -141,13 +144,14 @@ class LinearBuffer(KeyValueBuffer):
             The new pace [B, n].
         """
         last, run = back[:, :, ::SAMPLE].float(), (gap * pace)[:, ::SAMPLE, None, None]
-        moved, term = off[:, :, ::SAMPLE].float() + gone[:, :, ::SAMPLE, None, None] * last, run * last
-        fit = torch.stack((moved * term, term.square())).sum((-3, -2, -1))
-        fit = fit if self.total is None else self.total(fit)
-        self._fit.mul_(MEMORY).add_(fit.unflatten(-1, (self._halves, -1)).sum(-2))
+        moved = torch.addcmul(off[:, :, ::SAMPLE].float(), gone[:, :, ::SAMPLE, None, None], last)
+        term = run * last
+        products = (torch.stack((moved, term)) * term).unflatten(2, (self._halves, -1))
+        fit = products.sum((2, 4, 5, 6))
+        self._fit.lerp_(fit if self.total is None else self.total(fit), 1 - MEMORY)
         again = gap == 0
-        torch.addcmul(off, back, _wide(torch.where(again, 1.0, gone), back), out=back)
-        return torch.where(again, pace, 1 / gap)
+        torch.addcmul(off, back, _wide(gone.masked_fill(again, 1.0), back), out=back)
+        return torch.where(again, pace, gap.reciprocal())
 
     @property
     def _now(self) -> Tensor:
@@ -158,7 +162,7 @@ class LinearBuffer(KeyValueBuffer):
     @property
     def nbytes(self) -> int:
         """Bytes of tensor memory held."""
-        return super().nbytes + sum(t.nbytes for t in (self._back, self._gone, self._pace, self._time, self._fit))
+        return super().nbytes + sum(t.nbytes for t in (self._back, self._lines, self._fit))
 
 
 def _wide(share: Tensor, like: Tensor) -> Tensor:

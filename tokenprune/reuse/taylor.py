@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from tokenprune.ops.damping import Damping
+from tokenprune.ops.damping import Damping, damped
 from tokenprune.ops.guidance import PARTS, Guidance
 from tokenprune.ops.selection import Selection
 from tokenprune.reuse.base import Reuse, ReuseState
@@ -56,87 +58,110 @@ class Taylor(Reuse):
 
 
 class _TaylorState(ReuseState):
-    """Newest first: `values` [B, N, C] and `times` [B, N, 1] of each token's last computations."""
+    """Newest first: `values` [B, N, C] of each token's last computations, and their `times`.
+
+    A time is one number where all tokens have the same, else one for each [B, N, 1]. Where a token was computed less
+    often than there are places, its oldest prediction is in the rest, as of an infinite time: its slope is then 0.
+    """
 
     def __init__(self, rule: Taylor, guidance: Guidance) -> None:
         self._rule = rule
         self._values: list[Tensor] = []
-        self._times: list[Tensor] = []
+        self._times: list[Tensor | float] = []
+        self._expected: tuple[float, list[Tensor]] | None = None  # terms at the time that `expect` was asked for
         self._dampings = [Damping(guidance, unknown=0.0) for _ in range(rule.order)]
 
     def record(self, prediction: Tensor, time: float) -> None:
         if self._values and self._rule.damped:
-            self._learn(self._terms(time), prediction.float() - self._values[0].float())
-        self._push(prediction, torch.ones_like(prediction[..., :1], dtype=torch.bool), time)
+            self._learn(self._expected_terms(time), prediction.float() - self._values[0].float())
+        self._push(prediction.clone(), time)
 
     def complete(self, fresh: Tensor, selection: Selection, time: float) -> Tensor:
-        terms = self._terms(time)
+        terms = self._expected_terms(time)
         forecast = self._sum(terms)
         if self._rule.damped:
             forecast_error = fresh.float() - selection.gather(self._values[0]).float()
             self._learn([selection.gather(term) for term in terms], forecast_error)
-        whole = selection.scatter(fresh, forecast.to(fresh.dtype))
-        self._push(whole, selection.mask().unsqueeze(-1), time)
-        return whole
+        known = self._times[0]
+        if not isinstance(known, Tensor):
+            known = self._times[0] = torch.full_like(forecast[..., :1], known)
+        self._push(selection.scatter(fresh, self._values[0]), known.scatter(1, selection.index.unsqueeze(-1), time))
+        return selection.scatter(fresh, forecast.to(fresh.dtype))
 
     def forecast(self, time: float) -> Tensor:
-        return self._sum(self._terms(time)).to(self._values[0].dtype, copy=True)
+        return self._forecast(self._terms(time))
+
+    def expect(self, time: float) -> Tensor:
+        self._expected = time, self._terms(time)
+        return self._forecast(self._expected[1])
 
     @property
     def nbytes(self) -> int:
-        return sum(tensor.nbytes for tensor in (*self._values, *self._times))
+        kept = (*self._values, *self._times)
+        return sum(tensor.nbytes for tensor in kept if isinstance(tensor, Tensor))
 
-    def _push(self, value: Tensor, chosen: Tensor, time: float) -> None:
-        """Take in the chosen tokens' predictions; one at the time of its token's newest replaces that.
-
-        A token computed less often than there are places repeats its oldest prediction, at the same time, in the rest.
-        """
-        now = torch.full_like(chosen, time, dtype=torch.float32)
+    def _push(self, newest: Tensor, times: Tensor | float) -> None:
+        """Take in the tokens' newest predictions and times; one at the time of a token's newest replaces that."""
+        self._expected = None
         if not self._values:
-            self._values, self._times = [value.clone()], [now]
+            self._values, self._times = [newest], [times]
             return
         if len(self._values) <= self._rule.order:
             self._values.append(self._values[-1])
-            self._times.append(self._times[-1])
-        later = chosen & (self._times[0] != now)
-        for place in range(len(self._values) - 1, 0, -1):
-            self._values[place] = torch.where(later, self._values[place - 1], self._values[place])
-            self._times[place] = torch.where(later, self._times[place - 1], self._times[place])
-        self._values[0] = torch.where(chosen, value, self._values[0])
-        self._times[0] = torch.where(chosen, now, self._times[0])
+            self._times.append(math.inf)
+        later = times != self._times[0]
+        for places in (self._values, self._times):
+            for place in range(len(places) - 1, 0, -1):
+                places[place] = _either(later, places[place - 1], places[place])
+        self._values[0], self._times[0] = newest, times
 
     def _terms(self, time: float) -> list[Tensor]:
         """The undamped terms [B, N, C] of each order at a time, in float32."""
         values, times = [value.float() for value in self._values], self._times
         terms: list[Tensor] = []
         if len(values) > 1:
-            slope = _divide(values[0] - values[1], times[0] - times[1])
-            terms.append(slope * (time - times[0]))
+            change, since = values[0] - values[1], times[0] - times[1]
+            terms.append(change * ((time - times[0]) / since))
         if len(values) > 2:
-            older = _divide(values[1] - values[2], times[1] - times[2])
-            curvature = _divide(slope - older, times[0] - times[2]).where(times[1] != times[2], 0.0)
-            terms.append(curvature * (time - times[0]) * (time - times[1]))
+            known = (times[2] != math.inf) & (times[0] != times[2])
+            if known is not False:
+                older = (values[1] - values[2]) / (times[1] - times[2])
+                curvature = (change / since - older) / (times[0] - times[2])
+                terms.append(_either(known, curvature * ((time - times[0]) * (time - times[1])), 0.0))
         return terms
+
+    def _expected_terms(self, time: float) -> list[Tensor]:
+        """The terms at a time, from `expect` where it was asked for that."""
+        known = self._expected
+        return known[1] if known is not None and known[0] == time else self._terms(time)
+
+    def _forecast(self, terms: list[Tensor]) -> Tensor:
+        """The sum in the predictions' type, in memory of its own."""
+        found = self._sum(terms).to(self._values[0].dtype)
+        return found.clone() if found is self._values[0] else found
 
     def _sum(self, terms: list[Tensor]) -> Tensor:
         total = self._values[0].float()
-        for place, term in enumerate(terms):
-            total = total + self._factor(place) * term
+        for term, factor in zip(terms, self._factors, strict=False):
+            total = damped(total, term, factor)
         return total
 
-    def _factor(self, place: int) -> Tensor | float:
-        """Damping factor of one term [G * B, 1, 1], within [0, 1]; 0 before anything was learnt, 1 if not damped."""
-        return self._dampings[place].factor if self._rule.damped else 1.0
+    @property
+    def _factors(self) -> list[Tensor | float]:
+        """Damping factors of the terms [G * B, 1, 1], within [0, 1]; 0 before anything was learnt, 1 if not damped."""
+        return [damping.factor if self._rule.damped else 1.0 for damping in self._dampings]
 
     def _learn(self, terms: list[Tensor], forecast_error: Tensor) -> None:
         """Fit each damping to what was left over by the terms before it."""
         left = forecast_error
-        for place, term in enumerate(terms):
-            self._dampings[place].learn(left, term)
-            left = left - self._factor(place) * term
+        for damping, term in zip(self._dampings, terms, strict=False):
+            damping.learn(left, term)
+            if term is not terms[-1]:
+                left = damped(left, term, -damping.factor)
 
 
-def _divide(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """Quotient of both, 0 where a token was computed only once."""
-    safe = torch.where(denominator == 0, torch.ones_like(denominator), denominator)
-    return torch.where(denominator == 0, torch.zeros_like(numerator), numerator / safe)
+def _either(chosen: Tensor | bool, one: Any, other: Any) -> Any:
+    """The one where it is chosen, everywhere or for each token, else the other."""
+    if isinstance(chosen, bool):
+        return one if chosen else other
+    return torch.where(chosen, one, other)

@@ -141,7 +141,7 @@ def cells(cost: Cost) -> tuple[str, ...]:
 
 def costs(given: Drawn, turns: int) -> Iterator[Cost]:
     """Every kind of step of every configuration, the plain model's first."""
-    kernels = {name: _kernels(given, plan) for name, plan in CONFIGURATIONS.items()}
+    kernels = {name: operators(given, plan) for name, plan in CONFIGURATIONS.items()}
     sizes = sorted({tokens for kinds in kernels.values() for _, tokens in kinds if tokens})
     plain: dict[int, list[float]] = defaultdict(list)
     pruned: dict[tuple[str, Kind], list[float]] = defaultdict(list)
@@ -169,8 +169,8 @@ def costs(given: Drawn, turns: int) -> Iterator[Cost]:
         yield Cost(name, kind, tokens, per_block, outside, median, spread, least)
 
 
-def _kernels(given: Drawn, plan: Plan) -> dict[Kind, tuple[float, int]]:
-    """Operators of the last step of each kind: a block's, and outside."""
+def operators(given: Drawn, plan: Plan) -> dict[Kind, tuple[float, int]]:
+    """Of the last step of each kind: those of a block, mean, and those outside of all blocks."""
     with tokenprune.apply(given.pipe, plan) as handle:
         given.draw(given.grid, STEPS)  # the first generation makes its memory
         with counting_kernels(given.pipe.transformer, given.blocks) as calls:
