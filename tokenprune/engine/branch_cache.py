@@ -51,6 +51,7 @@ class BranchCache:
         step: the last step that called the branch; -1 before the first.
         buffers: keys and values of attention modules.
         attention: the attention calls that each module made at the last full call, by path.
+        order: paths of the attention modules as they ran at the last call, where keys and values lie in host memory.
         ran: paths of the blocks and attention modules that ran at the branch's first call; None before it.
         constants: outputs of text-only modules by path.
         text: the text argument that `constants` belong to, and its version.
@@ -74,6 +75,7 @@ class BranchCache:
         self.buffers: dict[BufferKey, KeyValueBuffer] = {}
         self.attention: dict[str, SeenCalls] = {}
         self._unpaired: set[BufferKey] = set()
+        self.order: list[str] = []
         self.ran: frozenset[str] | None = None
         self.constants: dict[str, KeptOutput] = {}
         self.text: tuple[Tensor, int] | None = None
@@ -120,6 +122,7 @@ class BranchCache:
             if all(BufferKey(path, number) in self.buffers for number in seen.keys)
         }
         self._unpaired = former._unpaired
+        self.order = former.order
         self.constants = {path: output for path, output in former.constants.items() if output.writable}
 
     @property
@@ -129,7 +132,12 @@ class BranchCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of tensor memory held."""
+        """Bytes of tensor memory held, but for those in host memory."""
         predictions = sum(t.nbytes for t in (self.prediction, self.reference) if t is not None)
         constants = sum(kept.output.nbytes for kept in self.constants.values() if kept.output is not None)
         return predictions + constants + sum(b.nbytes for b in self.buffers.values()) + self.reuse.nbytes
+
+    @property
+    def host_bytes(self) -> int:
+        """Bytes of host memory held for keys and values that go to the device when they are needed."""
+        return sum(buffer.host_bytes for buffer in self.buffers.values())
