@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -45,6 +46,7 @@ class BranchCache:
         reference: the prediction that the branch's first one is relative to [B, N, C], if there is one.
         make_room: told the path of an attention module and the bytes that its keys and values will take, before they
             do, and how many modules have theirs; it refuses them by an error. None lets all pass.
+        depths: share of the model's attention modules that come before each of them, by path.
 
     Attributes:
         guidance: as above.
@@ -68,8 +70,9 @@ class BranchCache:
         dtype: torch.dtype | None = None,
         reference: Tensor | None = None,
         make_room: Callable[[str, int, int], None] | None = None,
+        depths: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
-        self._rule, self._dtype, self._make_room = rule, dtype, make_room
+        self._rule, self._dtype, self._make_room, self._depths = rule, dtype, make_room, depths
         self.guidance: Guidance = guidance
         self.step = -1
         self.buffers: dict[BufferKey, KeyValueBuffer] = {}
@@ -93,7 +96,8 @@ class BranchCache:
         """
         if key not in self.buffers or paired == (key in self._unpaired):
             self._unpaired.discard(key) if paired else self._unpaired.add(key)
-            self.buffers[key] = self._rule.start_keys(self.guidance if paired else "none")
+            depth = self._depths.get(key.path, 0.0)
+            self.buffers[key] = self._rule.start_keys(self.guidance if paired else "none", depth)
             self.buffers[key].dtype = self._dtype
         return self.buffers[key]
 

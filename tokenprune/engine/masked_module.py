@@ -130,6 +130,7 @@ class MaskedModule:
         self._branch_name = ThreadLabel()
         self._installation = HookInstallation(model, module_map, self.sites, self, settings.schedule.skips)
         self._set_aside = SetAside()
+        self._depths = {site.path: i / len(module_map.attentions) for i, site in enumerate(module_map.attentions)}
         self._block_outputs = BlockOutputs()
         self._output_maps: dict[tuple[torch.Size, torch.dtype, str], OutputMap] = {}
         self._call: CallUnderWay | None = None
@@ -476,7 +477,7 @@ class MaskedModule:
     def _new_branch(self, key: BranchKey, reference: Tensor | None = None) -> BranchCache:
         guidance = self.generation.view.guidance_of(key.shape[0])
         settings, make_room = self.settings, self._make_room if self.timeline.limit.is_set else None
-        return BranchCache(settings.reuse, guidance, settings.cache_dtype, reference, make_room)
+        return BranchCache(settings.reuse, guidance, settings.cache_dtype, reference, make_room, self._depths)
 
     def _make_room(self, path: str, nbytes: int, made: int) -> None:
         """Ask for the memory of an attention module's keys and values, when so many modules have theirs."""
