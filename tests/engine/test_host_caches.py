@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from types import SimpleNamespace
@@ -10,20 +10,18 @@ from typing import Any
 
 import pytest
 import torch
+from hosted import PLANS, POLICY, Generate, Late, both, deep, same
 from torch import Tensor, nn
 
 import tokenprune
 from tokenprune import (
     CacheLimitError,
-    CATPolicy,
     Handle,
     Hold,
-    HookConflictError,
     ListSchedule,
     NoisePolicy,
     Plan,
     Taylor,
-    TokenPruneError,
 )
 from tokenprune.engine import host_caches
 from tokenprune.engine.branch_cache import BranchCache
@@ -31,36 +29,6 @@ from tokenprune.engine.copy_streams import Copies, Pairs
 from tokenprune.engine.host_caches import AHEAD, HostCaches
 from tokenprune.reuse.key_value import BufferKey
 from tokenprune.testing import no_waiting
-
-POLICY = CATPolicy(0.3, 3, num_clusters=5)
-PLANS = {"held": Plan(POLICY), "forecast": Plan(POLICY, reuse=Taylor(keys=True))}
-Generate = Callable[..., Tensor]
-
-
-class Late(Copies):
-    """A stream that copies as late as it may: when something waits for a copy."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._queue: list[Callable[[], Any]] = []
-        self._done = 0
-
-    def clear(self, memory: Iterable[Tensor]) -> None:
-        self._queue += [tensor.zero_ for tensor in memory]
-
-    def mark(self) -> Any:
-        return self._done + len(self._queue)
-
-    def hold_computation(self, mark: Any) -> None:
-        while mark is not None and self._done < mark:
-            self._queue.pop(0)()
-            self._done += 1
-
-    def finish(self) -> None:
-        self.hold_computation(self.mark())
-
-    def _copy(self, to: Tensor, source: Tensor) -> None:
-        self._queue.append(lambda: to.copy_(source))
 
 
 class Noted(Copies):
@@ -82,20 +50,6 @@ class Noted(Copies):
 @pytest.fixture(params=[Copies, Late])
 def copies(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host_caches, "copies_of", lambda _: request.param())
-
-
-def both(
-    model: nn.Module, draw: Callable[[Handle], list[Tensor]], plan: Plan, **settings: Any
-) -> tuple[list[Tensor], list[Tensor], Handle]:
-    """What a handle draws, what one with keys and values in host memory draws, and that one's handle."""
-    with tokenprune.apply(model, plan, **settings) as handle:
-        expected = draw(handle)
-    with tokenprune.apply(model, plan, cache_device="cpu", **settings) as handle:
-        return expected, draw(handle), handle
-
-
-def same(expected: list[Tensor], found: list[Tensor]) -> bool:
-    return len(expected) == len(found) > 0 and all(map(torch.equal, expected, found))
 
 
 @pytest.mark.usefixtures("copies")
@@ -196,25 +150,6 @@ def test_an_error_frees_all_and_the_next_generation_is_as_ever(
         assert same(expected, list(make_steps(sd3)))
 
 
-def deep() -> nn.Module:
-    from diffusers import SD3Transformer2DModel
-
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return SD3Transformer2DModel(
-            sample_size=16,
-            patch_size=2,
-            in_channels=4,
-            out_channels=4,
-            num_layers=6,
-            attention_head_dim=8,
-            num_attention_heads=4,
-            joint_attention_dim=16,
-            caption_projection_dim=32,
-            pooled_projection_dim=16,
-        ).eval()
-
-
 @pytest.mark.parametrize("plan", PLANS)
 def test_the_device_holds_the_memory_of_two_modules(plan: str, make_steps: Callable[..., Any]) -> None:
     model = deep()
@@ -271,8 +206,9 @@ class Modules:
     """Five attention modules, by letter, each of which adds 1 to its keys when it runs; nested ones run in brackets."""
 
     def __init__(self) -> None:
-        self.caches, self.branch = HostCaches(), BranchCache(Hold())
+        self.branch = BranchCache(Hold())
         self.buffers = {path: self.branch.buffer(BufferKey(path)) for path in "abcde"}
+        self.caches = HostCaches(nn.ModuleDict({path: nn.Identity() for path in self.buffers}))
         self.plans = {path: SimpleNamespace(keys=[], pruned=True) for path in self.buffers}
         for path, buffer in self.buffers.items():
             self.plans[path].keys.append(SimpleNamespace(buffer=buffer))
@@ -434,30 +370,3 @@ def test_what_is_no_device_is_refused(sd3: nn.Module, device: Any) -> None:
     with pytest.raises(TypeError, match=r"apply: cache_device: expected .*cpu"):
         tokenprune.apply(sd3, POLICY, cache_device=device)
     assert not sd3._forward_hooks
-
-
-MESSAGE = (
-    r"SD3Transformer2DModel: apply\(\.\.\., cache_device=\.\.\.\) expected a model without compiled code, got one that "
-    r"runs some; .* Leave torch.compile out, or keep keys and values on the device"
-)
-
-
-def test_compiled_models_are_refused(sd3: nn.Module) -> None:
-    compiled = torch.compile(sd3, backend="eager")
-    with pytest.raises(HookConflictError, match=MESSAGE):
-        tokenprune.apply(compiled, POLICY, cache_device="cpu")
-    assert not sd3._forward_hooks
-    sd3.transformer_blocks[1].compile(backend="eager")
-    with pytest.raises(HookConflictError, match=MESSAGE):
-        tokenprune.apply(sd3, POLICY, cache_device=torch.device("cpu"))
-    assert not sd3._forward_hooks
-
-
-def test_blocks_that_are_compiled_later_are_refused(sd3: nn.Module, generate: Generate) -> None:
-    plain = generate(sd3)
-    with tokenprune.apply(sd3, POLICY, cache_device="cpu"):
-        generate(sd3)
-        sd3.transformer_blocks[1].compile(backend="eager", fullgraph=True)
-        with pytest.raises(TokenPruneError, match=MESSAGE):
-            generate(sd3)
-    assert torch.equal(generate(sd3), plain)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+from operator import eq
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from tokenprune.compiled import is_compiled
+from tokenprune.compiled import is_wrapped
 from tokenprune.engine.attention_state import AttentionState
 from tokenprune.engine.branch_cache import BranchCache
 from tokenprune.engine.copy_streams import Copies, copies_of
+from tokenprune.engine.escorts import Escorts
 from tokenprune.errors import HookConflictError
 from tokenprune.reuse.key_value import Home, KeyValueBuffer
 
@@ -24,21 +28,22 @@ Form: TypeAlias = tuple[Any, ...]
 
 
 def refuse_compiled(model: nn.Module, name: str) -> None:
-    """Raise if calls of a model run compiled code, in which nothing can be fetched from host memory.
+    """Raise if a model is compiled as a whole: within the compiled code nothing can be fetched from host memory.
+
+    Blocks that are compiled by themselves (`block.compile()`) pass; it is fetched before and after them.
 
     Args:
         model: the model.
         name: what error messages call it.
 
     Raises:
-        HookConflictError: they do.
+        HookConflictError: it is.
     """
-    if is_compiled(model):
+    if model._compiled_call_impl is not None or any(map(is_wrapped, model.modules())):
         raise HookConflictError(
-            f"{name}: apply(..., cache_device=...) expected a model without compiled code, got one that runs some; "
-            f"keys and values come from host memory between attention modules, and a graph has no place for that. "
-            f"Leave torch.compile out, or keep keys and values on the device: without cache_device, in a smaller type "
-            f"(cache_dtype)"
+            f"{name}: apply(..., cache_device=...) expected compiled blocks or none, got a model or parts of it in "
+            f"torch.compile(); keys and values come from host memory between attention modules, and a graph has no "
+            f"place for that. Compile each block by itself with block.compile(), or leave cache_device out"
         )
 
 
@@ -82,12 +87,18 @@ class HostCaches:
     last call: the modules ran in this order. One that comes out of order waits for its own. What a call does not read
     (held keys at a full one) is not brought, and where it is written goes back. The first call makes the memory: each
     module's on the device, from where it is taken to the host before the next one makes its own.
+
+    The attention modules within a compiled block go together: theirs is brought before the block, and taken behind it.
+
+    Args:
+        model: the model.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module) -> None:
+        self._model, self._escorts = model, Escorts()
         self._copies: dict[torch.device, Copies] = {}
         self._slots: dict[Form, list[Slot]] = {}
-        self._states: Mapping[str, AttentionState] = {}
+        self._units: dict[str, list[AttentionState]] = {}
         self._running: dict[str, Loan] = {}
         self._order: list[str] = []
         self._next = 0
@@ -107,8 +118,18 @@ class HostCaches:
 
     def begin(self, states: Iterable[AttentionState], branch: BranchCache) -> None:
         """A call of the model begins, whose attention modules know their plans."""
-        self._states = {state.site.path: state for state in states}
-        self._branch, self._order, self._next = branch, branch.order, 0
+        self._units.clear()
+        for state in states:
+            compiled = self._compiled_around(state.site.path)
+            state.carrier = self if compiled is None else None
+            self._units.setdefault(compiled or state.site.path, []).append(state)
+        for unit, members in self._units.items():
+            if members[0].carrier is None:
+                code = self._model.get_submodule(unit)
+                self._escorts.put(code, partial(self.arrive, unit), partial(self.leave, unit))
+        within = {state.site.path: unit for unit, members in self._units.items() for state in members}
+        self._order = [unit for unit, _ in groupby(within[path] for path in branch.order if path in within)]
+        self._branch, self._next = branch, 0
         branch.order = []
         self._running.clear()
         self._fetch_ahead()
@@ -117,11 +138,11 @@ class HostCaches:
         """An attention module is about to run: its buffers get memory of the device, with what they hold if it counts.
 
         Args:
-            path: of the module.
+            path: of the module, or of the compiled one around it.
         """
         if self._branch is None:
             return
-        self._branch.order.append(path)
+        self._branch.order += [state.site.path for state in self._units.get(path, ())]
         if path in self._order[self._next :]:
             self._next = self._order.index(path, self._next) + 1
         slot, buffers = self._held(path) or self._fetch(path), self._at_home(path)
@@ -149,7 +170,9 @@ class HostCaches:
 
     def end(self) -> None:
         """The call is over."""
-        self._branch, self._states = None, {}
+        self._escorts.take_back()
+        self._branch = None
+        self._units.clear()
         for slot in (slot for each in self._slots.values() for slot in each):
             slot.path = None
 
@@ -197,11 +220,11 @@ class HostCaches:
         homes = [buffer.home for buffer in buffers if buffer.home is not None]
         slot = self._free_slot(homes)
         slot.path, copies = path, self._copies_of(homes[0].device)
-        plan = self._states[path].plan
+        pruned = any(state.plan is not None and state.plan.pruned for state in self._units[path])
         for buffer, home, memory in zip(buffers, homes, slot.memory, strict=True):
             if home.empty:
                 copies.clear(memory)
-            elif buffer.reads_recorded or (plan is not None and plan.pruned):
+            elif buffer.reads_recorded or pruned:
                 copies.fetch(zip(memory, home.memory, strict=True))
         slot.mark = copies.mark()
         return slot
@@ -228,11 +251,17 @@ class HostCaches:
 
     def _buffers(self, path: str) -> list[KeyValueBuffer]:
         """The buffers that a module has in the call."""
-        state = self._states.get(path)
-        return [] if state is None or state.plan is None else [kept.buffer for kept in state.plan.keys]
+        plans = (state.plan for state in self._units.get(path, ()))
+        return [kept.buffer for plan in plans if plan is not None for kept in plan.keys]
 
     def _at_home(self, path: str) -> list[KeyValueBuffer]:
         return [buffer for buffer in self._buffers(path) if buffer.home is not None]
+
+    def _compiled_around(self, path: str) -> str | None:
+        """The outermost part of the model with compiled code around an attention module, or itself, if there is one."""
+        names = path.split(".")
+        parts = (".".join(names[: count + 1]) for count in range(len(names)))
+        return next((part for part in parts if self._model.get_submodule(part)._compiled_call_impl is not None), None)
 
     def _copies_of(self, device: torch.device) -> Copies:
         if device not in self._copies:
@@ -241,4 +270,6 @@ class HostCaches:
 
 
 def _same(memory: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> bool:
-    return len(memory) == len(other) and all(a is b for a, b in zip(memory, other, strict=True))
+    """Whether two tuples of tensors are the same memory; compiled code may give other objects for it."""
+    storages = ([tensor.untyped_storage()._cdata for tensor in each] for each in (memory, other))
+    return len(memory) == len(other) and all(map(eq, *storages))

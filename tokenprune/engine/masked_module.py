@@ -116,7 +116,7 @@ class MaskedModule:
         self.model = model
         self.map = module_map
         self.settings = settings
-        self.host = HostCaches() if settings.cache_device is not None and settings.keeps_keys else None
+        self.host = HostCaches(model) if settings.cache_device is not None and settings.keeps_keys else None
         self._shards = self._refuse_foreign()
         with misfits_explained(model):
             module_map.check(model)
@@ -316,12 +316,12 @@ class MaskedModule:
             shards=self._shards,
         )
         self.sites.prepare_text(given, branch, selection is not None, keeps)
-        if not self._call.skips:
-            self.sites.bring(branch)
         if weighed is not None or seen or (not known and branch.makes_buffers):
             # Compiled blocks must never see the buffers being made: that would be another graph for each layer. Nor
             # the attention being weighed or their outputs noted, once a generation: that would be further graphs.
             self._set_aside.put(map(self.model.get_submodule, self.sites.blocks))
+        if not self._call.skips:
+            self.sites.bring(branch)
         if seen:
             self._block_outputs.watch(map(self.model.get_submodule, self.sites.blocks))
         whole = generation.records[-1].num_tokens
