@@ -23,7 +23,7 @@ from tokenprune.held_text import HeldText
 from tokenprune.modulemap import Arguments, AttentionSite, BlockSite, ExitSite, ModuleMap, TokenArgument, latent_grid
 from tokenprune.ops.grid import TokenGrid, num_tokens
 from tokenprune.ops.selection import Selection
-from tokenprune.placement import PlacedSchedule
+from tokenprune.placement import EvenSchedule, PlacedSchedule
 from tokenprune.plans.files import load_plan, save_plan
 from tokenprune.plans.plan import Plan
 from tokenprune.policies import (
@@ -78,6 +78,7 @@ __all__ = [
     "Corrector",
     "DensePolicy",
     "ErrorControlledPolicy",
+    "EvenSchedule",
     "ExitSite",
     "Expectation",
     "Handle",

@@ -1,4 +1,4 @@
-"""Full steps where they are needed most, and none between them."""
+"""Schedules of full and skipped steps: where the full ones lie."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar
 
-from tokenprune.schedule import ForecastError, Schedule, Step
+from tokenprune.schedule import ForecastError, IndexSchedule, Schedule, Step
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,7 @@ class PlacedSchedule(Schedule):
     steps: int = 28
 
     def __post_init__(self) -> None:
-        if not 0 < self.budget <= 1:
-            raise ValueError(f"budget: expected a share of the operations in (0, 1], got {self.budget}")
-        if self.steps < 1:
-            raise ValueError(f"steps: expected a whole number of at least 1, got {self.steps!r}")
+        _check(self.budget, self.steps)
 
     @property
     def skips(self) -> bool:
@@ -83,7 +80,7 @@ class PlacedSchedule(Schedule):
 
     def full_steps(self, total: int) -> int:
         """How many of a generation's steps are full."""
-        return max(1, math.floor(self.budget * total + 1e-9))
+        return _affordable(self.budget, total)
 
     def fraction(self, step: Step) -> float:
         """1 at a full step, 0 at all others."""
@@ -157,3 +154,64 @@ def _placed(cost: Callable[[int, int], float], allowed: float, last: int, total:
         if last == total - 1:
             break
     return found
+
+
+@dataclass(frozen=True)
+class EvenSchedule(IndexSchedule):
+    """A share of the plain model's operations: full steps at the start, then evenly; all others are skipped.
+
+    With a linear forecast it is a step cache such as TaylorSeer's (arXiv 2503.06923), for any number of steps. A
+    generation of N steps has int(budget * N) full ones, at least one. The last step is full where there are more than
+    those at the start.
+
+    Args:
+        budget: share of the plain model's operations, above 0 up to 1.
+        first: share of the steps that are full at the start, 0 to 1; one is at least, and no more than the budget has.
+        steps: number of steps to plan for where the sampler's timesteps are not known ahead.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    budget: float
+    first: float = 0.0
+    steps: int = 28
+
+    def __post_init__(self) -> None:
+        _check(self.budget, self.steps)
+        if not 0 <= self.first <= 1:
+            raise ValueError(f"first: expected a share of the steps in [0, 1], got {self.first}")
+
+    @property
+    def skips(self) -> bool:
+        """Whether the budget leaves out any step."""
+        return self.budget < 1
+
+    @property
+    def computes_parts(self) -> bool:
+        """Never: steps are full or skipped."""
+        return False
+
+    def fraction(self, step: Step) -> float:
+        """1 at a full step, 0 at all others."""
+        total = self.steps if step.remaining is None else step.index + step.remaining
+        return float(step.index in self.full_steps(total))
+
+    def full_steps(self, total: int) -> frozenset[int]:
+        """The full steps of a generation, by index."""
+        allowed = _affordable(self.budget, total)
+        first = min(allowed, max(1, round(self.first * total)))
+        rest, left = allowed - first, total - first
+        return frozenset([*range(first), *(first - 1 + round((i + 1) * left / rest) for i in range(rest))])
+
+
+def _affordable(budget: float, total: int) -> int:
+    """How many of a generation's steps a share of its operations allows, at least one."""
+    return max(1, math.floor(budget * total + 1e-9))
+
+
+def _check(budget: float, steps: int) -> None:
+    if not 0 < budget <= 1:
+        raise ValueError(f"budget: expected a share of the operations in (0, 1], got {budget}")
+    if steps < 1:
+        raise ValueError(f"steps: expected a whole number of at least 1, got {steps!r}")

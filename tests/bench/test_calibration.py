@@ -10,11 +10,12 @@ import pytest
 import torch
 
 import tokenprune
-from tokenprune import Corrector, DensePolicy, Plan, RefreshSchedule, Taylor
+from tokenprune import Corrector, DensePolicy, EvenSchedule, Plan, RefreshSchedule, Taylor
 from tokenprune.bench.measuring.fidelity import psnr_of_each
 from tokenprune.bench.measuring.measure import Task, draw_all, generate
 from tokenprune.bench.tuning import calibration
-from tokenprune.bench.tuning.calibration import Measuring, PlainStep, Sums, calibrate, calibrated, recorded
+from tokenprune.bench.tuning.calibration import AS_IT_WAS, Contest, calibrate, corrections, fit, places
+from tokenprune.bench.tuning.corrections import Measuring, PlainStep, Sums, measured, recorded
 from tokenprune.embedded import scenes
 from tokenprune.embedded.load import EMBEDDED
 from tokenprune.errors import ConfigurationError
@@ -40,7 +41,8 @@ def test_what_is_lacking_is_summed_up_by_noise_level_and_given_back() -> None:
     way = torch.tensor([[1.0, 2.0]])
     plain = [PlainStep(torch.tensor([[3.0, 5.0]]), torch.tensor([[-1.0, 0.0]]))]
     measuring = Measuring(plain=plain)
-    seen = DrawnAgain(0, 0.5, torch.ones(1, 2), torch.zeros(1, 2), way, None, 0.0, 0.0, lambda change: change)
+    zero = torch.zeros(1, 2)
+    seen = DrawnAgain(0, 0.5, torch.ones(1, 2), zero, zero, way, None, 0.0, 0.0, 0.0, lambda change: change)
     for level in (0.5, 0.5, 0.25):
         latents, prediction = measuring.correct(replace(seen, level=level))
         assert prediction is not None
@@ -63,9 +65,9 @@ def test_told_what_the_plain_model_had_the_plan_draws_its_pictures(pipe: Any) ->
     assert np.abs(corrected - dense).max() > 1e-3
 
 
-def test_a_calibrated_plan_is_nearer_on_what_it_was_measured_on(pipe: Any) -> None:
+def test_measured_answers_are_nearer_on_what_it_was_measured_on(pipe: Any) -> None:
     task = task_of("tuning", 2, 8, 1)
-    plan, dense = calibrated(pipe, EVERY_OTHER, task)
+    plan, dense = measured(pipe, EVERY_OTHER, task)
     assert plan.corrector is not None
     assert len(plan.corrector.profile) == 3  # after each of the gaps: both batches have the same full steps
     assert plan == replace(EVERY_OTHER, corrector=replace(Corrector(), profile=plan.corrector.profile))
@@ -79,9 +81,40 @@ def test_a_calibrated_plan_is_nearer_on_what_it_was_measured_on(pipe: Any) -> No
 
 def test_what_cannot_be_calibrated_is_refused(pipe: Any) -> None:
     with pytest.raises(ConfigurationError, match="plan: expected one with a corrector to calibrate"):
-        calibrated(pipe, replace(EVERY_OTHER, corrector=None), task_of("tuning", 1, 4, 1))
+        fit(pipe, replace(EVERY_OTHER, corrector=None), task_of("tuning", 1, 4, 1))
     with pytest.raises(ConfigurationError, match="calibrate: expected steps that are corrected, got none in 3 steps"):
-        calibrated(pipe, best_plan(0.99), task_of("tuning", 1, 3, 1))
+        fit(pipe, best_plan(0.99), task_of("tuning", 1, 3, 1))
+
+
+def test_the_nearest_of_all_variants_is_kept(pipe: Any) -> None:
+    """Each is drawn; the nearest correction has its full steps laid elsewhere; the nearest of all is the result."""
+    task = task_of("tuning", 2, 8, 2)
+    told: list[str] = []
+    found, dense = fit(pipe, best_plan(0.5), task, told.append)
+    assert told == ["measuring", "corrections", "full steps"]
+    names = list(found.tried)
+    assert names[:6] == [AS_IT_WAS, "measured answers", *(f"response {number}" for number in (0, 6, 12, 24))]
+    nearest = max(names[:6], key=found.tried.__getitem__)
+    before = "" if nearest == AS_IT_WAS else f"{nearest}, "
+    assert names[6:] == [f"{before}{share} of the steps first" for share in (0, 0.07, 0.15, 0.3)]
+    assert found.name == max(names, key=found.tried.__getitem__)
+    with tokenprune.apply(pipe, found.plan) as handle:
+        psnr = psnr_of_each(draw_all(pipe, task.steps, task), dense)
+        assert handle.report().mac_ratio == pytest.approx(0.5)
+    assert found.tried[found.name] == pytest.approx(sum(value or 0 for value in psnr) / 2)
+
+
+def test_variants_are_those_that_the_model_can_have() -> None:
+    plan = best_plan(0.2)
+    assert list(corrections(plan, EVERY_OTHER, "velocity")) == [
+        "measured answers",
+        *(f"response {r}" for r in (0, 6, 12, 24)),
+    ]
+    assert list(corrections(plan, EVERY_OTHER, "noise")) == ["measured answers", "response 0"]
+    assert list(corrections(plan, EVERY_OTHER, None)) == ["measured answers"]
+    assert list(places(plan)) == ["0 of the steps first", "0.07 of the steps first", "0.15 of the steps first"]
+    assert {each.schedule for each in places(plan).values()} == {EvenSchedule(0.2, first) for first in (0, 0.07, 0.15)}
+    assert places(EVERY_OTHER) == {}
 
 
 @pytest.mark.parametrize(("latents", "kept"), [(1.0, True), (-1.0, False)])
@@ -90,13 +123,20 @@ def test_the_plan_stays_as_it_was_where_calibration_did_not_help(
 ) -> None:
     """Latents moved the wrong way are worse than no correction at all."""
     poor = replace(EVERY_OTHER, corrector=Corrector(profile=((1.0, -latents, 0.0),)))
-    measured = replace(poor, corrector=Corrector(profile=((1.0, latents, 0.0),)))
-    monkeypatch.setattr(calibration, "calibrated", lambda pipe, _, task: (measured, draw_all(pipe, task.steps, task)))
+    other = replace(poor, corrector=Corrector(profile=((1.0, latents, 0.0),)))
+
+    def fitted(pipe: Any, plan: Plan, task: Task, begin: Any) -> tuple[Contest, Any]:
+        dense = draw_all(pipe, task.steps, task)
+        found = Contest(pipe, task, dense, plan)
+        found.plan, found.name = other, "another"
+        return found, dense
+
+    monkeypatch.setattr(calibration, "fit", fitted)
     told: list[str] = []
     tasks = task_of("tuning", 2, 8, 2), task_of("held-out", 2, 8, 2)
     found = calibrate(pipe, poor, *tasks, told.append)
-    assert found.plan is (measured if kept else poor)
+    assert found.plan is (other if kept else poor)
     assert found.won is kept
-    assert found.text.startswith("Calibration helped: +" if kept else "Calibration did not help (-")
+    assert found.text.startswith("Calibration helped (another: +" if kept else "Calibration did not help (another: -")
     assert [row.name for row in found.rows] == ["as it was", "calibrated", "plain, 5 steps"]
-    assert told == ["measuring", "plain", *(row.name for row in found.rows)]
+    assert told == ["plain", *(row.name for row in found.rows)]

@@ -19,7 +19,7 @@ def test_a_response_is_a_number_of_at_least_0(response: float) -> None:
 
 
 def test_a_response_of_another_type() -> None:
-    with pytest.raises(TypeError, match="response: expected a number, got '12'"):
+    with pytest.raises(TypeError, match="response: expected a number or None, got '12'"):
         Corrector("12")  # type: ignore[arg-type]
 
 
@@ -32,8 +32,10 @@ def test_levels_of_a_profile_fall() -> None:
 
 def gap(level: float, way: Tensor, **others: Any) -> DrawnAgain:
     """A gap of a sampler that says nothing of its predictions."""
-    given: dict[str, Any] = {"predicts": None, "signal": 0.0, "noise": 0.0, "change": lambda change: change, **others}
-    return DrawnAgain(3, level, torch.zeros_like(way), torch.zeros_like(way), way, **given)
+    usual = {"predicts": None, "signal": 0.0, "noise": 0.0, "noise_before": 0.0, "change": lambda change: change}
+    predictions = {"prediction": torch.zeros_like(way), "before": torch.zeros_like(way)}
+    given: dict[str, Any] = {**usual, **predictions, **others}
+    return DrawnAgain(3, level, torch.zeros_like(way), way=way, **given)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +64,7 @@ def test_a_profile_is_linear_between_its_points_and_constant_beyond(
 def test_without_a_profile_the_answer_is_solved_for() -> None:
     """With latents that move by -0.1 for a unit of the prediction, e = D / (1 + 0.1 s) at s = 12 * 0.5^2."""
     way = torch.randn(2, 4, 3, 3)
-    found, offset = Corrector().correct(
+    found, offset = Corrector(response=12).correct(
         gap(0.5, way, predicts="velocity", signal=0.5, noise=0.5, change=lambda change: -0.1 * change)
     )
     assert offset is not None
@@ -71,3 +73,25 @@ def test_without_a_profile_the_answer_is_solved_for() -> None:
     kept, nothing = Corrector().correct(gap(0.5, way))
     assert kept is way
     assert nothing is None
+
+
+def test_the_response_goes_by_the_pace_of_each_image() -> None:
+    """From sigma 0.7 to 0.3, predictions of size 1 that change by 1 have the pace 0.5^0.7 / 0.4; response, then s."""
+    way, now = torch.randn(3, 4, 2, 2), torch.full((3, 4, 2, 2), 1.0)
+    still, turned, far = now[:1], torch.zeros(1, 4, 2, 2), torch.full((1, 4, 2, 2), -9.0)
+    found, offset = Corrector().correct(
+        gap(
+            0.3,
+            way,
+            predicts="velocity",
+            noise=0.3,
+            noise_before=0.7,
+            prediction=now,
+            before=torch.cat([still, turned, far]),
+            change=lambda change: 0 * change,
+        )
+    )
+    responses = torch.tensor([0.0, 12 * (0.5**0.7 / 0.4 - 1.2), 40.0 * 2 / 10**2])
+    assert offset is not None
+    torch.testing.assert_close(found, way)
+    torch.testing.assert_close(offset, responses.view(3, 1, 1, 1) * 0.3**2 * way)

@@ -1,4 +1,4 @@
-"""`tokenprune calibrate`: measure how far off a plan's corrections are for a model; write the plan that knows it."""
+"""`tokenprune calibrate`: fit the recommended plan's corrections and full steps to a model; write a plan file."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from tokenprune.errors import ConfigurationError
 from tokenprune.plans.formats import WRITTEN
 from tokenprune.reports.outputs import check_output
 
-STAGES = 5
-"""Measuring, the plain model, the plan before and after, the plain model with fewer steps."""
+STAGES = 7
+"""Measuring, corrections, full steps, the plain model, the plan before and after, the plain model with fewer steps."""
 
 
 def calibrate(
@@ -39,7 +39,7 @@ def calibrate(
     out: Annotated[Path | None, typer.Option(help="Plan file (.yaml or .json).")] = None,
     as_json: options.Json = False,
 ) -> None:
-    """Fit the recommended plan's corrections to a model, sampler, guidance and number of steps; write a plan file."""
+    """Fit the recommended plan to a model, sampler, guidance and number of steps; write a plan file."""
     if not 0 < budget < 1:
         raise ConfigurationError(f"budget: expected a share of the plain model's operations in (0, 1), got {budget}")
     path = out or Path("out") / f"{model.strip('/').replace('/', '-')}-{budget}-calibrated.yaml"
@@ -86,6 +86,8 @@ def calibrate(
         "measured_on": described(tuning),
         "held_out_prompts": described(held_out),
         "command": options.command_line("calibrate", told),
+        "changes": found.changes,
+        "tried": {name: round(psnr, 2) for name, psnr in found.tried.items()},
         "rows": {row.name: row.notes for row in found.rows},
         "verdict": found.text,
         **subject.settings,

@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MethodType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -65,6 +65,14 @@ class Drawn:
     known: Tensor | bool
 
 
+class Shares(NamedTuple):
+    """What a prediction means at a step, and how much of the latents there is signal and noise."""
+
+    predicts: Predicts | None
+    signal: float
+    noise: float
+
+
 @dataclass
 class Gap:
     """The steps since the last full one.
@@ -72,6 +80,7 @@ class Gap:
     Attributes:
         state: the sampler's attributes before the full step.
         sample: the latents of the full step.
+        noise: the noise's share of them; 0 where that is not known.
         steps: the full step and those after it.
         reached: the latents after the last of them, and which version of that tensor they are.
         offset: what to add to forecasts that go out from the full step's prediction; None for nothing.
@@ -79,6 +88,7 @@ class Gap:
 
     state: dict[str, Any]
     sample: Tensor
+    noise: float = 0.0
     steps: list[Drawn] = field(default_factory=list)
     reached: tuple[Tensor, int] | None = None
     offset: Tensor | None = None
@@ -166,8 +176,9 @@ class SamplerCorrection:
             return own(*bound.args, **bound.kwargs)
         scheduler = step.scheduler
         if announced.full:
-            sample, output, offset = self._corrected(own, announced, output, sample)
-            self._gap = Gap(_state(scheduler), sample, offset=offset)
+            shares = self._shares(scheduler, announced.position, output.shape == sample.shape)
+            sample, output, offset = self._corrected(own, announced, output, sample, shares)
+            self._gap = Gap(_state(scheduler), sample, shares.noise, offset=offset)
         elif self._gap is not None and self._gap.offset is not None:
             output = self._shifted(announced, output, self._gap.offset)
         drawn = self._drawn(announced, _with(bound, output, sample), output)
@@ -182,7 +193,7 @@ class SamplerCorrection:
         return result
 
     def _corrected(
-        self, own: Callable[..., Any], announced: Announced, output: Tensor, sample: Tensor
+        self, own: Callable[..., Any], announced: Announced, output: Tensor, sample: Tensor, shares: Shares
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """The latents of a full step, its prediction, and what forecasts from it have to add."""
         gap, step = self._gap, self._step
@@ -206,8 +217,10 @@ class SamplerCorrection:
             announced.position.level,
             sample,
             output,
+            gap.steps[0].output,
             again - sample.float(),
-            *self._shares(step.scheduler, announced.position, output.shape == sample.shape),
+            *shares,
+            gap.noise,
             lambda change: draw_again(output.float() + change) - again,
         )
         way, offset = self._corrector.correct(found)
@@ -218,12 +231,12 @@ class SamplerCorrection:
         corrected = (sample.float() + way).to(sample.dtype)
         return corrected, output if offset is None else (output.float() + offset).to(output.dtype), offset
 
-    def _shares(self, scheduler: Any, position: CallPosition, alike: bool) -> tuple[Predicts | None, float, float]:
-        """What a prediction means at this step, signal and noise; nothing where it has another shape than latents."""
+    def _shares(self, scheduler: Any, position: CallPosition, alike: bool) -> Shares:
+        """Those of a step; nothing where its prediction has another shape than the latents."""
         meaning, remaining, times = predicts(scheduler), position.remaining, self._sampler.times
         if meaning is None or remaining is None or not 0 < remaining <= len(times) or not alike:
-            return None, 0.0, 0.0
-        return meaning, *signal_and_noise(scheduler, times[len(times) - remaining])
+            return Shares(None, 0.0, 0.0)
+        return Shares(meaning, *signal_and_noise(scheduler, times[len(times) - remaining]))
 
     def _drawn(self, announced: Announced, bound: inspect.BoundArguments, output: Tensor) -> Drawn:
         known: Tensor | bool = announced.full

@@ -7,7 +7,7 @@ import math
 from bisect import bisect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -23,10 +23,12 @@ class DrawnAgain:
         level: its noise level relative to the generation's first, from 1 down to 0.
         latents: of the second full step, as forecasts led to them [B, ...].
         prediction: of the second full step, made for those latents [B, ...], after guidance.
+        before: of the first full step [B, ...], likewise.
         way: what to add to the latents to get to those that were drawn again [B, ...], float32.
         predicts: what the sampler takes a prediction for; None for anything else, or where it does not say.
         signal: share a of the clean latents x at the second full step, where latents are a x + s e.
         noise: share s of the noise e.
+        noise_before: the same share at the first full step.
         change: by how much the latents that were drawn again move if the second prediction is changed by so much
             [B, ...]; runs the sampler once more.
     """
@@ -35,10 +37,12 @@ class DrawnAgain:
     level: float
     latents: Tensor
     prediction: Tensor
+    before: Tensor
     way: Tensor
     predicts: Literal["noise", "velocity"] | None
     signal: float
     noise: float
+    noise_before: float
     change: Callable[[Tensor], Tensor]
 
 
@@ -59,8 +63,16 @@ class Corrector(Settings):
 
     - noise: s = sqrt(sigma), sigma being the noise's share of the latents. Measured on shapes-pixart: 1.0 to 1.5
       where sigma is near 1, 0.7 at 0.45, 0.5 at 0.25.
-    - velocity of a rectified flow: s = response * sigma^2. Measured on shapes-sd3: with guidance 4, 7 and 12 about 5,
-      10 and 25 sigma^2, falling to 0 with the noise.
+    - velocity of a rectified flow: s = response * sigma^2. Models and guidance scales differ: the best response was 0
+      to 4 on shapes-sd3 with guidance 4, 8 with 7, and 20 or more with 12. The pace of the predictions tells: a model
+      that answers strongly to its latents turns fast on the way, too. So where no response is given, each image has
+      its own, anew for each gap: response = 12 (P - 1.2), from 0 to 40, with the pace
+
+          P = c / (sigma - sigma') (1 - (sigma + sigma') / 2)^0.7,  c = |v' - v| / |v'|
+
+      of the predictions v and v' at the two full steps. All predictions change fastest at first; the last factor takes
+      that out. Predictions of one size that have nothing in common are sqrt(2) apart. Where c is larger, the response
+      is taken 2 / c^2 times: such latents are too far off for what is known of small errors.
     - else: s = 0.
 
     A profile takes the place of all this where one was measured (`tokenprune calibrate`): for that model, sampler,
@@ -71,7 +83,8 @@ class Corrector(Settings):
     latents that the pipeline changes between steps.
 
     Args:
-        response: as above, at least 0; 0 keeps predictions as they are, whatever the model predicts (s = 0).
+        response: a constant one, at least 0; 0 keeps predictions as they are, whatever the model predicts (s = 0).
+            None: by the pace of predictions, as above.
         profile: points (noise level relative to the first step's, multiple for the latents, multiple for the
             prediction), levels falling; between them it is linear, beyond them constant. Empty: as above.
 
@@ -79,11 +92,16 @@ class Corrector(Settings):
         ValueError: the response is below 0 or not finite, or the profile's levels do not fall.
     """
 
-    response: float = 12.0
+    PACE: ClassVar[float] = 0.7
+    CALM: ClassVar[float] = 1.2
+    STRENGTH: ClassVar[float] = 12.0
+    STRONGEST: ClassVar[float] = 40.0
+
+    response: float | None = None
     profile: tuple[tuple[float, float, float], ...] = ()
 
     def __post_init__(self) -> None:
-        if not 0 <= self.response < float("inf"):
+        if self.response is not None and not 0 <= self.response < float("inf"):
             raise ValueError(f"response: expected a number of at least 0, got {self.response}")
         levels = [level for level, _, _ in self.profile]
         if any(later >= level for level, later in itertools.pairwise(levels)):
@@ -101,20 +119,29 @@ class Corrector(Settings):
             latents, prediction = self._measured(gap.level)
             return latents * gap.way, prediction * gap.way
         answer = self._answer(gap)
-        if not answer:
+        if answer is None:
             return gap.way, None
         squared = _dot(gap.way, gap.way).clamp_min(1e-20)
         error = gap.way / (1 - answer * _dot(gap.change(gap.way), gap.way) / squared).clamp_min(0.5)
         return error, answer * error
 
-    def _answer(self, gap: DrawnAgain) -> float:
-        """s: how much the prediction answers to an error of its latents."""
+    def _answer(self, gap: DrawnAgain) -> Tensor | float | None:
+        """s: how much the prediction answers to an error of its latents [B, 1, ...]; None for not at all."""
         if gap.predicts is None or self.response == 0:
-            return 0.0
+            return None
         if gap.predicts == "velocity":
-            return self.response * gap.noise**2
+            return (self._found_response(gap) if self.response is None else self.response) * gap.noise**2
         size = math.hypot(gap.signal, gap.noise)  # latents are of this size where others have 1
         return math.sqrt(gap.noise / size) / size
+
+    def _found_response(self, gap: DrawnAgain) -> Tensor:
+        """The response that the pace of each image's predictions speaks for [B, 1, ...]."""
+        now, before = gap.prediction.float(), gap.before.float()
+        squared = _dot(now - before, now - before) / _dot(now, now).clamp_min(1e-20)
+        fallen = max(gap.noise_before - gap.noise, 1e-6)
+        calmed = max(1 - (gap.noise + gap.noise_before) / 2, 0.0) ** self.PACE
+        response = (self.STRENGTH * (squared.sqrt() * (calmed / fallen) - self.CALM)).clamp(0, self.STRONGEST)
+        return response * (2 / squared.clamp_min(2))
 
     def _measured(self, level: float) -> tuple[float, float]:
         """The profile at a noise level."""

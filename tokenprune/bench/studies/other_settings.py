@@ -1,7 +1,7 @@
 """The recommended plan under other settings: `python -m tokenprune.bench.studies.other_settings`.
 
 The embedded models with other guidance, noise schedules and samplers, at a half, 0.36, a quarter and 0.18 of the steps:
-the plan, the plan calibrated on captions for tuning, the best of several step caches with a linear forecast, and the
+the plan, the plan fitted to captions for tuning, the best of several step caches with a linear forecast, and the
 plain model with as many steps. The constants of schedule and corrector were chosen by looking at these settings, but
 those of shapes-flux, on the first captions for tuning.
 """
@@ -23,7 +23,7 @@ from tokenprune.bench.configurations.schedules import refreshes, warm_refreshes
 from tokenprune.bench.measuring.fidelity import Pictures, ci95_of, comparable, mean_of, psnr_of_each
 from tokenprune.bench.measuring.measure import Task, generate
 from tokenprune.bench.measuring.run import stamp
-from tokenprune.bench.tuning.calibration import calibrated
+from tokenprune.bench.tuning.calibration import fit
 from tokenprune.embedded import scenes
 from tokenprune.embedded.load import EMBEDDED, Embedded, quiet
 from tokenprune.plans.plan import Plan
@@ -101,8 +101,8 @@ def compare(
     found: dict[int, dict[str, dict[str, Any]]] = {}
     for full in FULL_STEPS:
         found[full] = {}
-        plan, _ = calibrated(pipe, best_plan(full / STEPS), measured_on)
-        for kind, configurations in rivals(full, plan).items():
+        fitted, _ = fit(pipe, best_plan(full / STEPS), measured_on)
+        for kind, configurations in rivals(full, fitted.plan).items():
             drawn = []
             for configuration in configurations:
                 with configuration.on(pipe):

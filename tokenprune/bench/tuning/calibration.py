@@ -1,144 +1,129 @@
-"""Measuring how far a model's own latents and predictions are off where a plan corrects them (`Corrector.profile`).
+"""Fitting the recommended plan to a model: how it corrects, and where its full steps lie.
 
-The plain model draws some prompts, and its latents and predictions are kept. Then the plan draws them, but at each
-full step it is told what the plain model had there, and goes on from that: so every gap begins without an error, and
-what is off at its end is what this one gap did. There D is the way from the latents to those drawn again (`Corrector`),
-e what the latents lack, and u what the prediction lacks. Over all pictures at one noise level, least squares give the
-multiples of D that come nearest to both: <e, D> / <D, D> and <u, D> / <D, D>.
+The plan draws some prompts with one way of correcting after the other: the multiples that `corrections.measured` finds,
+and some fixed answers of the predictions. The way that comes nearest to the plain model is kept, and with it the full
+steps are laid elsewhere. Other prompts then show whether that holds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-from torch import Tensor
-
-import tokenprune
 from tokenprune.bench.configurations.configuration import Configuration, plain
 from tokenprune.bench.measuring.fidelity import Pictures, ci95_of, comparable, mean_of, psnr_of_each
-from tokenprune.bench.measuring.measure import Task, batches, draw, draw_all, generate
+from tokenprune.bench.measuring.measure import Task, draw, draw_all
+from tokenprune.bench.tuning.corrections import measured
 from tokenprune.bench.tuning.held_out import HeldOutRow, plain_row
-from tokenprune.errors import ConfigurationError
+from tokenprune.engine.sampler import Predicts, predicts
+from tokenprune.placement import EvenSchedule, PlacedSchedule
 from tokenprune.plans.plan import Plan
-from tokenprune.reuse.corrector import Corrector, DrawnAgain
-
-DIGITS = 4
-"""Of a profile's numbers, which are means over few pictures."""
+from tokenprune.reuse.corrector import Corrector
 
 AS_IT_WAS, CALIBRATED = "as it was", "calibrated"
 """Names of the plans in tables."""
 
+RESPONSES: Mapping[Predicts | None, tuple[float, ...]] = {"velocity": (0, 6, 12, 24), "noise": (0,), None: ()}
+"""Fixed responses (`Corrector`) to try, by what the sampler takes the model's prediction for."""
 
-@dataclass(frozen=True)
-class PlainStep:
-    """What the plain model had at a step: latents [B, ...], and the prediction after guidance [B, ...]."""
-
-    latents: Tensor
-    prediction: Tensor
+FIRST = (0.0, 0.07, 0.15, 0.3)
+"""Shares of a generation's steps to try as full ones at its start, with the others spread evenly."""
 
 
-@dataclass
-class Sums:
-    """Sums over pictures at one noise level: <D, D>, <e, D> and <u, D>."""
-
-    squared: float = 0.0
-    latents: float = 0.0
-    prediction: float = 0.0
-
-
-@dataclass(frozen=True)
-class Measuring(Corrector):
-    """Puts what the plain model had in the place of what forecasts led to, and notes how far that was off.
+class Contest:
+    """Plans that draw the same prompts, one after the other.
 
     Args:
-        plain: every step of the plain model, for the prompts that are drawn.
-        found: takes the sums by noise level.
+        pipe: the pipeline; left as it was.
+        task: what to draw.
+        dense: the plain model's pictures of it.
+        plan: the first that draws.
+
+    Attributes:
+        plan: the one that came nearest to the plain model so far.
+        name: what is different from the first one, in words.
+        tried: mean PSNR of all of them, in dB, by name.
     """
 
-    plain: list[PlainStep] = field(default_factory=list)
-    found: dict[float, Sums] = field(default_factory=dict)
+    def __init__(self, pipe: Any, task: Task, dense: Pictures, plan: Plan) -> None:
+        self._pipe, self._task, self._dense = pipe, task, dense
+        self.plan, self.name = plan, AS_IT_WAS
+        self.tried = {AS_IT_WAS: self._nearness(plan)}
 
-    def correct(self, gap: DrawnAgain) -> tuple[Tensor, Tensor | None]:
-        """What is lacking, all of it."""
-        true = self.plain[gap.step]
-        latents, prediction = (
-            each.float() - was.float() for each, was in ((true.latents, gap.latents), (true.prediction, gap.prediction))
-        )
-        sums = self.found.setdefault(gap.level, Sums())
-        sums.squared += float((gap.way * gap.way).sum())
-        sums.latents += float((latents * gap.way).sum())
-        sums.prediction += float((prediction * gap.way).sum())
-        return latents, prediction
+    def enter(self, variants: Mapping[str, Plan]) -> None:
+        """Let variants of the nearest plan so far draw; names say what is different from that one."""
+        before = "" if self.name == AS_IT_WAS else f"{self.name}, "
+        for name, plan in variants.items():
+            psnr = self.tried[before + name] = self._nearness(plan)
+            if psnr > self.tried[self.name]:
+                self.plan, self.name = plan, before + name
+
+    def _nearness(self, plan: Plan) -> float:
+        pictures = draw(self._pipe, Configuration("", plan), self._task).pictures
+        return mean_of(comparable(psnr_of_each(pictures, self._dense), self._dense))
 
 
-def calibrated(pipe: Any, plan: Plan, task: Task) -> tuple[Plan, Pictures]:
-    """The plan with a corrector whose profile was measured on the task's prompts, and the plain model's pictures.
+def fit(pipe: Any, plan: Plan, task: Task, begin: Callable[[str], None] | None = None) -> tuple[Contest, Pictures]:
+    """The nearest of a plan's variants: first of its corrections, then of the places of its full steps.
 
     Args:
         pipe: a pipeline whose sampler gets its predictions in the shape of its latents; left as it was.
         plan: with a corrector.
         task: what to draw.
+        begin: told what is done next.
+
+    Returns:
+        What came of it, and the plain model's pictures.
 
     Raises:
-        ConfigurationError: the plan has no corrector, or nothing was corrected: no step was skipped, or the sampler
-            draws noise, or the pipeline changes the latents between steps.
+        ConfigurationError: as `measured`.
     """
-    if plan.corrector is None:
-        raise ConfigurationError(f"plan: expected one with a corrector to calibrate, got {plan}")
-    found: dict[float, Sums] = {}
-    pictures = []
-    for places in batches(task):
-        with recorded(pipe.scheduler) as plain:
-            pictures.append(generate(pipe, task.steps, task, places))
-        with tokenprune.apply(pipe, replace(plan, corrector=Measuring(plain=plain, found=found))):
-            generate(pipe, task.steps, task, places)
-    points = sorted(((level, sums) for level, sums in found.items() if sums.squared > 0), reverse=True)
-    if not points:
-        raise ConfigurationError(
-            f"calibrate: expected steps that are corrected, got none in {task.steps} steps: none is skipped, or the "
-            f"sampler {type(pipe.scheduler).__name__} draws noise, or the pipeline changes latents between steps"
-        )
-    profile = tuple(
-        (level, round(sums.latents / sums.squared, DIGITS), round(sums.prediction / sums.squared, DIGITS))
-        for level, sums in points
-    )
-    return replace(plan, corrector=replace(plan.corrector, profile=profile)), np.concatenate(pictures)
+    begin = begin or (lambda _: None)
+    begin("measuring")
+    with_profile, dense = measured(pipe, plan, task)
+    begin("corrections")
+    contest = Contest(pipe, task, dense, plan)
+    contest.enter(corrections(plan, with_profile, predicts(pipe.scheduler)))
+    begin("full steps")
+    contest.enter(places(contest.plan))
+    return contest, dense
 
 
-@contextmanager
-def recorded(scheduler: Any) -> Iterator[list[PlainStep]]:
-    """What a sampler gets at each of its steps meanwhile."""
-    found: list[PlainStep] = []
-    own = scheduler.step
+def corrections(plan: Plan, with_profile: Plan, meaning: Predicts | None) -> dict[str, Plan]:
+    """Other ways to correct, in words."""
+    found = {"measured answers": with_profile}
+    for response in RESPONSES[meaning]:
+        found[f"response {response:g}"] = replace(plan, corrector=Corrector(response=response))
+    return found
 
-    def step(model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
-        found.append(PlainStep(sample.clone(), model_output.clone()))
-        return own(model_output, timestep, sample, *args, **kwargs)
 
-    scheduler.step = step
-    try:
-        yield found
-    finally:
-        del scheduler.step
+def places(plan: Plan) -> dict[str, Plan]:
+    """Other places of full steps, in words; none where they are not those of the recommended plan."""
+    if not isinstance(plan.schedule, PlacedSchedule):
+        return {}
+    budget, steps = plan.schedule.budget, plan.schedule.steps
+    even = {first: EvenSchedule(budget, first, steps) for first in FIRST if first < budget}
+    return {f"{first:g} of the steps first": replace(plan, schedule=schedule) for first, schedule in even.items()}
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What measuring a plan's corrections came to.
+    """What fitting a plan came to.
 
     Attributes:
-        plan: the calibrated plan if it won, else the plan as it was.
+        plan: the fitted plan if it won, else the plan as it was.
         won: whether it was nearer to the plain model on both sets of prompts.
+        changes: what is different in the fitted plan, in words.
+        tried: mean PSNR on the first set, in dB, of all plans that were tried, by what is different.
         rows: the plan as it was, calibrated, and the plain model with as many fewer steps, on both sets of prompts.
         text: what it won, in a sentence or two.
     """
 
     plan: Plan
     won: bool
+    changes: str
+    tried: Mapping[str, float]
     rows: list[HeldOutRow]
     text: str
 
@@ -146,28 +131,27 @@ class Calibration:
 def calibrate(
     pipe: Any, plan: Plan, tuning: Task, held_out: Task, begin: Callable[[str], None] | None = None
 ) -> Calibration:
-    """Measure on some prompts, draw others, and keep what was measured only if it won on both sets.
+    """Fit a plan to some prompts, draw others, and keep what was found only if it won on both sets.
 
     Args:
         pipe: the pipeline; left as it was.
         plan: with a corrector.
-        tuning: the prompts to measure on.
+        tuning: the prompts to fit to.
         held_out: other prompts, all else as in `tuning`.
         begin: told what is done next.
 
     Raises:
-        ConfigurationError: as `calibrated`.
+        ConfigurationError: as `measured`.
     """
     begin = begin or (lambda _: None)
-    begin("measuring")
-    better, of_tuning = calibrated(pipe, plan, tuning)
+    found, of_tuning = fit(pipe, plan, tuning, begin)
     begin("plain")
     sets = [(tuning, of_tuning), (held_out, draw_all(pipe, held_out.steps, held_out))]
     rows = []
-    for name, each in ((AS_IT_WAS, plan), (CALIBRATED, better)):
+    for name, each in ((AS_IT_WAS, plan), (CALIBRATED, found.plan)):
         begin(name)
         drawn = [draw(pipe, Configuration(name, each), task) for task, _ in sets]
-        psnr = [psnr_of_each(found.pictures, true) for found, (_, true) in zip(drawn, sets, strict=True)]
+        psnr = [psnr_of_each(drawing.pictures, true) for drawing, (_, true) in zip(drawn, sets, strict=True)]
         rows.append(HeldOutRow(name, drawn[1].tokens_ratio or 0.0, drawn[1].mac_ratio, *psnr))
     gains = []
     for before, after in ((rows[0].tuning, rows[1].tuning), (rows[0].held_out, rows[1].held_out)):
@@ -177,14 +161,18 @@ def calibrate(
     begin(fewer.name)
     rows.append(plain_row(pipe, fewer, sets))
     won = all(mean_of(gain) > 0 for gain in gains)
-    return Calibration(better if won else plan, won, rows, _in_words(won, *gains))
+    return Calibration(
+        found.plan if won else plan, won, found.name, found.tried, rows, _in_words(won, found.name, *gains)
+    )
 
 
-def _in_words(won: bool, tuning: list[float], held_out: list[float]) -> str:
+def _in_words(won: bool, changes: str, tuning: list[float], held_out: list[float]) -> str:
+    if changes == AS_IT_WAS:
+        return "Calibration found nothing better: the file holds the plan as it was."
     gain, ci95 = mean_of(held_out), ci95_of(held_out)
-    on_both = f"{mean_of(tuning):+.2f} dB on the prompts it was measured on, {gain:+.2f}"
+    on_both = f"{changes}: {mean_of(tuning):+.2f} dB on the prompts it was fitted to, {gain:+.2f}"
     on_both += f" {'' if ci95 is None else f'± {ci95:.2f} '}dB on held-out ones"
     if not won:
         return f"Calibration did not help ({on_both}): the file holds the plan as it was."
     chance = "" if ci95 is not None and gain > ci95 else " That may be chance: the interval reaches 0."
-    return f"Calibration helped: {on_both}.{chance}"
+    return f"Calibration helped ({on_both}).{chance}"

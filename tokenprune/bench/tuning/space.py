@@ -113,7 +113,8 @@ FORECASTS: dict[str, Choice] = {
 
 CORRECTORS: dict[str, Choice] = {
     "none": Choice(lambda: None),
-    "corrected": Choice(Corrector, {"response": Between(0.0, 30.0)}),
+    "corrected": Choice(Corrector),
+    "corrected, fixed": Choice(Corrector, {"response": Between(0.0, 40.0)}),
 }
 
 
