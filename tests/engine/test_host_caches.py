@@ -17,6 +17,7 @@ import tokenprune
 from tokenprune import (
     CacheLimitError,
     Handle,
+    HeldText,
     Hold,
     ListSchedule,
     NoisePolicy,
@@ -88,6 +89,14 @@ def test_full_pruned_and_skipped_steps(model: nn.Module, reuse: Any, make_steps:
     counts = ListSchedule([1.0, 1.0, 1.0, 0.3, 0.0, 1.0, 0.5, 0.3, 0.0])
     plan = Plan(NoisePolicy(), counts, reuse)
     expected, found, _ = both(model, lambda _: [*make_steps(model), *make_steps(model, images=2, seed=1)], plan)
+    assert same(expected, found)
+
+
+@pytest.mark.usefixtures("copies")
+@pytest.mark.parametrize("reuse", [Hold(), Taylor(keys=0.5)], ids=str)
+def test_text_that_is_held(sd3: nn.Module, reuse: Any, make_steps: Callable[..., Any]) -> None:
+    plan = Plan(POLICY, HeldText(POLICY.schedule(), every=2), reuse)
+    expected, found, _ = both(sd3, lambda _: [*make_steps(sd3), *make_steps(sd3, seed=1)], plan)
     assert same(expected, found)
 
 

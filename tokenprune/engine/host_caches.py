@@ -53,7 +53,7 @@ class Slot:
 
     Attributes:
         memory: one tuple for each buffer.
-        mark: behind the copies before and into it.
+        mark: behind all copies up to the last one into it.
         path: of the module whose keys and values it holds, or will; None: of none.
     """
 
@@ -118,7 +118,7 @@ class HostCaches:
 
     def begin(self, states: Iterable[AttentionState], branch: BranchCache) -> None:
         """A call of the model begins, whose attention modules know their plans."""
-        self._units.clear()
+        self.end()  # of one that an exception stopped, too
         for state in states:
             compiled = self._compiled_around(state.site.path)
             state.carrier = self if compiled is None else None
@@ -222,9 +222,11 @@ class HostCaches:
         slot.path, copies = path, self._copies_of(homes[0].device)
         pruned = any(state.plan is not None and state.plan.pruned for state in self._units[path])
         for buffer, home, memory in zip(buffers, homes, slot.memory, strict=True):
+            if not (buffer.reads_recorded or pruned):
+                continue
             if home.empty:
                 copies.clear(memory)
-            elif buffer.reads_recorded or pruned:
+            else:
                 copies.fetch(zip(memory, home.memory, strict=True))
         slot.mark = copies.mark()
         return slot
