@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenprune import PlacedSchedule, Step
+from tokenprune import EvenSchedule, PlacedSchedule, Step
 from tokenprune.schedule import ForecastError
 
 
@@ -129,3 +129,41 @@ def test_errors_that_are_no_numbers_change_no_budget(broken: float) -> None:
 def test_bad_settings(settings: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=r"budget|steps"):
         PlacedSchedule(**settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("budget", "first", "full"),
+    [
+        (0.5, 0.0, [0, 2, 4, 7, 9]),
+        (0.5, 0.3, [0, 1, 2, 6, 9]),
+        (0.5, 1.0, [0, 1, 2, 3, 4]),
+        (0.19, 0.5, [0]),
+        (1.0, 0.0, list(range(10))),
+    ],
+)
+def test_an_even_schedule_begins_with_its_share_of_full_steps(budget: float, first: float, full: list[int]) -> None:
+    schedule = EvenSchedule(budget, first, steps=10)
+    for remaining in (True, False):
+        steps = [Step(index, 0.0, 1.0, 10 - index if remaining else None) for index in range(10)]
+        assert [step.index for step in steps if schedule.fraction(step)] == full
+    assert schedule.skips is (budget < 1)
+    assert schedule.prunes(10) is (budget < 1)
+    assert not schedule.computes_parts
+
+
+@given(st.floats(0.02, 1.0), st.integers(1, 60), st.floats(0.0, 1.0))
+def test_an_even_schedule_meets_its_budget_exactly(budget: float, total: int, first: float) -> None:
+    full = EvenSchedule(budget, first).full_steps(total)
+    assert len(full) == PlacedSchedule(budget).full_steps(total)
+    assert 0 in full
+    assert max(full) < total
+    assert (total - 1 in full) or full == set(range(len(full)))
+
+
+def test_bad_settings_of_an_even_schedule() -> None:
+    with pytest.raises(ValueError, match=r"first: expected a share of the steps in \[0, 1\], got 1.5"):
+        EvenSchedule(0.5, 1.5)
+    with pytest.raises(ValueError, match=r"budget: expected a share of the operations in \(0, 1\], got 0"):
+        EvenSchedule(0)
+    with pytest.raises(ValueError, match="steps: expected a whole number of at least 1, got 0"):
+        EvenSchedule(0.5, steps=0)
