@@ -16,6 +16,7 @@ from tokenprune.engine.cache_conflicts import refuse_hooks
 from tokenprune.engine.cache_limit import bytes_of
 from tokenprune.engine.correction import SamplerCorrection
 from tokenprune.engine.foreign_forwards import misfits_explained, refuse_foreign_forwards
+from tokenprune.engine.host_caches import refuse_compiled
 from tokenprune.engine.masked_module import MaskedModule
 from tokenprune.engine.parallelism import DIVIDING
 from tokenprune.engine.pruning_watch import PruningWatch
@@ -54,6 +55,7 @@ def apply(
     trace: bool = False,
     cache_dtype: torch.dtype | None = None,
     cache_limit: str | int | None = None,
+    cache_device: str | torch.device | None = None,
     discover: bool = True,
     transformers: str | Sequence[str] | None = None,
     scheduler: Any = None,
@@ -86,9 +88,12 @@ def apply(
         trace: record what happens to every token at every step, for `Handle.trace`; costs memory, see `Trace`.
         cache_dtype: what keys and values are kept in, such as torch.bfloat16, or torch.int8 with a scale for each row,
             in place of the model's type: less memory, some error, see docs/speed.md. None is the model's own.
-        cache_limit: the most memory that all caches may hold together, as "8GiB" or in bytes; None is no limit. The
-            model's first call that would make them hold more raises CacheLimitError: sizes of pictures, batches and
-            texts are known only then.
+        cache_limit: the most memory that all caches may hold together on the model's own devices, as "8GiB" or in
+            bytes; None is no limit. The model's first call that would make them hold more raises CacheLimitError: sizes
+            of pictures, batches and texts are known only then.
+        cache_device: "cpu" keeps keys and values in host memory, and brings those of each attention module to its
+            device while the one before it runs, see docs/memory.md; blocks must not be compiled. None keeps them on the
+            device.
         discover: whether to find the map of a model that no adapter serves by watching it at its first call; that call
             raises UnknownModelError, and takes the hook off, where this fails. See docs/discovery.md.
         transformers: which of a pipeline's transformers to prune, by name; None prunes all.
@@ -104,7 +109,7 @@ def apply(
         HookConflictError: the model carries hooks of others that mix tokens.
         TypeError: an argument is of another type, or keys cannot be kept in the `cache_dtype`.
         ValueError: `transformers` or `guidance_scale` names a transformer that the pipeline has not, `guidance` is none
-            of these, or `cache_limit` is no amount of memory.
+            of these, `cache_limit` is no amount of memory, or `cache_device` is neither None nor "cpu".
     """
     if isinstance(policy, Plan):
         if schedule is not None or reuse is not None or corrector is not None:
@@ -121,6 +126,7 @@ def apply(
         ("guidance_scale", guidance_scale, float | Mapping | None),
         ("trace", trace, bool),
         ("cache_limit", cache_limit, str | int | None),
+        ("cache_device", cache_device, str | torch.device | None),
         ("discover", discover, bool),
         ("transformers", transformers, str | Sequence | None),
     )
@@ -135,6 +141,7 @@ def apply(
     numbers, keeping = schedule or policy.schedule(), reuse or Hold()
     _check_cache_dtype(cache_dtype, keeping)
     most_bytes = None if cache_limit is None else bytes_of(cache_limit)
+    resting = None if cache_device is None else _host(cache_device)
 
     window, notices = ThreadLabel(), Notices()
     correction = SamplerCorrection(sampler, corrector) if corrector is not None and sampler is not None else None
@@ -147,8 +154,10 @@ def apply(
     )
     parts: dict[str, Part] = {}
     for name, model in named.models.items():
+        if resting is not None and numbers.keeps_keys:
+            refuse_compiled(named.called[name], type(model).__name__)
         settings = PruningSettings(
-            policy, numbers, keeping, guidance, scales[name], trace, cache_dtype, keeps_keys=numbers.keeps_keys
+            policy, numbers, keeping, guidance, scales[name], trace, cache_dtype, resting, keeps_keys=numbers.keeps_keys
         )
         make = partial(MaskedModule, model, settings=settings, timeline=timeline)
         parts[name] = Part(_source(model, make, adapter, discover), named.called[name])
@@ -231,12 +240,27 @@ def _check_cache_dtype(dtype: torch.dtype | None, reuse: Reuse) -> None:
     )
 
 
+def _host(device: str | torch.device) -> torch.device:
+    """The device of host memory that keys and values are to lie in.
+
+    Raises:
+        ValueError: it is another one.
+    """
+    if str(device) != "cpu":
+        raise ValueError(
+            f'apply: cache_device: expected "cpu", or None for the device of the model, got {str(device)!r}; keys and '
+            f"values can lie in host memory alone"
+        )
+    return torch.device("cpu")
+
+
 _EXAMPLES = {
     "policy": "CATPolicy(alpha=0.3)",
     "schedule": "WarmupSchedule(0.3, 8)",
     "reuse": "Hold()",
     "corrector": "Corrector()",
     "cache_limit": '"8GiB"',
+    "cache_device": '"cpu"',
 }
 
 

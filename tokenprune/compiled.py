@@ -14,12 +14,12 @@ def original_of(module: nn.Module) -> nn.Module:
 
 def is_compiled(module: nn.Module) -> bool:
     """Whether calls of the module or of a part of it run compiled code."""
-    return any(
-        original_of(part) is not part
-        or part._compiled_call_impl is not None
-        or hasattr(part.forward, "_torchdynamo_orig_callable")
-        for part in module.modules()
-    )
+    return any(part._compiled_call_impl is not None or is_wrapped(part) for part in module.modules())
+
+
+def is_wrapped(part: nn.Module) -> bool:
+    """Whether the module is one that `torch.compile` made of another one, or has a forward that it made."""
+    return original_of(part) is not part or hasattr(part.forward, "_torchdynamo_orig_callable")
 
 
 def forget_graphs(module: nn.Module) -> bool:

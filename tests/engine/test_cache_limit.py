@@ -67,8 +67,9 @@ def test_keys_and_values_are_refused_before_their_memory_is_taken(
     message = (
         r"transformer_blocks\.\d\.attn2?: the caches would hold about [\d.]+ KiB of memory with this call, expected at "
         r"most cache_limit = [\d.]+ KiB; draw fewer or smaller pictures in a call, keep keys and values in a smaller "
-        r"type with apply\(\.\.\., cache_dtype=\.\.\.\), or take a plan that skips whole steps, "
-        r"tokenprune\.plan\(pipe\), which keeps none"
+        r"type with apply\(\.\.\., cache_dtype=\.\.\.\), keep keys and values in host memory with "
+        r"apply\(\.\.\., cache_device=\"cpu\"\), or take a plan that skips whole steps, tokenprune\.plan\(pipe\), "
+        r"which keeps none"
     )
     assert re.fullmatch(message, str(caught.value))
 

@@ -27,7 +27,7 @@ class Model:
     """Takes down what a timeline asks of it."""
 
     def __init__(self, name: str, nbytes: int = 0) -> None:
-        self.name, self.nbytes = name, nbytes
+        self.name, self.nbytes, self.host_bytes = name, nbytes, 0
         self.asked: list[str] = []
         self.told: list[CallPosition] = []
         self.branches: dict[BranchKey, BranchCache] = {}

@@ -66,15 +66,20 @@ def spread(model: nn.Module, exit_path: str, exit_device: str) -> None:
         add_hook_to_module(part, Mover(execution_device=device))
 
 
-def run(model: nn.Module, inputs: dict[str, Any], configuration: SelectionPolicy | Plan) -> list[dict[str, str]]:
-    """Where the keys of every attention module are kept, after each of some steps."""
+def run(
+    model: nn.Module, inputs: dict[str, Any], configuration: SelectionPolicy | Plan, cache_device: str | None = None
+) -> list[dict[str, str]]:
+    """Where the keys of every attention module are read, at each of some steps."""
     where = []
-    with torch.no_grad(), tokenprune.apply(model, configuration, guidance="none") as handle:
+    with (
+        torch.no_grad(),
+        tokenprune.apply(model, configuration, guidance="none", cache_device=cache_device) as handle,
+    ):
         handle._masked.timeline._trackers[""] = OneGeneration(time_rises=False)  # fake timesteps cannot be read
         for _ in range(4):
             model(**inputs)
             (branch,) = handle._masked.generation.branches.values()
-            where.append({key.path: str(buffer.key.device) for key, buffer in branch.buffers.items() if buffer.length})
+            where.append({key.path: str(buffer.device) for key, buffer in branch.buffers.items() if buffer.length})
         tokens = [record.calls[0].tokens for record in handle._masked.generation.records]
     assert tokens[0] == tokens[1] > tokens[2] == tokens[3] > 0
     return where
@@ -98,6 +103,7 @@ def test_a_model_on_two_devices(name: str, exit_device: str) -> None:
             where = run(model, inputs, configuration)
             assert set(where[0].values()) == set(DEVICES)
             assert where[0] == where[-1]
+            assert where == run(model, inputs, configuration, cache_device="cpu")
 
 
 def test_fake_tensors_refuse_two_devices() -> None:

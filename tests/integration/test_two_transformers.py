@@ -20,11 +20,15 @@ from tokenprune import (
     CATPolicy,
     ErrorControlledPolicy,
     Handle,
+    Hold,
     ListSchedule,
     NoisePolicy,
+    Plan,
     RefreshSchedule,
+    Reuse,
     Selection,
     SelectionPolicy,
+    Taylor,
     WarmupSchedule,
 )
 
@@ -59,6 +63,21 @@ def draw(pipe: WanPipeline, seed: int = 0, steps: int = STEPS, **more: Any) -> T
     size = {"height": 48, "width": 64, "num_frames": 9, "output_type": "latent"}
     wanted = {**TEXTS, **size, "guidance_scale": 4.0, "guidance_scale_2": 3.0, **more}
     return pipe(**wanted, num_inference_steps=steps, generator=torch.Generator().manual_seed(seed)).frames
+
+
+@pytest.mark.parametrize("reuse", [Hold(), Taylor(keys=True)], ids=str)
+def test_keys_and_values_in_host_memory(pipe: WanPipeline, reuse: Reuse) -> None:
+    """Both experts' lie there by turns; each brings its own."""
+    plan = Plan(NoisePolicy(), ListSchedule([1.0, 1.0, 1.0, 0.3, 1.0, 1.0, 0.3, 0.3]), reuse)
+    with tokenprune.apply(pipe, plan) as handle:
+        expected = [draw(pipe), draw(pipe, seed=1)]
+        whole = handle.report()
+    with tokenprune.apply(pipe, plan, cache_device="cpu") as handle:
+        assert all(map(torch.equal, expected, [draw(pipe), draw(pipe, seed=1)]))
+        report = handle.report()
+    assert whole.host_cache_bytes == 0 < report.host_cache_bytes
+    assert set(report.transformers) == set(NAMES)
+    assert all(0 < each.host_cache_bytes <= report.host_cache_bytes for each in report.transformers.values())
 
 
 def counts(handle: Handle) -> list[int]:

@@ -105,7 +105,7 @@ def test_masks_go_there_and_back(tmp_path: Path) -> None:
 
 def test_none_is_written_and_nested_parts_keep_their_settings(tmp_path: Path) -> None:
     mixture = MixturePolicy(parts=((MixturePolicy(parts=((CATPolicy.published(), 2),)), 1), (NoisePolicy(), 3)))
-    plan = Plan(mixture, BudgetSchedule(0.5, every=None), ClusterCorrection(Taylor(2, keys=False), 7))
+    plan = Plan(mixture, BudgetSchedule(0.5, every=None), ClusterCorrection(Taylor(2, keys=0.5), 7))
     save_plan(plan, tmp_path / "plan.yaml")
     assert load_plan(tmp_path / "plan.yaml") == plan
     assert mapping_of(plan)["schedule"]["every"] is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -238,6 +239,9 @@ def test_keys_and_values_are_the_inner_rules() -> None:
     forecast = Taylor(1, keys=True)
     assert type(ClusterCorrection(forecast).start_keys()) is type(forecast.start_keys())
     assert type(forecast.start_keys()) is not type(Hold().start_keys())
+    half = replace(forecast, keys=0.5)
+    assert type(ClusterCorrection(half).start_keys(depth=0.25)) is type(half.start_keys())
+    assert type(ClusterCorrection(half).start_keys(depth=0.5)) is type(Hold().start_keys())
 
 
 @pytest.mark.parametrize(

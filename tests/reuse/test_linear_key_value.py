@@ -14,7 +14,7 @@ from tokenprune import CATPolicy, RandomPolicy, RefreshSchedule, SequentialPolic
 from tokenprune.errors import AttentionError
 from tokenprune.ops.selection import Selection
 from tokenprune.ops.static_memory import StaticBuffers
-from tokenprune.reuse.key_value import FreshKeys, KeyValueBuffer, Span
+from tokenprune.reuse.key_value import BufferKey, FreshKeys, KeyValueBuffer, Span
 from tokenprune.reuse.linear_key_value import LinearBuffer
 from tokenprune.reuse.taylor import Taylor
 
@@ -173,6 +173,29 @@ def test_the_report_tells_of_the_memory(model: nn.Module, make_steps: Callable[.
             assert all(type(buffer) is (LinearBuffer if keys else KeyValueBuffer) for buffer in buffers)
             extra = sum(buffer.nbytes for buffer in buffers)
     assert held[False] < held[True] < held[False] + extra
+
+
+@pytest.mark.parametrize(("share", "forecast"), [(0, 0), (0.25, 1), (0.26, 2), (0.5, 2), (0.9, 4), (1.0, 4)])
+def test_the_first_modules_forecast(
+    share: float, forecast: int, sd3: nn.Module, make_steps: Callable[..., Any]
+) -> None:
+    """Of four; the others hold."""
+    with tokenprune.apply(sd3, RandomPolicy(0.5, 2), reuse=Taylor(keys=share)) as handle:
+        list(make_steps(sd3))
+        buffers = handle._masked.generation.branches.popitem()[1].buffers
+        kinds = [type(buffers[BufferKey(site.path)]) for site in handle._masked.map.attentions]
+    assert kinds == [LinearBuffer] * forecast + [KeyValueBuffer] * (4 - forecast)
+
+
+def test_a_share_of_one_is_all_and_of_none_none(sd3: nn.Module, make_steps: Callable[..., Any]) -> None:
+    made = {}
+    for keys in (False, 0.0, 0.5, 1.0, True):
+        with tokenprune.apply(sd3, CATPolicy(0.3, 4), reuse=Taylor(keys=keys)):
+            made[repr(keys)] = list(make_steps(sd3))
+    for one, other in (("False", "0.0"), ("True", "1.0")):
+        assert all(map(torch.equal, made[one], made[other]))
+    for name in ("0.0", "1.0"):
+        assert not any(map(torch.equal, made["0.5"][5:], made[name][5:]))
 
 
 def test_full_steps_stay_the_plain_models(model: nn.Module, make_steps: Callable[..., Any]) -> None:

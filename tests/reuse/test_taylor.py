@@ -165,6 +165,17 @@ def test_other_orders_are_refused(order: int) -> None:
         Taylor(order)
 
 
+@pytest.mark.parametrize("keys", [-0.1, 1.5, float("nan")])
+def test_shares_that_are_none_are_refused(keys: float) -> None:
+    with pytest.raises(ValueError, match=f"^keys: expected True, False, or the share of .*, 0 to 1, got {keys}$"):
+        Taylor(keys=keys)
+
+
+def test_keys_of_another_type_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"^keys: expected True or False or a number, got 'half'"):
+        Taylor(keys="half")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("rule", [Hold(), Taylor(1), Taylor(2), Taylor(2, damped=False)], ids=repr)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("steps", [1, 2, 4])

@@ -63,6 +63,8 @@ def enter_attention(module: nn.Module, args: Any) -> None:
     if not state.active:
         return
     state.ran = True
+    if state.carrier is not None:
+        state.carrier.arrive(state.site.path)
     state.mode = serve(state, None if torch.compiler.is_compiling() else sys._getframe(1))
     if state.mode is not None:
         state.mode.__enter__()
@@ -98,6 +100,8 @@ def leave_attention(module: nn.Module, args: Any, output: Any) -> None:
     if not service.made and not service.plan.pruned and not attention_is_off(service.plan, state, processor):
         raise unseen(module, state)
     service.end(output, processor)
+    if state.carrier is not None:
+        state.carrier.leave(state.site.path)
 
 
 def processor_of(module: nn.Module) -> tuple[object, object]:

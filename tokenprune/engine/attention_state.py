@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,25 @@ from tokenprune.reuse.key_value import BufferKey, FreshKeys, KeyValueBuffer, Spa
 
 Weigh: TypeAlias = Callable[[Tensor, Tensor, float], Tensor]
 """A policy's `weigh_attention`: queries and keys of image tokens [B, H, N, D] and the scale to weights [B, N]."""
+
+
+class Carrier(Protocol):
+    """Brings keys and values to where a module runs, and takes them away again."""
+
+    def begin(self, states: Iterable[AttentionState], branch: BranchCache) -> None:
+        """A call of the model begins, whose attention modules know their plans."""
+
+    def end(self) -> None:
+        """It is over."""
+
+    def forget(self) -> None:
+        """Let go of what modules share."""
+
+    def arrive(self, path: str) -> None:
+        """The module is about to run."""
+
+    def leave(self, path: str) -> None:
+        """It is done."""
 
 
 @dataclass(frozen=True)
@@ -152,6 +171,7 @@ class AttentionState:
         site: where the module is and how its keys lie.
         weigh: the policy's `weigh_attention`, if it wants to know the attention of some full calls.
         trusting: whether attention calls are not looked into, as `PruningSettings` says.
+        carrier: brings the keys and values that lie elsewhere; None: they are where the module runs.
 
     Attributes:
         owner: the model's class.
@@ -162,8 +182,15 @@ class AttentionState:
         weights: what `weigh` gave at this call for some conditional rows [b, N], and the first of them.
     """
 
-    def __init__(self, site: AttentionSite, weigh: Weigh | None = None, trusting: bool = False) -> None:
+    def __init__(
+        self,
+        site: AttentionSite,
+        weigh: Weigh | None = None,
+        trusting: bool = False,
+        carrier: Carrier | None = None,
+    ) -> None:
         self.site = site
+        self.carrier = carrier
         self.weigh = weigh
         self.trusting = trusting
         self.owner: type[nn.Module] = nn.Module
@@ -244,7 +271,7 @@ def prepare(states: Iterable[AttentionState], coming: Coming) -> None:
         )
         for call in seen.keys.values():
             kept = kept_keys(state.site, coming, call)
-            device = coming.clock.device if kept.buffer.key is None else kept.buffer.key.device
+            device = kept.buffer.device or coming.clock.device
             kept.buffer.clock = clocks.setdefault(device, coming.clock.to(device))
             if rows is not None:
                 part = None if call.shape.rows == coming.batch else (call.first, call.shape.rows)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -45,12 +46,14 @@ class BranchCache:
         reference: the prediction that the branch's first one is relative to [B, N, C], if there is one.
         make_room: told the path of an attention module and the bytes that its keys and values will take, before they
             do, and how many modules have theirs; it refuses them by an error. None lets all pass.
+        depths: share of the model's attention modules that come before each of them, by path.
 
     Attributes:
         guidance: as above.
         step: the last step that called the branch; -1 before the first.
         buffers: keys and values of attention modules.
         attention: the attention calls that each module made at the last full call, by path.
+        order: paths of the attention modules as they ran at the last call, where keys and values lie in host memory.
         ran: paths of the blocks and attention modules that ran at the branch's first call; None before it.
         constants: outputs of text-only modules by path.
         text: the text argument that `constants` belong to, and its version.
@@ -67,13 +70,15 @@ class BranchCache:
         dtype: torch.dtype | None = None,
         reference: Tensor | None = None,
         make_room: Callable[[str, int, int], None] | None = None,
+        depths: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
-        self._rule, self._dtype, self._make_room = rule, dtype, make_room
+        self._rule, self._dtype, self._make_room, self._depths = rule, dtype, make_room, depths
         self.guidance: Guidance = guidance
         self.step = -1
         self.buffers: dict[BufferKey, KeyValueBuffer] = {}
         self.attention: dict[str, SeenCalls] = {}
         self._unpaired: set[BufferKey] = set()
+        self.order: list[str] = []
         self.ran: frozenset[str] | None = None
         self.constants: dict[str, KeptOutput] = {}
         self.text: tuple[Tensor, int] | None = None
@@ -91,7 +96,8 @@ class BranchCache:
         """
         if key not in self.buffers or paired == (key in self._unpaired):
             self._unpaired.discard(key) if paired else self._unpaired.add(key)
-            self.buffers[key] = self._rule.start_keys(self.guidance if paired else "none")
+            depth = self._depths.get(key.path, 0.0)
+            self.buffers[key] = self._rule.start_keys(self.guidance if paired else "none", depth)
             self.buffers[key].dtype = self._dtype
         return self.buffers[key]
 
@@ -120,6 +126,7 @@ class BranchCache:
             if all(BufferKey(path, number) in self.buffers for number in seen.keys)
         }
         self._unpaired = former._unpaired
+        self.order = former.order
         self.constants = {path: output for path, output in former.constants.items() if output.writable}
 
     @property
@@ -129,7 +136,12 @@ class BranchCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of tensor memory held."""
+        """Bytes of tensor memory held, but for those in host memory."""
         predictions = sum(t.nbytes for t in (self.prediction, self.reference) if t is not None)
         constants = sum(kept.output.nbytes for kept in self.constants.values() if kept.output is not None)
         return predictions + constants + sum(b.nbytes for b in self.buffers.values()) + self.reuse.nbytes
+
+    @property
+    def host_bytes(self) -> int:
+        """Bytes of host memory held for keys and values that go to the device when they are needed."""
+        return sum(buffer.host_bytes for buffer in self.buffers.values())

@@ -1,4 +1,4 @@
-"""A limit to what all caches of a handle may hold together."""
+"""A limit to what all caches of a handle may hold together on the devices of their models."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "KB": 10**3, "MB": 10**6, "GB
 
 HELP = (
     "draw fewer or smaller pictures in a call, keep keys and values in a smaller type with "
-    "apply(..., cache_dtype=...), or take a plan that skips whole steps, tokenprune.plan(pipe), which keeps none"
+    'apply(..., cache_dtype=...), keep keys and values in host memory with apply(..., cache_device="cpu"), or take a '
+    "plan that skips whole steps, tokenprune.plan(pipe), which keeps none"
 )
 
 

@@ -91,8 +91,13 @@ class Generation:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of tensor memory held."""
+        """Bytes of tensor memory held, but for those in host memory."""
         return self.choice.nbytes + sum(branch.nbytes for branch in self.branches.values())
+
+    @property
+    def host_bytes(self) -> int:
+        """Bytes of host memory held for keys and values that go to the device when they are needed."""
+        return sum(branch.host_bytes for branch in self.branches.values())
 
     def emptied(self) -> Generation:
         """What stays of the generation when its caches are freed: what a report tells of it."""

@@ -26,6 +26,7 @@ from tokenprune.engine.foreign_forwards import (
     replaced,
 )
 from tokenprune.engine.generation import Generation
+from tokenprune.engine.host_caches import AHEAD, HostCaches, refuse_compiled
 from tokenprune.engine.installation import HookInstallation
 from tokenprune.engine.parallelism import DIVIDING, refuse_other_inputs, refuse_unequal_parts, shards_of
 from tokenprune.engine.policy_view import PolicyView
@@ -97,7 +98,9 @@ class MaskedModule:
         signature: of the model's forward.
         sites: the states of all hooked places.
         generations: how many began since the hooks were put on.
-        peak_bytes: most memory that the caches held.
+        peak_bytes: most memory that the caches held on the model's own devices.
+        peak_host_bytes: the same in host memory, where keys and values lie there.
+        host: brings those that lie in host memory to the attention modules; None: they lie where these run.
         notes: how the map was found, where that is worth telling.
     """
 
@@ -113,19 +116,21 @@ class MaskedModule:
         self.model = model
         self.map = module_map
         self.settings = settings
+        self.host = HostCaches(model) if settings.cache_device is not None and settings.keeps_keys else None
         self._shards = self._refuse_foreign()
         with misfits_explained(model):
             module_map.check(model)
         held_text.refuse_model(model, module_map, settings.schedule)
         self.signature = inspect.signature(model.forward)
         weigh = settings.policy.weigh_attention if "attention" in settings.policy.needs else None
-        self.sites = Sites(module_map, weigh, settings.trusting)
+        self.sites = Sites(module_map, weigh, settings.trusting, self.host)
         self.generations = 0
-        self.peak_bytes = 0
+        self.peak_bytes = self.peak_host_bytes = 0
         self.timeline = timeline or Timeline(lambda rises: StepTracker(rises, settings.guidance != "none"))
         self._branch_name = ThreadLabel()
         self._installation = HookInstallation(model, module_map, self.sites, self, settings.schedule.skips)
         self._set_aside = SetAside()
+        self._depths = {site.path: i / len(module_map.attentions) for i, site in enumerate(module_map.attentions)}
         self._block_outputs = BlockOutputs()
         self._output_maps: dict[tuple[torch.Size, torch.dtype, str], OutputMap] = {}
         self._call: CallUnderWay | None = None
@@ -152,8 +157,14 @@ class MaskedModule:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of tensor memory that the caches hold, of all windows."""
-        return sum(window.generation.nbytes for window in self._windows.values())
+        """Bytes of tensor memory that the caches hold, of all windows, but for those in host memory."""
+        shared = self.host.nbytes if self.host is not None else 0
+        return shared + sum(window.generation.nbytes for window in self._windows.values())
+
+    @property
+    def host_bytes(self) -> int:
+        """Bytes of host memory that they hold."""
+        return sum(window.generation.host_bytes for window in self._windows.values())
 
     # Hooks on and off ------------------------------------------------------------------------------------------
 
@@ -235,6 +246,8 @@ class MaskedModule:
         Raises:
             HookConflictError: hooks or forwards of others on the model cannot go with pruning.
         """
+        if self.host is not None:
+            refuse_compiled(self.model, self.name)
         shards = shards_of(self.model, self.map, self.settings.keeps_keys)
         refuse_hooks(self.model, served=() if shards.group is None else DIVIDING)
         refuse_foreign_forwards(self.model, (site.path for site in self.map.block_sites))
@@ -308,6 +321,8 @@ class MaskedModule:
             # Compiled blocks must never see the buffers being made: that would be another graph for each layer. Nor
             # the attention being weighed or their outputs noted, once a generation: that would be further graphs.
             self._set_aside.put(map(self.model.get_submodule, self.sites.blocks))
+        if not self._call.skips:
+            self.sites.bring(branch)
         if seen:
             self._block_outputs.watch(map(self.model.get_submodule, self.sites.blocks))
         whole = generation.records[-1].num_tokens
@@ -392,6 +407,7 @@ class MaskedModule:
             raise self._without_exit(call.branch)
         self.generation.records[-1].calls[-1].watch.mark()
         self.peak_bytes = max(self.peak_bytes, self.nbytes)
+        self.peak_host_bytes = max(self.peak_host_bytes, self.host_bytes)
         self.generation.end_call()
         if self.settings.schedule.skips and call is not None and call.selection is None and not call.skips:
             self._map_output(call, args, kwargs, output)
@@ -462,11 +478,12 @@ class MaskedModule:
     def _new_branch(self, key: BranchKey, reference: Tensor | None = None) -> BranchCache:
         guidance = self.generation.view.guidance_of(key.shape[0])
         settings, make_room = self.settings, self._make_room if self.timeline.limit.is_set else None
-        return BranchCache(settings.reuse, guidance, settings.cache_dtype, reference, make_room)
+        return BranchCache(settings.reuse, guidance, settings.cache_dtype, reference, make_room, self._depths)
 
     def _make_room(self, path: str, nbytes: int, made: int) -> None:
         """Ask for the memory of an attention module's keys and values, when so many modules have theirs."""
-        self.timeline.limit.take(path, nbytes, max(0, len(self.map.attentions) - made - 1))
+        left = max(0, len(self.map.attentions) - made - 1)
+        self.timeline.limit.take(path, nbytes, left if self.host is None else min(left, AHEAD - 1))
 
     def _begin_branch(self, position: CallPosition, given: CallArguments) -> BranchCache:
         branches = self.generation.branches

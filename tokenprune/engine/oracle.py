@@ -124,7 +124,7 @@ class _Poisoned(Reuse):
     def start(self, guidance: Guidance = "none") -> ReuseState:
         return _PoisonedState()
 
-    def start_keys(self, guidance: Guidance = "none") -> KeyValueBuffer:
+    def start_keys(self, guidance: Guidance = "none", depth: float = 0.0) -> KeyValueBuffer:
         return _CorruptibleBuffer()
 
 

@@ -54,7 +54,8 @@ class PruningWatch:
             self._notices.warn(
                 "caches",
                 f"the caches hold {nbytes / 2**30:.1f} GiB by now; apply(..., cache_dtype=...) keeps keys and values "
-                f"in smaller types, and handle.reset() frees them after a generation",
+                f'in smaller types, cache_device="cpu" keeps them in host memory, and handle.reset() frees them after '
+                f"a generation",
             )
 
     def _tell(self, steps: int, what: str) -> None:

@@ -24,6 +24,7 @@ class PruningSettings:
         guidance_scale: None shows policies the conditional prediction; a number shows them the guided one.
         trace: whether to record what happens to every token at every step.
         cache_dtype: what keys and values are kept in; None keeps them in the model's type.
+        cache_device: where keys and values lie while their modules do not run; None is where these run.
         trusting: whether attention calls are not looked into: what they make does not matter, as only operations are
             counted, of calls that were served before.
         keeps_keys: whether full calls keep keys and values; no call needs them where all are full or skipped.
@@ -36,5 +37,6 @@ class PruningSettings:
     guidance_scale: float | None = None
     trace: bool = False
     cache_dtype: torch.dtype | None = None
+    cache_device: torch.device | None = None
     trusting: bool = False
     keeps_keys: bool = True

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenprune.engine import attention_hooks, attention_state, text_hooks
-from tokenprune.engine.attention_state import AttentionState, Coming, Weigh
+from tokenprune.engine.attention_state import AttentionState, Carrier, Coming, Weigh
 from tokenprune.engine.block_hooks import BlockState
 from tokenprune.engine.branch_cache import BranchCache
 from tokenprune.engine.call_arguments import CallArguments
@@ -29,6 +29,7 @@ class Sites:
         module_map: where they are.
         weigh: the policy's `weigh_attention`, if it wants to know the attention of some full calls.
         trusting: whether attention calls are not looked into, as `PruningSettings` says.
+        carrier: brings keys and values that lie elsewhere to the attention modules.
 
     Attributes:
         exit: of the last projection.
@@ -38,11 +39,13 @@ class Sites:
         blocks: of blocks, by path; they exist while hooks are on.
     """
 
-    def __init__(self, module_map: ModuleMap, weigh: Weigh | None, trusting: bool = False) -> None:
-        self._map = module_map
+    def __init__(
+        self, module_map: ModuleMap, weigh: Weigh | None, trusting: bool = False, carrier: Carrier | None = None
+    ) -> None:
+        self._map, self._carrier = module_map, carrier
         self.exit = Exit(module_map.exit_site)
         self.expand = ExpandState(module_map.exit_site)
-        self.attentions = [AttentionState(site, weigh, trusting) for site in module_map.attentions]
+        self.attentions = [AttentionState(site, weigh, trusting, carrier) for site in module_map.attentions]
         self.text_layers = [TextLayerState(path) for path in module_map.constants]
         self.blocks: dict[str, BlockState] = {}
         self._clock = torch.zeros(())
@@ -138,6 +141,11 @@ class Sites:
         """Tell text-only modules whether the coming call reuses their outputs, and whether any keeps them."""
         text_hooks.prepare(self.text_layers, branch, call.text, pruned, keeps)
 
+    def bring(self, branch: BranchCache) -> None:
+        """Send for the keys and values of a guidance branch that lie elsewhere: attention modules will run."""
+        if self._carrier is not None:
+            self._carrier.begin(self.attentions, branch)
+
     def attention_weights(self) -> list[Tensor]:
         """What the policy made of each attention module at this full call [B, N]; nothing where it does not ask."""
         weights = [found for site in self.attentions if (found := site.attention_weights()) is not None]
@@ -157,14 +165,18 @@ class Sites:
             site.active = False
         for layer in self.text_layers:
             layer.reused = False
+        if self._carrier is not None:
+            self._carrier.end()
 
     def tidy(self) -> None:
         """Let go of row indices that the last generation did not use."""
         self._static.tidy()
 
     def forget_rows(self) -> None:
-        """Let go of all row indices: the next generation has other shapes."""
+        """Let go of all row indices, and of memory that modules share: the next generation has other shapes."""
         self._static = StaticBuffers()
+        if self._carrier is not None:
+            self._carrier.forget()
 
     def forget(self) -> None:
         """Let go of all tensors."""

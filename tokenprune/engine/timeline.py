@@ -27,7 +27,11 @@ class Member(Protocol):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of tensor memory that its caches hold."""
+        """Bytes of tensor memory that its caches hold on its own devices."""
+
+    @property
+    def host_bytes(self) -> int:
+        """Bytes of host memory that they hold."""
 
     def unwind(self) -> None:
         """Leave what an exception or an interrupt left behind."""
@@ -61,7 +65,8 @@ class Timeline:
         full_steps: of the latest generation, by window.
         latest: the generation of the latest call.
         generations: how many began.
-        peak_bytes: most memory that the caches of all models held at the end of a call.
+        peak_bytes: most memory that the caches of all models held at the end of a call, on the models' own devices.
+        peak_host_bytes: the same in host memory.
         limit: refuses what would make them hold more than allowed.
     """
 
@@ -83,13 +88,18 @@ class Timeline:
         self.full_steps: dict[str, list[FullStep]] = {}
         self.latest: object = None
         self.generations = 0
-        self.peak_bytes = 0
+        self.peak_bytes = self.peak_host_bytes = 0
         self.limit = CacheLimit(most_bytes, lambda: self.nbytes)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of tensor memory that the caches of all models hold."""
+        """Bytes of tensor memory that the caches of all models hold on the models' own devices."""
         return sum(member.nbytes for member in self._members)
+
+    @property
+    def host_bytes(self) -> int:
+        """Bytes of host memory that they hold."""
+        return sum(member.host_bytes for member in self._members)
 
     def join(self, member: Member, time_rises: bool) -> bool:
         """Take in another model.
@@ -137,6 +147,7 @@ class Timeline:
         """
         self.limit.check()
         self.peak_bytes = max(self.peak_bytes, self.nbytes)
+        self.peak_host_bytes = max(self.peak_host_bytes, self.host_bytes)
         self.watch.see_caches(self.peak_bytes)
         self._ownership.leave()
 

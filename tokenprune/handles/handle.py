@@ -142,7 +142,7 @@ class Handle:
             (report,) = parts.values()
         else:
             called = {name for name, part in self._parts.items() if part.took_part_in(timeline.latest)}
-            report = joint_report(parts, called, timeline.generations, timeline.peak_bytes)
+            report = joint_report(parts, called, timeline.generations, timeline.peak_bytes, timeline.peak_host_bytes)
         if timeline.generations or self._removed:
             return report
         return replace(report, notes=(*report.notes, self.told_in_advance))

@@ -10,14 +10,17 @@ from tokenprune.reports.report import Macs, Report, StepReport
 from tokenprune.reports.trace import Trace
 
 
-def joint_report(parts: Mapping[str, Report], called: set[str], generations: int, cache_bytes: int) -> Report:
+def joint_report(
+    parts: Mapping[str, Report], called: set[str], generations: int, cache_bytes: int, host_cache_bytes: int = 0
+) -> Report:
     """One report of all transformers' reports.
 
     Args:
         parts: each one's own, by name.
         called: those that the latest generation called.
         generations: how many generations began.
-        cache_bytes: largest memory that the caches of all held together.
+        cache_bytes: largest memory that the caches of all held together on the models' own devices.
+        host_cache_bytes: the same in host memory.
     """
     counted = [report for name, report in parts.items() if name in called]
     steps: dict[int, list[StepReport]] = defaultdict(list)
@@ -41,6 +44,7 @@ def joint_report(parts: Mapping[str, Report], called: set[str], generations: int
         token_counts=sum((count.to(counts[0].device) for count in counts[1:]), counts[0]) if alike else None,
         notes=tuple(f"{name}: {note}" for name, report in parts.items() for note in report.notes),
         transformers=dict(parts),
+        host_cache_bytes=host_cache_bytes,
     )
 
 

@@ -94,6 +94,7 @@ class Part:
             grid=generation.view.grid,
             token_counts=history.counts.clone() if (history := generation.history) else None,
             notes=notes,
+            host_cache_bytes=masked.peak_host_bytes,
         )
 
     def trace(self) -> Trace:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -58,7 +58,9 @@ class Rehearsal:
         calls: calls of each step.
         images: rows of the batch of a call, both guidance halves counted.
         keys: length and bytes of the keys and values of each attention module, for all rows and calls.
-        cache_bytes: bytes of all caches.
+        cache_bytes: bytes of all caches on the model's device.
+        host_bytes: bytes of keys and values in host memory.
+        moved: bytes that a step copies to the device, and from it, by what it computes.
     """
 
     grid: TokenGrid
@@ -69,6 +71,8 @@ class Rehearsal:
     images: int
     keys: tuple[tuple[int, int], ...]
     cache_bytes: int
+    host_bytes: int = 0
+    moved: Mapping[Computed, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def tokens(self) -> int:
@@ -126,7 +130,13 @@ def texts_of(schedule: Schedule, counts: Sequence[int], tokens: int) -> tuple[bo
 
 
 def rehearse(
-    model: nn.Module, module_map: ModuleMap, call: CallPattern, plan: Plan, steps: int, dtype: torch.dtype | None = None
+    model: nn.Module,
+    module_map: ModuleMap,
+    call: CallPattern,
+    plan: Plan,
+    steps: int,
+    dtype: torch.dtype | None = None,
+    cache_device: torch.device | None = None,
 ) -> Rehearsal:
     """Call a copy of the model as a pruned generation would, once for each number of tokens.
 
@@ -140,6 +150,7 @@ def rehearse(
         plan: how it is pruned.
         steps: of the generation, at least 1.
         dtype: precision of weights and caches; None takes the model's. Models that read values run in their own.
+        cache_device: where keys and values lie, as for `apply`; the host's memory, too, is without any here.
 
     Raises:
         ConfigurationError: the model reads values of its tensors, and it or the arguments are without any.
@@ -161,6 +172,7 @@ def rehearse(
     order = [Computed(tokens)] * FULL_STEPS + pruned
     halves = module_map.guidance if call.halves else "none"
     layers: dict[Computed, Layers] = {}
+    moved: dict[Computed, tuple[int, int]] = {}
 
     twin = bare_twin(model) if module_map.reads_values else meta_twin(model, dtype)
 
@@ -173,12 +185,14 @@ def rehearse(
         CountSchedule([each.tokens for each in order], [step for step, each in enumerate(order) if not each.with_text]),
         plan.reuse,
         guidance=halves,
+        cache_device=cache_device,
         keeps_keys=schedule.keeps_keys,
     )
     timeline = Timeline(lambda _: _Rehearsed(call.times, len(order)))
     masked = MaskedModule(twin, module_map, settings, timeline)
     masked.install()
     for step, computed in enumerate(order):
+        before = _moved(masked)
         for call_of_step in range(call.times):
             if call_of_step or step < FULL_STEPS - 1:  # these are there to fill the caches
                 run()
@@ -186,6 +200,8 @@ def rehearse(
                 with counting() as counted, by_layer(twin, counted) as found:
                     run()
                 layers[computed] = {**found, "": counted.macs}
+        fetched, returned = _moved(masked)
+        moved[computed] = fetched - before[0], returned - before[1]
     generation = masked.generation
     branches = generation.branches.values()
     keys = [buffer for branch in branches for buffer in branch.buffers.values() if buffer.length]
@@ -198,6 +214,8 @@ def rehearse(
         images=next(iter(generation.branches)).shape[0],
         keys=tuple((buffer.length, sum(tensor.nbytes for tensor in buffer.kept)) for buffer in keys),
         cache_bytes=masked.peak_bytes,
+        host_bytes=masked.peak_host_bytes,
+        moved=moved,
     )
 
 
@@ -224,3 +242,8 @@ def _like(leaf: Any, dtype: torch.dtype | None) -> Any:
     if not isinstance(leaf, Tensor):
         return leaf
     return torch.empty_like(leaf, device="meta", dtype=dtype if leaf.is_floating_point() else None)
+
+
+def _moved(masked: MaskedModule) -> tuple[int, int]:
+    """Bytes of keys and values that were copied to the device, and from it."""
+    return (0, 0) if masked.host is None else masked.host.moved

@@ -77,12 +77,13 @@ class Report:
         dense_tokens: the same for the plain model.
         macs: operations of the model in this generation.
         dense_macs: the same for the plain model.
-        cache_bytes: largest memory that the caches held, in bytes, since `apply`.
+        cache_bytes: largest memory that the caches held on the model's own devices, in bytes, since `apply`.
         grid: extents of the token grid.
         token_counts: how many steps computed each token [B, N], None before the first step.
         notes: how discovery stands, and what it could not know, of a model that no adapter serves.
         transformers: where a handle prunes several, the report of each by its name in the pipeline, on the latest
             generation that called it; all else counts them together.
+        host_cache_bytes: largest memory that keys and values held in host memory, where `cache_device` puts them there.
     """
 
     steps: tuple[StepReport, ...]
@@ -98,6 +99,7 @@ class Report:
     token_counts: Tensor | None
     notes: tuple[str, ...] = ()
     transformers: Mapping[str, Report] = field(default_factory=dict)
+    host_cache_bytes: int = 0
 
     @property
     def tokens_ratio(self) -> float:
@@ -113,6 +115,12 @@ class Report:
     def ideal_speedup(self) -> float:
         """Speed ratio to the plain model that the operations allow."""
         return 1 / self.mac_ratio
+
+    @property
+    def _caches(self) -> str:
+        """What the caches held, in words."""
+        host = f" and {self.host_cache_bytes / 2**20:.1f} MiB in host memory" if self.host_cache_bytes else ""
+        return f"{self.cache_bytes / 2**20:.1f} MiB{host}"
 
     def __repr__(self) -> str:
         if not self.steps:
@@ -131,7 +139,7 @@ class Report:
             ("tokens", f"{self.tokens_ratio:.1%} of the plain model's"),
             ("MACs", f"{self.mac_ratio:.1%} of the plain model's, which allows {self.ideal_speedup:.2f}x"),
             ("seconds in the model", f"{self.seconds:.2f}, of which {self.selection_seconds:.3f} choosing tokens"),
-            ("caches", f"{self.cache_bytes / 2**20:.1f} MiB"),
+            ("caches", self._caches),
             *(("note", note) for note in self.notes),
         ]
         return facts("Report", rows, folded("steps", STEP_COLUMNS, map(step_cells, self.steps)))
@@ -144,7 +152,7 @@ class Report:
             f"{len(self.steps)} steps ({full} full, {len(self.steps) - full} pruned), {self.seconds:.2f} s in the "
             f"model, {self.selection_seconds:.3f} s of it choosing tokens; {self.tokens_ratio:.1%} of the tokens and "
             f"{self.mac_ratio:.1%} of the MACs of the plain model ({self.ideal_speedup:.2f}x allowed); caches "
-            f"{self.cache_bytes / 2**20:.1f} MiB"
+            f"{self._caches}"
             + "".join(f"; {note}" for note in self.notes)
             + "".join(
                 f"; {name}: {len(report.steps)} steps, {report.mac_ratio:.1%} of the MACs"

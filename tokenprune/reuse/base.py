@@ -51,8 +51,13 @@ class Reuse(Settings, ABC):
     def start(self, guidance: Guidance = "none") -> ReuseState:
         """Fresh memory, for one guidance branch of one generation; or for both, where they share a batch."""
 
-    def start_keys(self, guidance: Guidance = "none") -> KeyValueBuffer:
-        """The same for keys and values of one attention module; by default they are held."""
+    def start_keys(self, guidance: Guidance = "none", depth: float = 0.0) -> KeyValueBuffer:
+        """The same for keys and values of one attention module; by default they are held.
+
+        Args:
+            guidance: as of `start`.
+            depth: share of the model's attention modules that come before this one, at least 0 and below 1.
+        """
         return KeyValueBuffer()
 
 

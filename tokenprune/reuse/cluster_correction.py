@@ -73,9 +73,9 @@ class ClusterCorrection(Reuse):
         """Fresh memory: the inner rule's, and clusters."""
         return _CorrectedState(self, guidance)
 
-    def start_keys(self, guidance: Guidance = "none") -> KeyValueBuffer:
+    def start_keys(self, guidance: Guidance = "none", depth: float = 0.0) -> KeyValueBuffer:
         """The inner rule's: keys and values are not corrected."""
-        return self.inner.start_keys(guidance)
+        return self.inner.start_keys(guidance, depth)
 
 
 class _CorrectedState(ReuseState):

@@ -93,6 +93,21 @@ class FreshKeys:
         return cls(selection, rows, chosen.flatten(), places.flatten(), begin)
 
 
+@dataclass
+class Home:
+    """Where a buffer's memory lies while the attention module does not run, if that is not where the module computes.
+
+    Attributes:
+        memory: in host memory, one tensor for each of the buffer's.
+        device: the module's.
+        empty: whether what is in it belongs to another generation; the buffer then goes on with zeros.
+    """
+
+    memory: tuple[Tensor, ...]
+    device: torch.device
+    empty: bool = False
+
+
 class KeyValueBuffer:
     """Keys and values of one attention module for the whole sequence, each stored as [B, L, H, D].
 
@@ -108,10 +123,14 @@ class KeyValueBuffer:
         scales: of keys and values [B, L, H, 1], where they are whole numbers.
         total: adds up what is found over this buffer's heads with what other processes find over theirs; None: all
             heads are here.
+        home: where the memory lies while the module does not run; None: where the module computes.
     """
 
     least_bytes = 1
     """Bytes that a kept number takes at least."""
+
+    reads_recorded = False
+    """Whether `record` reads what was recorded before."""
 
     def __init__(self) -> None:
         self.key: Tensor | None = None
@@ -120,9 +139,27 @@ class KeyValueBuffer:
         self.total: Callable[[Tensor], Tensor] | None = None
         self.dtype: torch.dtype | None = None
         self.scales: tuple[Tensor, Tensor] | None = None
+        self.home: Home | None = None
 
     def restart(self) -> None:
         """A new generation begins: what is in the memory belongs to another one."""
+        if self.home is not None:
+            self.home.empty = True
+
+    @property
+    def memory(self) -> tuple[Tensor, ...]:
+        """The tensors whose size grows with the model's width; they may be taken elsewhere while the module is idle."""
+        return () if self.key is None or self.value is None else (self.key, self.value, *(self.scales or ()))
+
+    def place(self, memory: tuple[Tensor, ...]) -> None:
+        """Go on with other memory of the same shapes and types, which holds the same, or will."""
+        self.key, self.value = memory[:2]
+        self.scales = (memory[2], memory[3]) if self.scales is not None else None
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where the module computes; None before the first record."""
+        return self.home.device if self.home is not None else None if self.key is None else self.key.device
 
     def record(self, key: Tensor, value: Tensor, span: Span) -> None:
         """Store all rows of key and value [B, H, L, D]; memory is reused while shapes stay.
@@ -183,7 +220,7 @@ class KeyValueBuffer:
     @property
     def writable(self) -> bool:
         """Whether the memory can be written now."""
-        return is_writable(self.key)
+        return all(map(is_writable, self.memory))
 
     @property
     def length(self) -> int:
@@ -192,5 +229,10 @@ class KeyValueBuffer:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of tensor memory held."""
-        return sum(t.nbytes for t in (self.key, self.value, *(self.scales or ())) if t is not None)
+        """Bytes of tensor memory held, but for those at `home`."""
+        return 0 if self.home is not None else sum(tensor.nbytes for tensor in self.memory)
+
+    @property
+    def host_bytes(self) -> int:
+        """Bytes of tensor memory held at `home`."""
+        return 0 if self.home is None else sum(tensor.nbytes for tensor in self.home.memory)

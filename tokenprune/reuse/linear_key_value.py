@@ -7,6 +7,7 @@ from torch import Tensor
 
 from tokenprune.errors import AttentionError
 from tokenprune.ops.damping import MEMORY, damping_of
+from tokenprune.ops.static_memory import is_writable
 from tokenprune.reuse.key_value import FreshKeys, KeyValueBuffer, Span, narrow
 
 SAMPLE = 16
@@ -32,6 +33,7 @@ class LinearBuffer(KeyValueBuffer):
     """
 
     least_bytes = 2
+    reads_recorded = True
 
     def __init__(self, halves: int = 1) -> None:
         super().__init__()
@@ -49,9 +51,21 @@ class LinearBuffer(KeyValueBuffer):
 
     def restart(self) -> None:
         """The next record begins every line."""
+        super().restart()
         if self._whole is not None:
-            for memory in (self._whole, self._back, self._lines[:-1], self._fit, self._started):
+            large = () if self.home is not None else self.memory
+            for memory in (*large, self._lines[:-1], self._fit, self._started):
                 memory.zero_()
+
+    @property
+    def memory(self) -> tuple[Tensor, ...]:
+        """All keys and values, and the way back of those of image tokens."""
+        return () if self._whole is None else (self._whole, self._back)
+
+    def place(self, memory: tuple[Tensor, ...]) -> None:
+        """Go on with other memory of the same shapes and types."""
+        whole, self._back = memory
+        self._see(whole)
 
     def record(self, key: Tensor, value: Tensor, span: Span) -> None:
         """Store all rows of key and value [B, H, L, D] and the way back to the last ones.
@@ -111,15 +125,19 @@ class LinearBuffer(KeyValueBuffer):
         return whole[0], whole[1]
 
     def _begin(self, fresh: Tensor, span: Span) -> None:
-        self._whole, self._span = fresh, span
-        self.key, self.value = fresh.unbind()
-        self._forecast = fresh.narrow(2, *span)
+        self._span = span
+        self._see(fresh)
         self._back = torch.zeros_like(self._forecast, memory_format=torch.contiguous_format)
         self._lines = torch.zeros(4, *self._back.shape[1:3], device=fresh.device)
         self._lines[-1].copy_(self._now)
         self._fit = self._lines.new_zeros(2, 2, fresh.shape[1] // self._halves)
         self._moved = self._now.clone()
         self._started = torch.ones_like(self._moved)
+
+    def _see(self, whole: Tensor) -> None:
+        """Take in all keys and values [W, B, L, H, D], and where those of image tokens are among them."""
+        self._whole, (self.key, self.value) = whole, whole.unbind()
+        self._forecast = whole.narrow(2, *self._span)
 
     def _move_on(self) -> None:
         """Forecasts of all image tokens, from the timestep that they stand at to the one of the call under way."""
@@ -160,9 +178,14 @@ class LinearBuffer(KeyValueBuffer):
         return self.clock
 
     @property
+    def writable(self) -> bool:
+        """Whether the memory can be written now."""
+        return super().writable and is_writable(self._lines)
+
+    @property
     def nbytes(self) -> int:
-        """Bytes of tensor memory held."""
-        return super().nbytes + sum(t.nbytes for t in (self._back, self._lines, self._fit))
+        """Bytes of tensor memory held, but for those at `home`."""
+        return super().nbytes + sum(t.nbytes for t in (self._lines, self._fit))
 
 
 def _wide(share: Tensor, like: Tensor) -> Tensor:

@@ -34,27 +34,33 @@ class Taylor(Reuse):
     Args:
         order: 1 or 2.
         damped: False keeps d at 1.
-        keys: forecast stale keys and values, too (order 1, always damped), which takes twice their memory.
+        keys: forecast stale keys and values, too (order 1, always damped), which takes twice their memory. A number is
+            the share of attention modules in which that is done, the first ones, 0 to 1; in the others they are held.
 
     Raises:
-        ValueError: the order is neither 1 nor 2.
+        ValueError: the order is neither 1 nor 2, or the share is not from 0 to 1.
     """
 
     order: int = 1
     damped: bool = True
-    keys: bool = False
+    keys: bool | float = False
 
     def __post_init__(self) -> None:
         if self.order not in (1, 2):
             raise ValueError(f"order: expected 1 or 2, got {self.order!r}")
+        if not 0 <= self.keys <= 1:
+            raise ValueError(
+                f"keys: expected True, False, or the share of attention modules whose keys are forecast, 0 to 1, got "
+                f"{self.keys!r}"
+            )
 
     def start(self, guidance: Guidance = "none") -> ReuseState:
         """Fresh memory: `order + 1` predictions and the times they were computed at."""
         return _TaylorState(self, guidance)
 
-    def start_keys(self, guidance: Guidance = "none") -> KeyValueBuffer:
+    def start_keys(self, guidance: Guidance = "none", depth: float = 0.0) -> KeyValueBuffer:
         """Memory for held keys and values, or for forecast ones."""
-        return LinearBuffer(halves=PARTS[guidance]) if self.keys else KeyValueBuffer()
+        return LinearBuffer(halves=PARTS[guidance]) if depth < self.keys else KeyValueBuffer()
 
 
 class _TaylorState(ReuseState):

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 
 from tokenprune.bench.configurations.configuration import Configuration, plain
+from tokenprune.bench.configurations.key_layers import variants
 from tokenprune.bench.configurations.peers.table import configurations as other_packages
 from tokenprune.bench.configurations.schedules import PAPER, after_warmup, refreshes, warm_refreshes
 from tokenprune.held_text import HeldText
@@ -240,6 +241,12 @@ def storage(budget: float, steps: int) -> list[Configuration]:
     return [plain(max(1, round(budget * steps))), *configurations]
 
 
+def layers(budget: float, steps: int) -> list[Configuration]:
+    """Keys and values that are forecast in some attention modules, and held in the others."""
+    forecast = [Configuration(f"{NO_SKIPS}, keys forecast {where}", plan) for where, plan in variants(budget)]
+    return [plain(max(1, round(budget * steps))), *forecast]
+
+
 TEXT_EVERY = (1, 2, 4, None)
 """How old held text may become: computed at every step, every second, every fourth, at full ones only."""
 
@@ -258,7 +265,7 @@ def text(budget: float, steps: int) -> list[Configuration]:
     return found
 
 
-SHORT = ("sensitivity", "rivals", "presets", "speed", "storage", "text")
+SHORT = ("sensitivity", "rivals", "presets", "speed", "storage", "layers", "text")
 """Suites without the usual numbers of plain steps."""
 
 
@@ -280,6 +287,7 @@ SUITES: dict[str, Callable[[float, int], Sequence[Configuration]]] = {
     "speed": speed,
     "text": text,
     "storage": storage,
+    "layers": layers,
 }
 
 
