@@ -277,7 +277,7 @@ def plan(
     Full steps are placed by the errors of the forecasts (`PlacedSchedule`). All other steps are skipped and forecast
     along a line, and the effect of that on the latents is corrected at the next full step (`Corrector`). As steps are
     full or skipped, tokens and operations have the same share, which is kept exactly. docs/analysis.md compares this
-    plan with others on three models, one of which played no part in its choice.
+    plan with others on three models, and under settings that played no part in its choice.
 
         handle = tokenprune.apply(pipe, tokenprune.plan(pipe, macs=0.5))
 
