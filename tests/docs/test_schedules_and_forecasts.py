@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokenprune import ClusterCorrection, HeldText, PlacedSchedule, Schedule
+from tokenprune import ClusterCorrection, EvenSchedule, HeldText, PlacedSchedule, Schedule
 from tokenprune.reuse.taylor import Taylor
 from tokenprune.schedule import (
     BudgetSchedule,
@@ -64,6 +64,7 @@ def test_the_tables_list_every_argument() -> None:
         "ListSchedule",
         "LevelSchedule",
         "PlacedSchedule",
+        "EvenSchedule",
         "HeldText",
         "Hold",
         "Taylor",
@@ -71,6 +72,7 @@ def test_the_tables_list_every_argument() -> None:
     }
     for kind in (
         BudgetSchedule,
+        EvenSchedule,
         WarmupSchedule,
         RefreshSchedule,
         ListSchedule,

@@ -63,11 +63,15 @@ def test_the_distances_by_sampler(setting: str, text: str) -> None:
     assert text.format(f"{plan - cache:.1f}") in PAGE
 
 
-def test_ahead_at_strong_guidance_and_behind_at_weak_guidance() -> None:
+def test_at_strong_and_weak_guidance() -> None:
     plan, _, cache, _ = row_of(SETTINGS, "shapes-sd3, guidance 12, shift 3, Euler | 14")
     assert f"at guidance 12 | ahead, by [{plan - cache:.1f} dB]" in PAGE
     plan, _, cache, _ = row_of(SETTINGS.split("| shapes-pixart, guidance 3, DPM++ 2M | 14 |")[1], " | 7")
     assert f"DPM++ 2M, a quarter of the steps | ahead, by [{plan - cache:.1f} dB]" in PAGE
     plan, calibrated, cache, _ = row_of(SETTINGS, "shapes-flux, guidance 2 learnt, shift 3, Euler | 14")
-    assert f"behind the best step cache, by [{cache - plan:.1f} dB at half of the steps]" in PAGE
-    assert f"it is ahead, by {calibrated - cache:.1f} dB" in PAGE
+    assert f"guidance 2 | ahead, by [{plan - cache:.1f} dB at half of the steps]" in PAGE
+    assert f"by {calibrated - cache:.1f} dB |" in PAGE
+    plan, calibrated, cache, _ = row_of(SETTINGS, "shapes-flux, guidance 4 learnt, shift 1.5, Euler | 14")
+    assert abs(plan - cache) < 0.2
+    assert "guidance 4 | level at [half of the steps]" in PAGE
+    assert f"ahead by {calibrated - cache:.1f} dB calibrated" in PAGE
