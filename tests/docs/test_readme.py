@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from PIL import Image
 import tokenprune
 from tokenprune import policies
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[2] / "docs"
+README = (DOCS.parent / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_first_code_runs_as_typed(
@@ -33,7 +35,7 @@ def test_the_first_code_runs_as_typed(
 
 def test_its_table_is_that_of_the_result_files() -> None:
     """Every figure of the first table stands in a result file's row, as the tables of docs/analysis.md print it."""
-    analysis = (Path(__file__).parents[2] / "docs" / "analysis.md").read_text(encoding="utf-8")
+    analysis = (DOCS / "analysis.md").read_text(encoding="utf-8")
     table = README[README.index("| PSNR to the plain model's pictures") :].split("\n\n", maxsplit=1)[0]
     figures = re.findall(r"(\d+\.\d ± \d+\.\d) dB", table)
     assert len(figures) == 15
@@ -72,3 +74,22 @@ def test_each_column_of_its_table_is_explained() -> None:
 
 def page(name: str) -> str:
     return (Path(tokenprune.__file__).parents[1] / "docs" / name).read_text(encoding="utf-8")
+
+
+def test_the_settings_that_were_not_looked_at_are_counted() -> None:
+    settings = json.loads((DOCS / "results" / "untouched-settings.json").read_text())["settings"]
+    rows = [
+        {kind: row["psnr_mean"] for kind, row in kinds.items()} for of in settings.values() for kinds in of.values()
+    ]
+    ahead = {
+        (kind, rival): sum(row[kind] > row[rival] for row in rows)
+        for kind in ("plan", "calibrated")
+        for rival in ("step cache", "fewer steps")
+    }
+    caches = ahead["plan", "step cache"], ahead["calibrated", "step cache"]
+    fewer = ahead["plan", "fewer steps"], ahead["calibrated", "fewer steps"]
+    assert f"in {caches[0]} of {len(rows)} cases, and calibrated in {caches[1]}." in " ".join(README.split())
+    told = (
+        f"in {caches[0]} of {len(rows)} rows and of the plain model with as many steps in {fewer[0]}; calibrated, in "
+    )
+    assert told + f"{caches[1]} and {fewer[1]}." in " ".join(page("analysis.md").split())
