@@ -85,7 +85,7 @@ def test_there_are_many_settings() -> None:
         (lambda: LevelSchedule(((1, 1), (0, None))), "points[1][1]: expected a number, got None"),
         (lambda: BudgetSchedule([0.5]), "budget: expected a number, got [0.5]"),
         (lambda: BudgetSchedule(0.5, every="3"), "every: expected a whole number or None, got '3'"),
-        (lambda: Taylor(keys="yes"), "keys: expected True or False, got 'yes'"),
+        (lambda: Taylor(keys="yes"), "keys: expected True or False or a number, got 'yes'"),
         (lambda: Plan(CATPolicy), "policy: expected a SelectionPolicy, got <class"),
         (lambda: Plan(NoisePolicy(), reuse=None), "reuse: expected a Reuse, got None"),
     ],

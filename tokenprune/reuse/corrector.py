@@ -73,6 +73,7 @@ class Corrector(Settings):
       of the predictions v and v' at the two full steps. All predictions change fastest at first; the last factor takes
       that out. Predictions of one size that have nothing in common are sqrt(2) apart. Where c is larger, the response
       is taken 2 / c^2 times: such latents are too far off for what is known of small errors.
+
     - else: s = 0.
 
     A profile takes the place of all this where one was measured (`tokenprune calibrate`): for that model, sampler,

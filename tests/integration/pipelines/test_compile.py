@@ -131,6 +131,7 @@ def test_a_model_in_the_wrapper_of_torch(sd3_pipeline: StableDiffusion3Pipeline)
 def compiled(modules: Iterable[nn.Module], **options: bool) -> Iterator[GraphCounter]:
     modules, counter = list(modules), GraphCounter()
     torch.compiler.reset()
+    counters.clear()  # of what other tests compiled
     try:
         for module in modules:
             module.compile(backend=counter, **options)
