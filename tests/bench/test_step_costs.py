@@ -122,6 +122,13 @@ def test_steps_cost_what_they_compute() -> None:
         assert 0 < outside <= MORE[step][1], step
 
 
+def test_the_size_of_a_token_is_found_by_drawing() -> None:
+    """FLUX's configuration has no size, and its pipeline packs latents."""
+    assert Drawn("shapes-flux", "float32", None).grid == (16, 16)
+    larger = Drawn("shapes-flux", "float32", 96)
+    assert (larger.grid, larger.of_tokens(76)) == ((24, 24), (2, 38))
+
+
 def test_unknown_models_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(Exception, match="expected random: and one of"):
         step_costs.main("random:nothing")

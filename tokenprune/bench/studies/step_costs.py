@@ -24,9 +24,10 @@ from tokenprune.bench.measuring.speed import median_and_spread
 from tokenprune.bench.subjects.pipelines import find_subject
 from tokenprune.bench.subjects.random_weights import PIXELS_PER_LATENT
 from tokenprune.embedded.load import quiet
+from tokenprune.errors import ConfigurationError
 from tokenprune.plans.plan import Plan
 from tokenprune.plans.presets import best_plan, token_plan
-from tokenprune.policies import CATPolicy
+from tokenprune.policies import CATPolicy, DensePolicy
 from tokenprune.registry import find_adapter
 
 CONFIGURATIONS: dict[str, Plan] = {
@@ -67,13 +68,23 @@ class Drawn:
         self._given = {**subject.arguments, "guidance_scale": subject.guidance_scale, "output_type": "latent"}
         self.pipe = subject.load()
         self.pipe.set_progress_bar_config(disable=True)
-        config = self.pipe.transformer.config
-        self._pixels = getattr(self.pipe, "vae_scale_factor", PIXELS_PER_LATENT) * config.patch_size
         transformer = self.pipe.transformer
         self.blocks = tuple(site.path for site in find_adapter(transformer)(transformer).block_sites)
+        if size is None and (size := self._given.get("height")) is None:
+            latents = getattr(transformer.config, "sample_size", None)
+            if latents is None:
+                raise ConfigurationError(f"size: expected one, as {type(transformer).__name__} says none of its own")
+            size = latents * getattr(self.pipe, "vae_scale_factor", PIXELS_PER_LATENT)
+        side = math.isqrt(self._tokens(size))
+        self._pixels = size // side
         self._multiple = max(1, PIXELS // self._pixels)
-        side = config.sample_size // config.patch_size if size is None else size // self._pixels
         self.grid = (side, side)
+
+    def _tokens(self, size: int) -> int:
+        """How many tokens a square picture of so many pixels has."""
+        with tokenprune.apply(self.pipe, DensePolicy()) as handle:
+            self.pipe(["a red circle"], num_inference_steps=1, **{**self._given, "height": size, "width": size})
+            return handle.report().steps[0].tokens
 
     def of_tokens(self, tokens: int) -> tuple[int, int]:
         """Rows and columns of a picture of so many tokens, or of the next fewer that the pipeline draws."""
