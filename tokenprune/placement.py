@@ -11,8 +11,35 @@ from typing import ClassVar
 from tokenprune.schedule import ForecastError, IndexSchedule, Schedule, Step
 
 
+class _FullOrSkipped(Schedule):
+    """Spends a share of the plain model's operations, `budget`, on full steps alone."""
+
+    budget: float
+    steps: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.budget <= 1:
+            raise ValueError(f"budget: expected a share of the operations in (0, 1], got {self.budget}")
+        if self.steps < 1:
+            raise ValueError(f"steps: expected a whole number of at least 1, got {self.steps!r}")
+
+    @property
+    def skips(self) -> bool:
+        """Whether the budget leaves out any step."""
+        return self.budget < 1
+
+    @property
+    def computes_parts(self) -> bool:
+        """Never: steps are full or skipped."""
+        return False
+
+    def _affordable(self, total: int) -> int:
+        """How many of a generation's steps are full, at least one."""
+        return max(1, math.floor(self.budget * total + 1e-9))
+
+
 @dataclass(frozen=True)
-class PlacedSchedule(Schedule):
+class PlacedSchedule(_FullOrSkipped):
     """A share of the plain model's operations, spent on full steps; all others are skipped and forecast.
 
     Our own; no paper. Skipping the m-th step after a full one is expected to cost r m^1.5 h: h is how far predictions
@@ -51,19 +78,6 @@ class PlacedSchedule(Schedule):
     budget: float
     steps: int = 28
 
-    def __post_init__(self) -> None:
-        _check(self.budget, self.steps)
-
-    @property
-    def skips(self) -> bool:
-        """Whether the budget leaves out any step."""
-        return self.budget < 1
-
-    @property
-    def computes_parts(self) -> bool:
-        """Never: steps are full or skipped."""
-        return False
-
     @property
     def asks_errors(self) -> bool:
         """As `skips`."""
@@ -80,7 +94,7 @@ class PlacedSchedule(Schedule):
 
     def full_steps(self, total: int) -> int:
         """How many of a generation's steps are full."""
-        return _affordable(self.budget, total)
+        return self._affordable(total)
 
     def fraction(self, step: Step) -> float:
         """1 at a full step, 0 at all others."""
@@ -157,7 +171,7 @@ def _placed(cost: Callable[[int, int], float], allowed: float, last: int, total:
 
 
 @dataclass(frozen=True)
-class EvenSchedule(IndexSchedule):
+class EvenSchedule(_FullOrSkipped, IndexSchedule):
     """A share of the plain model's operations: full steps at the start, then evenly; all others are skipped.
 
     With a linear forecast it is a step cache such as TaylorSeer's (arXiv 2503.06923), for any number of steps. A
@@ -178,19 +192,9 @@ class EvenSchedule(IndexSchedule):
     steps: int = 28
 
     def __post_init__(self) -> None:
-        _check(self.budget, self.steps)
+        super().__post_init__()
         if not 0 <= self.first <= 1:
             raise ValueError(f"first: expected a share of the steps in [0, 1], got {self.first}")
-
-    @property
-    def skips(self) -> bool:
-        """Whether the budget leaves out any step."""
-        return self.budget < 1
-
-    @property
-    def computes_parts(self) -> bool:
-        """Never: steps are full or skipped."""
-        return False
 
     def fraction(self, step: Step) -> float:
         """1 at a full step, 0 at all others."""
@@ -199,19 +203,7 @@ class EvenSchedule(IndexSchedule):
 
     def full_steps(self, total: int) -> frozenset[int]:
         """The full steps of a generation, by index."""
-        allowed = _affordable(self.budget, total)
+        allowed = self._affordable(total)
         first = min(allowed, max(1, round(self.first * total)))
         rest, left = allowed - first, total - first
         return frozenset([*range(first), *(first - 1 + round((i + 1) * left / rest) for i in range(rest))])
-
-
-def _affordable(budget: float, total: int) -> int:
-    """How many of a generation's steps a share of its operations allows, at least one."""
-    return max(1, math.floor(budget * total + 1e-9))
-
-
-def _check(budget: float, steps: int) -> None:
-    if not 0 < budget <= 1:
-        raise ValueError(f"budget: expected a share of the operations in (0, 1], got {budget}")
-    if steps < 1:
-        raise ValueError(f"steps: expected a whole number of at least 1, got {steps!r}")
