@@ -92,8 +92,8 @@ def apply(
             bytes; None is no limit. The model's first call that would make them hold more raises CacheLimitError: sizes
             of pictures, batches and texts are known only then.
         cache_device: "cpu" keeps keys and values in host memory, and brings those of each attention module to its
-            device while the one before it runs, see docs/memory.md; blocks must not be compiled. None keeps them on the
-            device.
+            device while the one before it runs, see docs/memory.md; blocks may be compiled, the model as a whole must
+            not be. None keeps them on the device.
         discover: whether to find the map of a model that no adapter serves by watching it at its first call; that call
             raises UnknownModelError, and takes the hook off, where this fails. See docs/discovery.md.
         transformers: which of a pipeline's transformers to prune, by name; None prunes all.
