@@ -90,7 +90,7 @@ def test_the_nearest_of_all_variants_is_kept(pipe: Any) -> None:
     """Each is drawn; the nearest correction has its full steps laid elsewhere; the nearest of all is the result."""
     task = task_of("tuning", 2, 8, 2)
     told: list[str] = []
-    found, dense = fit(pipe, best_plan(0.5), task, told.append)
+    found = fit(pipe, best_plan(0.5), task, told.append)
     assert told == ["measuring", "corrections", "full steps"]
     names = list(found.tried)
     assert names[:6] == [AS_IT_WAS, "measured answers", *(f"response {number}" for number in (0, 6, 12, 24))]
@@ -99,7 +99,7 @@ def test_the_nearest_of_all_variants_is_kept(pipe: Any) -> None:
     assert names[6:] == [f"{before}{share} of the steps first" for share in (0, 0.07, 0.15, 0.3)]
     assert found.name == max(names, key=found.tried.__getitem__)
     with tokenprune.apply(pipe, found.plan) as handle:
-        psnr = psnr_of_each(draw_all(pipe, task.steps, task), dense)
+        psnr = psnr_of_each(draw_all(pipe, task.steps, task), found.dense)
         assert handle.report().mac_ratio == pytest.approx(0.5)
     assert found.tried[found.name] == pytest.approx(sum(value or 0 for value in psnr) / 2)
 
@@ -125,11 +125,11 @@ def test_the_plan_stays_as_it_was_where_calibration_did_not_help(
     poor = replace(EVERY_OTHER, corrector=Corrector(profile=((1.0, -latents, 0.0),)))
     other = replace(poor, corrector=Corrector(profile=((1.0, latents, 0.0),)))
 
-    def fitted(pipe: Any, plan: Plan, task: Task, begin: Any) -> tuple[Contest, Any]:
-        dense = draw_all(pipe, task.steps, task)
-        found = Contest(pipe, task, dense, plan)
-        found.plan, found.name = other, "another"
-        return found, dense
+    def fitted(pipe: Any, plan: Plan, task: Task, begin: Any) -> Contest:
+        found = Contest(pipe, task, draw_all(pipe, task.steps, task), plan)
+        found.enter({"another": other})
+        found.plan, found.name = other, "another"  # the nearer one or not
+        return found
 
     monkeypatch.setattr(calibration, "fit", fitted)
     told: list[str] = []

@@ -126,7 +126,7 @@ def compare(
     found: dict[int, dict[str, dict[str, Any]]] = {}
     for full in (round(share * calls) for share in SHARES):
         found[full] = {}
-        fitted, _ = fit(pipe, best_plan(full / calls), fitted_to)
+        fitted = fit(pipe, best_plan(full / calls), fitted_to)
         for kind, configurations in rivals(full, calls, setting.steps, fitted.plan).items():
             drawn = []
             for configuration in configurations:

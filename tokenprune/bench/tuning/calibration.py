@@ -41,30 +41,36 @@ class Contest:
         plan: the first that draws.
 
     Attributes:
+        dense: as above.
         plan: the one that came nearest to the plain model so far.
         name: what is different from the first one, in words.
-        tried: mean PSNR of all of them, in dB, by name.
+        psnr: of each picture, in dB, of all plans by name; None where it is the plain model's.
     """
 
     def __init__(self, pipe: Any, task: Task, dense: Pictures, plan: Plan) -> None:
-        self._pipe, self._task, self._dense = pipe, task, dense
+        self._pipe, self._task, self.dense = pipe, task, dense
         self.plan, self.name = plan, AS_IT_WAS
-        self.tried = {AS_IT_WAS: self._nearness(plan)}
+        self.psnr = {AS_IT_WAS: self._draw(plan)}
+
+    @property
+    def tried(self) -> dict[str, float]:
+        """Mean PSNR of all plans, in dB, by name."""
+        return {name: mean_of(comparable(psnr, self.dense)) for name, psnr in self.psnr.items()}
 
     def enter(self, variants: Mapping[str, Plan]) -> None:
         """Let variants of the nearest plan so far draw; names say what is different from that one."""
         before = "" if self.name == AS_IT_WAS else f"{self.name}, "
-        for name, plan in variants.items():
-            psnr = self.tried[before + name] = self._nearness(plan)
-            if psnr > self.tried[self.name]:
-                self.plan, self.name = plan, before + name
+        found = {before + name: plan for name, plan in variants.items()}
+        self.psnr |= {name: self._draw(plan) for name, plan in found.items()}
+        tried = self.tried
+        nearest = max((self.name, *found), key=tried.__getitem__)
+        self.plan, self.name = found.get(nearest, self.plan), nearest
 
-    def _nearness(self, plan: Plan) -> float:
-        pictures = draw(self._pipe, Configuration("", plan), self._task).pictures
-        return mean_of(comparable(psnr_of_each(pictures, self._dense), self._dense))
+    def _draw(self, plan: Plan) -> list[float | None]:
+        return psnr_of_each(draw(self._pipe, Configuration("", plan), self._task).pictures, self.dense)
 
 
-def fit(pipe: Any, plan: Plan, task: Task, begin: Callable[[str], None] | None = None) -> tuple[Contest, Pictures]:
+def fit(pipe: Any, plan: Plan, task: Task, begin: Callable[[str], None] | None = None) -> Contest:
     """The nearest of a plan's variants: first of its corrections, then of the places of its full steps.
 
     Args:
@@ -72,9 +78,6 @@ def fit(pipe: Any, plan: Plan, task: Task, begin: Callable[[str], None] | None =
         plan: with a corrector.
         task: what to draw.
         begin: told what is done next.
-
-    Returns:
-        What came of it, and the plain model's pictures.
 
     Raises:
         ConfigurationError: as `measured`.
@@ -87,7 +90,7 @@ def fit(pipe: Any, plan: Plan, task: Task, begin: Callable[[str], None] | None =
     contest.enter(corrections(plan, with_profile, predicts(pipe.scheduler)))
     begin("full steps")
     contest.enter(places(contest.plan))
-    return contest, dense
+    return contest
 
 
 def corrections(plan: Plan, with_profile: Plan, meaning: Predicts | None) -> dict[str, Plan]:
@@ -144,22 +147,22 @@ def calibrate(
         ConfigurationError: as `measured`.
     """
     begin = begin or (lambda _: None)
-    found, of_tuning = fit(pipe, plan, tuning, begin)
+    found = fit(pipe, plan, tuning, begin)
     begin("plain")
-    sets = [(tuning, of_tuning), (held_out, draw_all(pipe, held_out.steps, held_out))]
+    dense = draw_all(pipe, held_out.steps, held_out)
     rows = []
-    for name, each in ((AS_IT_WAS, plan), (CALIBRATED, found.plan)):
+    for name, each, psnr in ((AS_IT_WAS, plan, AS_IT_WAS), (CALIBRATED, found.plan, found.name)):
         begin(name)
-        drawn = [draw(pipe, Configuration(name, each), task) for task, _ in sets]
-        psnr = [psnr_of_each(drawing.pictures, true) for drawing, (_, true) in zip(drawn, sets, strict=True)]
-        rows.append(HeldOutRow(name, drawn[1].tokens_ratio or 0.0, drawn[1].mac_ratio, *psnr))
+        drawn = draw(pipe, Configuration(name, each), held_out)
+        held = psnr_of_each(drawn.pictures, dense)
+        rows.append(HeldOutRow(name, drawn.tokens_ratio or 0.0, drawn.mac_ratio, found.psnr[psnr], held))
     gains = []
     for before, after in ((rows[0].tuning, rows[1].tuning), (rows[0].held_out, rows[1].held_out)):
-        pairs = zip(comparable(before, of_tuning), comparable(after, of_tuning), strict=True)
+        pairs = zip(comparable(before, dense), comparable(after, dense), strict=True)
         gains.append([new - old for old, new in pairs])
     fewer = plain(max(1, round(rows[0].mac_ratio * held_out.steps)))
     begin(fewer.name)
-    rows.append(plain_row(pipe, fewer, sets))
+    rows.append(plain_row(pipe, fewer, [(tuning, found.dense), (held_out, dense)]))
     won = all(mean_of(gain) > 0 for gain in gains)
     return Calibration(
         found.plan if won else plan, won, found.name, found.tried, rows, _in_words(won, found.name, *gains)
