@@ -86,7 +86,7 @@ class Condition:
         return Condition(*(torch.cat(pair) for pair in pairs))
 
 
-def _make_model(kind: str) -> nn.Module:
+def _make_model(kind: str, layers: int = 3) -> nn.Module:
     from diffusers import PixArtTransformer2DModel, SD3Transformer2DModel
 
     with torch.random.fork_rng():
@@ -108,7 +108,7 @@ def _make_model(kind: str) -> nn.Module:
             patch_size=2,
             in_channels=CHANNELS,
             out_channels=CHANNELS,
-            num_layers=3,
+            num_layers=layers,
             attention_head_dim=8,
             num_attention_heads=4,
             joint_attention_dim=TEXT_WIDTH,
@@ -186,7 +186,7 @@ def policy(request: pytest.FixtureRequest) -> SelectionPolicy:
 
 
 @pytest.fixture(scope="session")
-def make_model() -> Callable[[str], nn.Module]:
+def make_model() -> Callable[..., nn.Module]:
     return _make_model
 
 

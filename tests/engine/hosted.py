@@ -55,22 +55,3 @@ def both(
 
 def same(expected: list[Tensor], found: list[Tensor]) -> bool:
     return len(expected) == len(found) > 0 and all(map(torch.equal, expected, found))
-
-
-def deep() -> nn.Module:
-    from diffusers import SD3Transformer2DModel
-
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return SD3Transformer2DModel(
-            sample_size=16,
-            patch_size=2,
-            in_channels=4,
-            out_channels=4,
-            num_layers=6,
-            attention_head_dim=8,
-            num_attention_heads=4,
-            joint_attention_dim=16,
-            caption_projection_dim=32,
-            pooled_projection_dim=16,
-        ).eval()

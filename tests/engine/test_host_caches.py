@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from hosted import PLANS, POLICY, Generate, Late, both, deep, same
+from hosted import PLANS, POLICY, Generate, Late, both, same
 from torch import Tensor, nn
 
 import tokenprune
@@ -160,8 +160,10 @@ def test_an_error_frees_all_and_the_next_generation_is_as_ever(
 
 
 @pytest.mark.parametrize("plan", PLANS)
-def test_the_device_holds_the_memory_of_two_modules(plan: str, make_steps: Callable[..., Any]) -> None:
-    model = deep()
+def test_the_device_holds_the_memory_of_two_modules(
+    plan: str, make_model: Callable[..., nn.Module], make_steps: Callable[..., Any]
+) -> None:
+    model = make_model("sd3-plain", layers=6)
     with tokenprune.apply(model, PLANS[plan]) as handle:
         list(make_steps(model))
         (branch,) = handle._masked.generation.branches.values()
@@ -184,11 +186,11 @@ def test_the_device_holds_the_memory_of_two_modules(plan: str, make_steps: Calla
 
 @pytest.mark.parametrize("plan", PLANS)
 def test_what_a_step_copies_and_in_which_order(
-    plan: str, make_steps: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    plan: str, make_model: Callable[..., nn.Module], make_steps: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The next module's keys are on their way before a module runs; they are fetched once, and only where read."""
     monkeypatch.setattr(host_caches, "copies_of", lambda _: Noted())
-    model, each = deep(), []
+    model, each = make_model("sd3-plain", layers=6), []
     with tokenprune.apply(model, PLANS[plan], cache_device="cpu") as handle:
         steps = iter(make_steps(model))
         next(steps)
@@ -336,8 +338,10 @@ def test_pruned_steps_do_not_wait(
 
 
 @pytest.mark.parametrize("plan", PLANS)
-def test_a_limit_is_for_the_device(plan: str, make_steps: Callable[..., Any]) -> None:
-    model = deep()
+def test_a_limit_is_for_the_device(
+    plan: str, make_model: Callable[..., nn.Module], make_steps: Callable[..., Any]
+) -> None:
+    model = make_model("sd3-plain", layers=6)
     with tokenprune.apply(model, PLANS[plan], cache_device="cpu") as handle:
         list(make_steps(model))
         report = handle.report()
