@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import pickle
 from collections.abc import Callable
 from datetime import timedelta
+from functools import cache
 from typing import Any, TypeVar
 
 import numpy as np
@@ -29,7 +31,16 @@ class ProcessError(RuntimeError):
 def state() -> PartialState:
     """The processes that were started together: on CPUs where there is no GPU, or where `accelerate` was told so."""
     on_cpu = not torch.cuda.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
-    return PartialState(cpu=on_cpu, timeout=LONGEST_WAIT)
+    found = PartialState(cpu=on_cpu, timeout=LONGEST_WAIT)
+    if found.num_processes > 1:
+        _part_at_exit()
+    return found
+
+
+@cache
+def _part_at_exit() -> None:
+    """End the group before the interpreter: a thread of gloo that outlives it aborts the process, its work all done."""
+    atexit.register(PartialState().destroy_process_group)
 
 
 def is_main() -> bool:
