@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenprune import EvenSchedule, PlacedSchedule, Step
+from tokenprune import EvenSchedule, FixedSchedule, PlacedSchedule, Step
 from tokenprune.schedule import ForecastError
 
 
@@ -167,3 +167,36 @@ def test_bad_settings_of_an_even_schedule() -> None:
         EvenSchedule(0)
     with pytest.raises(ValueError, match="steps: expected a whole number of at least 1, got 0"):
         EvenSchedule(0.5, steps=0)
+
+
+def test_a_fixed_schedule_is_full_where_it_says() -> None:
+    schedule = FixedSchedule((0, 1, 4, 9), steps=10)
+    for remaining in (True, False):
+        steps = [Step(index, 0.0, 1.0, 10 - index if remaining else None) for index in range(10)]
+        assert [step.index for step in steps if schedule.fraction(step)] == [0, 1, 4, 9]
+    assert schedule.budget == 0.4
+    assert schedule.skips
+    assert schedule.prunes(10)
+    assert not schedule.computes_parts
+    assert not FixedSchedule((0, 1), steps=2).skips
+
+
+@given(st.sets(st.integers(1, 29)), st.integers(1, 60))
+def test_a_fixed_schedule_keeps_its_share_in_other_numbers_of_steps(later: set[int], total: int) -> None:
+    schedule = FixedSchedule((0, *sorted(later)), steps=30)
+    full = schedule.full_steps(total)
+    assert len(full) <= max(1, int(schedule.budget * total + 1e-9))
+    assert min(full) == 0
+    assert max(full) < total
+    if total == 30:
+        assert full == {0, *later}
+
+
+def test_a_fixed_schedule_of_twice_as_many_steps_has_full_ones_where_they_were() -> None:
+    assert FixedSchedule((0, 4, 8), steps=9).full_steps(17) == {0, 4, 8, 12, 16}
+
+
+@pytest.mark.parametrize("full", [(), (1, 2), (0, 2, 2), (0, 10)])
+def test_bad_places_of_a_fixed_schedule(full: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="full: expected indices that rise from 0 to at most 9"):
+        FixedSchedule(full, steps=10)

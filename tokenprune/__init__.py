@@ -23,7 +23,7 @@ from tokenprune.held_text import HeldText
 from tokenprune.modulemap import Arguments, AttentionSite, BlockSite, ExitSite, ModuleMap, TokenArgument, latent_grid
 from tokenprune.ops.grid import TokenGrid, num_tokens
 from tokenprune.ops.selection import Selection
-from tokenprune.placement import EvenSchedule, PlacedSchedule
+from tokenprune.placement import EvenSchedule, FixedSchedule, PlacedSchedule
 from tokenprune.plans.files import load_plan, save_plan
 from tokenprune.plans.plan import Plan
 from tokenprune.policies import (
@@ -81,6 +81,7 @@ __all__ = [
     "EvenSchedule",
     "ExitSite",
     "Expectation",
+    "FixedSchedule",
     "Handle",
     "HeldText",
     "Hold",

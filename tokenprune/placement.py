@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import ClassVar
 
 from tokenprune.schedule import ForecastError, IndexSchedule, Schedule, Step
@@ -207,3 +208,51 @@ class EvenSchedule(_FullOrSkipped, IndexSchedule):
         first = min(allowed, max(1, round(self.first * total)))
         rest, left = allowed - first, total - first
         return frozenset([*range(first), *(first - 1 + round((i + 1) * left / rest) for i in range(rest))])
+
+
+@dataclass(frozen=True)
+class FixedSchedule(_FullOrSkipped, IndexSchedule):
+    """Full steps at given places, all others skipped: what `tokenprune calibrate` finds from the plain model's steps.
+
+    A generation of another number of steps N has int(budget * N) full ones, on the line through the given places.
+
+    Args:
+        full: indices of the full steps, rising, the first 0.
+        steps: number of steps of the generation that they belong to.
+
+    Raises:
+        ValueError: the indices do not rise from 0, or go beyond the last step.
+    """
+
+    full: tuple[int, ...]
+    steps: int
+
+    def __post_init__(self) -> None:
+        rising = all(before < after for before, after in pairwise(self.full))
+        if not self.full or self.full[0] != 0 or not rising or self.full[-1] >= self.steps:
+            raise ValueError(f"full: expected indices that rise from 0 to at most {self.steps - 1}, got {self.full}")
+
+    @property
+    def budget(self) -> float:  # type: ignore[override]  # of the others it is a setting
+        """The share of the steps that are full."""
+        return len(self.full) / self.steps
+
+    def fraction(self, step: Step) -> float:
+        """1 at a full step, 0 at all others."""
+        total = self.steps if step.remaining is None else step.index + step.remaining
+        return float(step.index in self.full_steps(total))
+
+    def full_steps(self, total: int) -> frozenset[int]:
+        """The full steps of a generation, by index."""
+        if total == self.steps:
+            return frozenset(self.full)
+        allowed = self._affordable(total)
+        there = (i * (len(self.full) - 1) / max(allowed - 1, 1) for i in range(allowed))
+        places = (self._between(place) * (total - 1) / max(self.steps - 1, 1) for place in there)
+        return frozenset(round(place) for place in places)
+
+    def _between(self, place: float) -> float:
+        """The index of a full step by its place among them, linear between two."""
+        before = int(place)
+        after = min(before + 1, len(self.full) - 1)
+        return self.full[before] + (place - before) * (self.full[after] - self.full[before])

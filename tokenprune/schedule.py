@@ -7,9 +7,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeAlias
 
 from tokenprune.setting_types import Settings
+
+Predicts: TypeAlias = Literal["noise", "velocity"]
+"""What a model's prediction means to its sampler; the velocity is that of a rectified flow."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Step:
     sizes: tuple[float, ...] | None = None
     full: tuple[int, ...] = ()
     errors: tuple[ForecastError, ...] = ()
-    predicts: Literal["noise", "velocity"] | None = None
+    predicts: Predicts | None = None
 
 
 class Schedule(Settings, ABC):

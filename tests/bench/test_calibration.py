@@ -4,23 +4,26 @@ from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+from diffusers import FlowMatchHeunDiscreteScheduler
 
 import tokenprune
-from tokenprune import Corrector, DensePolicy, EvenSchedule, Plan, RefreshSchedule, Taylor
+from tokenprune import Corrector, DensePolicy, EvenSchedule, FixedSchedule, Plan, RefreshSchedule, Taylor
 from tokenprune.bench.measuring.fidelity import psnr_of_each
 from tokenprune.bench.measuring.measure import Task, draw_all, generate
 from tokenprune.bench.tuning import calibration
 from tokenprune.bench.tuning.calibration import AS_IT_WAS, Contest, calibrate, corrections, fit, places
 from tokenprune.bench.tuning.corrections import Measuring, PlainStep, Sums, measured, recorded
+from tokenprune.bench.tuning.placing import Predictions
 from tokenprune.embedded import scenes
 from tokenprune.embedded.load import EMBEDDED
 from tokenprune.errors import ConfigurationError
 from tokenprune.plans.presets import best_plan
-from tokenprune.reuse.corrector import DrawnAgain
+from tokenprune.reuse.corrector import DrawnAgain, FullStep
 
 EVERY_OTHER = Plan(DensePolicy(), RefreshSchedule(2, last_full=1), Taylor(), Corrector())
 
@@ -42,7 +45,8 @@ def test_what_is_lacking_is_summed_up_by_noise_level_and_given_back() -> None:
     plain = [PlainStep(torch.tensor([[3.0, 5.0]]), torch.tensor([[-1.0, 0.0]]))]
     measuring = Measuring(plain=plain)
     zero = torch.zeros(1, 2)
-    seen = DrawnAgain(0, 0.5, torch.ones(1, 2), zero, zero, way, None, 0.0, 0.0, 0.0, lambda change: change)
+    before, now = FullStep(zero, zero, 0.0, 0.0), FullStep(torch.ones(1, 2), zero, 0.0, 0.0)
+    seen = DrawnAgain(0, 0.5, before, now, way, None, lambda change: change)
     for level in (0.5, 0.5, 0.25):
         latents, prediction = measuring.correct(replace(seen, level=level))
         assert prediction is not None
@@ -67,16 +71,40 @@ def test_told_what_the_plain_model_had_the_plan_draws_its_pictures(pipe: Any) ->
 
 def test_measured_answers_are_nearer_on_what_it_was_measured_on(pipe: Any) -> None:
     task = task_of("tuning", 2, 8, 1)
-    plan, dense = measured(pipe, EVERY_OTHER, task)
+    found = measured(pipe, EVERY_OTHER, task)
+    plan, dense = found.plan, found.dense
     assert plan.corrector is not None
     assert len(plan.corrector.profile) == 3  # after each of the gaps: both batches have the same full steps
     assert plan == replace(EVERY_OTHER, corrector=replace(Corrector(), profile=plan.corrector.profile))
     assert np.array_equal(dense, draw_all(pipe, task.steps, task))
-    found = []
+    psnr = []
     for each in (EVERY_OTHER, plan):
         with tokenprune.apply(pipe, each):
-            found.append(psnr_of_each(draw_all(pipe, task.steps, task), dense))
-    assert sum(filter(None, found[1])) > sum(filter(None, found[0]))
+            psnr.append(psnr_of_each(draw_all(pipe, task.steps, task), dense))
+    assert sum(filter(None, psnr[1])) > sum(filter(None, psnr[0]))
+
+
+def test_the_plain_models_predictions_are_kept_with_their_times(pipe: Any) -> None:
+    """Products over both prompts; a step moves the latents by the way of its sigma."""
+    task = task_of("tuning", 2, 4, 1)
+    plain = measured(pipe, EVERY_OTHER, task).plain
+    assert plain is not None
+    products = np.zeros((4, 4))
+    for place in range(2):
+        with recorded(pipe.scheduler) as steps:
+            generate(pipe, task.steps, task, range(place, place + 1))
+        predictions = np.stack([step.prediction.double().numpy().ravel() for step in steps])
+        products += predictions @ predictions.T
+    np.testing.assert_allclose(plain.products, products)
+    assert list(plain.times) == pipe.scheduler.timesteps.tolist()
+    sigmas = pipe.scheduler.sigmas.numpy()
+    np.testing.assert_allclose(plain.sizes, sigmas[:-1] - sigmas[1:], rtol=1e-5)
+
+
+def test_samplers_with_two_calls_at_one_time_have_no_places(pipe: Any) -> None:
+    heun = FlowMatchHeunDiscreteScheduler.from_config(pipe.scheduler.config)
+    with mock.patch.object(pipe, "scheduler", heun):
+        assert measured(pipe, best_plan(0.5), task_of("tuning", 1, 6, 1)).plain is None
 
 
 def test_what_cannot_be_calibrated_is_refused(pipe: Any) -> None:
@@ -96,7 +124,8 @@ def test_the_nearest_of_all_variants_is_kept(pipe: Any) -> None:
     assert names[:6] == [AS_IT_WAS, "measured answers", *(f"response {number}" for number in (0, 6, 12, 24))]
     nearest = max(names[:6], key=found.tried.__getitem__)
     before = "" if nearest == AS_IT_WAS else f"{nearest}, "
-    assert names[6:] == [f"{before}{share} of the steps first" for share in (0, 0.07, 0.15, 0.3)]
+    first = [f"{share} of the steps first" for share in (0, 0.07, 0.15, 0.3)]
+    assert names[6:] == [before + each for each in (*first, "full steps where the plain model asks for them")]
     assert found.name == max(names, key=found.tried.__getitem__)
     with tokenprune.apply(pipe, found.plan) as handle:
         psnr = psnr_of_each(draw_all(pipe, task.steps, task), found.dense)
@@ -106,15 +135,19 @@ def test_the_nearest_of_all_variants_is_kept(pipe: Any) -> None:
 
 def test_variants_are_those_that_the_model_can_have() -> None:
     plan = best_plan(0.2)
-    assert list(corrections(plan, EVERY_OTHER, "velocity")) == [
-        "measured answers",
-        *(f"response {r}" for r in (0, 6, 12, 24)),
-    ]
-    assert list(corrections(plan, EVERY_OTHER, "noise")) == ["measured answers", "response 0"]
+    responses = [f"response {response}" for response in (0, 6, 12, 24)]
+    for meaning in ("velocity", "noise"):
+        assert list(corrections(plan, EVERY_OTHER, meaning)) == ["measured answers", *responses]
     assert list(corrections(plan, EVERY_OTHER, None)) == ["measured answers"]
-    assert list(places(plan)) == ["0 of the steps first", "0.07 of the steps first", "0.15 of the steps first"]
-    assert {each.schedule for each in places(plan).values()} == {EvenSchedule(0.2, first) for first in (0, 0.07, 0.15)}
-    assert places(EVERY_OTHER) == {}
+    found = places(plan, None)
+    assert list(found) == ["0 of the steps first", "0.07 of the steps first", "0.15 of the steps first"]
+    assert {each.schedule for each in found.values()} == {EvenSchedule(0.2, first) for first in (0, 0.07, 0.15)}
+    still = Predictions(np.ones((10, 10)), range(10), [1.0] * 10)
+    *rest, asked_for = places(plan, still).values()
+    assert rest == list(found.values())
+    assert isinstance(asked_for.schedule, FixedSchedule)
+    assert (len(asked_for.schedule.full), asked_for.schedule.steps) == (2, 10)
+    assert places(EVERY_OTHER, still) == {}
 
 
 @pytest.mark.parametrize(("latents", "kept"), [(1.0, True), (-1.0, False)])

@@ -140,7 +140,7 @@ def test_a_directory_is_measured_with_configurations_and_prompts_of_ones_own(
         (("--config", "missing.toml"), "missing.toml: expected a readable toml file"),
         (
             ("--model", "./shapes-sd4"),
-            "model: expected shapes-sd3, shapes-pixart, shapes-flux, random:..., or the directory or",
+            "model: expected shapes-sd3, shapes-sd3-128, shapes-pixart, shapes-flux, random:..., or the directory or",
         ),
         (("--dtype", "int8"), "dtype: expected one of"),
         (("--device", "tpu"), "device: expected one of"),

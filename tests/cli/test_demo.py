@@ -15,6 +15,8 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from tokenprune import ListSchedule
+from tokenprune.bench.studies.demo import step_caches
 from tokenprune.cli.app import APP
 
 
@@ -26,6 +28,8 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 def outcome(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("demo")
     arguments = (
+        "--model",
+        "shapes-sd3",
         "--steps",
         "10",
         "--warmup-steps",
@@ -46,17 +50,18 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def test_json_has_every_figure(outcome: dict[str, Any]) -> None:
-    dense, cat, plan, fewer = (outcome[name] for name in ("dense", "CAT", "plan", "fewer"))
-    for row in (dense, cat, plan, fewer):
+    dense, plan, cat, cache, fewer = (outcome[name] for name in ("dense", "plan", "CAT", "cache", "fewer"))
+    for row in (dense, plan, cat, cache, fewer):
         assert row["seconds"] > 0
         assert row["speedup"] == pytest.approx(dense["seconds"] / row["seconds"])
         assert 0 <= row["scene_score"] <= 1
     assert cat["tokens_ratio"] == pytest.approx((4 * 256 + 6 * 64) / (10 * 256))
-    assert plan["tokens_ratio"] == plan["mac_ratio"] == int(10 * cat["tokens_ratio"]) / 10
+    for row in (plan, cache, fewer):
+        assert row["tokens_ratio"] == row["mac_ratio"] == int(10 * cat["tokens_ratio"]) / 10
     assert cat["tokens_ratio"] < cat["mac_ratio"] < 1
-    for row in (cat, plan):
+    for row in (plan, cat, cache):
         assert 15 < row["psnr"] < 80
-    assert fewer["steps"] == round(10 * cat["mac_ratio"])
+    assert fewer["steps"] == int(10 * cat["tokens_ratio"])
     assert cat["cache_bytes"] > 2 * 8 * 2 * 256 * 128 * 4
     assert 0 < plan["cache_bytes"] < 0.1 * cat["cache_bytes"]  # it keeps no keys and values
     assert (dense["psnr"], dense["cache_bytes"]) == (None, 0)
@@ -91,7 +96,7 @@ def test_the_page_shows_the_runs(outcome: dict[str, Any]) -> None:
 def test_a_prompt_outside_the_captions_has_no_score(tmp_path: Path) -> None:
     panel = tmp_path / ("long" * 30) / "panel.png"
     arguments = ("--steps", "4", "--warmup-steps", "2", "--repeats", "1", "--out", str(panel))
-    result = run("demo", "something red", *arguments)
+    result = run("demo", "something red", *arguments)  # on the model that is drawn with if none is named
     assert result.returncode == 0, result.stderr
     assert f"panel: {panel}\n" in result.stdout  # whole, however narrow the terminal
     assert panel.is_file()
@@ -101,14 +106,18 @@ def test_a_prompt_outside_the_captions_has_no_score(tmp_path: Path) -> None:
     assert len(warnings) == 1
     plain = [line for line in result.stderr.splitlines() if line not in warnings]  # no terminal: plain lines
     told = [line.partition(": finished in")[0] for line in plain]
-    assert told[:5] == ["warm-up, dense", "warm-up, CAT", "dense, 1 of 1", "CAT, 1 of 1", "plan, 1 of 1"]
-    assert (len(told), told[5].endswith(" steps, 1 of 1")) == (6, True)
+    assert told[:2] == ["warm-up, dense", "warm-up, CAT"]
+    assert all(line.startswith("step cache after ") for line in told[2:-5])
+    drawn = ("dense", "plan", "CAT", "step cache", "2 steps")
+    assert told[-5:] == [f"{name}, 1 of 1" for name in drawn]
     assert "\x1b" not in result.stderr + result.stdout
 
 
 def test_a_picture_that_is_identical_is_null_in_json_and_named_on_the_screen(tmp_path: Path) -> None:
     """At alpha 1 CAT computes all tokens, and its picture is the plain model's."""
     options = (
+        "--model",
+        "shapes-sd3",
         "--alpha",
         "1",
         "--steps",
@@ -134,10 +143,23 @@ def test_a_picture_that_is_identical_is_null_in_json_and_named_on_the_screen(tmp
     [
         (("--alpha", "1.5"), "alpha: expected a fraction of image tokens in (0, 1], got 1.5"),
         (("--warmup-steps", "0"), "warmup_steps: expected a whole number of at least 1, got 0"),
-        (("--model", "x"), "model: expected one of shapes-sd3, shapes-pixart, shapes-flux, got 'x'"),
+        (("--model", "x"), "model: expected one of shapes-sd3, shapes-sd3-128, shapes-pixart, shapes-flux, got 'x'"),
         (("--html", "page.htm"), "html: expected a file that ends in .html, got page.htm"),
         (("--out", "panel.jpg"), "out: expected a file that ends in .png, got panel.jpg"),
     ],
 )
 def test_bad_settings_exit_with_code_2(arguments: tuple[str, ...], message: str, refused: Callable[..., None]) -> None:
     refused("demo", CliRunner().invoke(APP, ["demo", *arguments]), message)
+
+
+@pytest.mark.parametrize(
+    ("full", "steps", "warmups"), [(2, 4, [1]), (3, 4, [1, 2]), (5, 10, [1, 2, 4]), (13, 28, [1, 2, 4, 8]), (4, 4, [])]
+)
+def test_step_caches_have_as_many_full_steps_as_the_plan(full: int, steps: int, warmups: list[int]) -> None:
+    caches = step_caches(full, steps)
+    assert [cache.name for cache in caches] == [f"step cache after {warmup}" for warmup in warmups]
+    for cache in caches:
+        assert cache.plan is not None
+        assert isinstance(cache.plan.schedule, ListSchedule)
+        assert cache.plan.schedule.fractions.count(1.0) == full
+        assert len(cache.plan.schedule.fractions) == steps

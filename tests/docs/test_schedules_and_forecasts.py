@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import tokenprune
-from tokenprune import ClusterCorrection, EvenSchedule, HeldText, PlacedSchedule
+from tokenprune import ClusterCorrection, EvenSchedule, FixedSchedule, HeldText, PlacedSchedule
 from tokenprune.reuse.taylor import Taylor
 from tokenprune.schedule import (
     BudgetSchedule,
@@ -65,6 +65,7 @@ def test_the_tables_list_every_argument() -> None:
         "LevelSchedule",
         "PlacedSchedule",
         "EvenSchedule",
+        "FixedSchedule",
         "HeldText",
         "Hold",
         "Taylor",
@@ -73,6 +74,7 @@ def test_the_tables_list_every_argument() -> None:
     for kind in (
         BudgetSchedule,
         EvenSchedule,
+        FixedSchedule,
         WarmupSchedule,
         RefreshSchedule,
         ListSchedule,

@@ -10,12 +10,18 @@ import torch
 
 import tokenprune
 from tokenprune.embedded import scenes
-from tokenprune.embedded.load import EMBEDDED, load_shapes_flux, load_shapes_pixart, load_shapes_sd3
+from tokenprune.embedded.load import (
+    EMBEDDED,
+    load_shapes_flux,
+    load_shapes_pixart,
+    load_shapes_sd3,
+    load_shapes_sd3_128,
+)
 from tokenprune.embedded.score import summary
 
 LARGEST = 12 * 2**20  # bytes
 STEPS = 12
-LEAST_SCORE = {"shapes-sd3": 0.75, "shapes-pixart": 0.75, "shapes-flux": 0.55}
+LEAST_SCORE = {"shapes-sd3": 0.75, "shapes-sd3-128": 0.75, "shapes-pixart": 0.75, "shapes-flux": 0.55}
 """Of what captions name; shapes-flux draws shapes and textures less well, as its page says."""
 
 
@@ -34,6 +40,7 @@ def test_a_pipeline_loads_from_its_folder_and_is_small(name: str) -> None:
 
 def test_the_shortcuts_give_the_right_one() -> None:
     assert type(load_shapes_sd3()).__name__ == "StableDiffusion3Pipeline"
+    assert load_shapes_sd3_128().transformer.config.sample_size == 2 * load_shapes_sd3().transformer.config.sample_size
     assert type(load_shapes_pixart()).__name__ == "PixArtSigmaPipeline"
     assert type(load_shapes_flux()).__name__ == "FluxPipeline"
 

@@ -51,6 +51,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "RegionPolicy": {"inner": NoisePolicy(0.4), "mask": torch.eye(4, dtype=torch.bool)},
     "BudgetSchedule": {"budget": 0.4},
     "EvenSchedule": {"budget": 0.4, "first": 0.25},
+    "FixedSchedule": {"full": (0, 2, 3), "steps": 5},
     "PlacedSchedule": {"budget": 0.4},
     "HeldText": {"schedule": WarmupSchedule(0.25, 3), "every": None},
     "LevelSchedule": {"points": ((1.0, 1.0), (0.3, 0.5), (0.0, 0.25))},

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tokenprune import Corrector
-from tokenprune.reuse.corrector import DrawnAgain
+from tokenprune.reuse.corrector import DrawnAgain, FullStep
 
 
 @pytest.mark.parametrize("response", [-1.0, float("inf"), float("nan")])
@@ -32,10 +32,14 @@ def test_levels_of_a_profile_fall() -> None:
 
 def gap(level: float, way: Tensor, **others: Any) -> DrawnAgain:
     """A gap of a sampler that says nothing of its predictions."""
-    usual = {"predicts": None, "signal": 0.0, "noise": 0.0, "noise_before": 0.0, "change": lambda change: change}
-    predictions = {"prediction": torch.zeros_like(way), "before": torch.zeros_like(way)}
-    given: dict[str, Any] = {**usual, **predictions, **others}
-    return DrawnAgain(3, level, torch.zeros_like(way), way=way, **given)
+    unknown = FullStep(torch.zeros_like(way), torch.zeros_like(way), 0.0, 0.0)
+    usual: dict[str, Any] = {"before": unknown, "now": unknown, "predicts": None, "change": lambda change: change}
+    return DrawnAgain(3, level, way=way, **usual | others)
+
+
+def at_sigma(sigma: float, prediction: Tensor) -> FullStep:
+    """A full step of a rectified flow."""
+    return FullStep(torch.zeros_like(prediction), prediction, 1 - sigma, sigma)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +69,7 @@ def test_without_a_profile_the_answer_is_solved_for() -> None:
     """With latents that move by -0.1 for a unit of the prediction, e = D / (1 + 0.1 s) at s = 12 * 0.5^2."""
     way = torch.randn(2, 4, 3, 3)
     found, offset = Corrector(response=12).correct(
-        gap(0.5, way, predicts="velocity", signal=0.5, noise=0.5, change=lambda change: -0.1 * change)
+        gap(0.5, way, predicts="velocity", now=at_sigma(0.5, way), change=lambda change: -0.1 * change)
     )
     assert offset is not None
     torch.testing.assert_close(found, way / 1.3)
@@ -84,10 +88,8 @@ def test_the_response_goes_by_the_pace_of_each_image() -> None:
             0.3,
             way,
             predicts="velocity",
-            noise=0.3,
-            noise_before=0.7,
-            prediction=now,
-            before=torch.cat([still, turned, far]),
+            before=at_sigma(0.7, torch.cat([still, turned, far])),
+            now=at_sigma(0.3, now),
             change=lambda change: 0 * change,
         )
     )

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def demo(
     prompt: Annotated[str, typer.Argument(help="What to draw.")] = options.PROMPT,
-    model: Annotated[str, typer.Option(help=f"Embedded pipeline: {' or '.join(EMBEDDED)}.")] = "shapes-sd3",
+    model: Annotated[str, typer.Option(help=f"Embedded pipeline: {' or '.join(EMBEDDED)}.")] = "shapes-sd3-128",
     steps: Annotated[int, typer.Option(min=2, help="Steps of the sampler.")] = 28,
     alpha: Annotated[
         float, typer.Option(help="Fraction of image tokens that CAT computes at a pruned step.")
@@ -36,9 +36,9 @@ def demo(
     ] = None,
     as_json: options.Json = False,
 ) -> None:
-    """Draw PROMPT with an embedded model, dense, pruned by CAT, and by `tokenprune.plan` at as many tokens.
+    """Draw PROMPT with an embedded model, dense, by CAT, and by `tokenprune.plan` at as many tokens.
 
-    Also runs the plain model with as many fewer steps as cost the same as CAT: what pruning has to beat.
+    Beside them is what pruning has to beat, at as many tokens, too: the best of four step caches, and fewer steps.
     """
     from tokenprune.policies import CATPolicy
 
@@ -48,13 +48,13 @@ def demo(
         check_output("html", html, ".html")
     with options.refusing_values():
         policy = CATPolicy(alpha=alpha, warmup_steps=warmup_steps)
-    from tokenprune.bench.studies.demo import DENSE, Request, as_data, compare, save_page, save_panel
+    from tokenprune.bench.studies.demo import DENSE, WARMUPS, Request, as_data, compare, save_page, save_panel
 
     quiet()
     embedded = EMBEDDED[model]
     scale = embedded.guidance_scale if guidance_scale is None else guidance_scale
     request = Request(prompt, steps, scale, seed, repeats)
-    with Progress(2 + 4 * repeats + 3 * (html is not None)) as progress:
+    with Progress(2 + len(WARMUPS) + 5 * repeats + 3 * (html is not None)) as progress:
         outcomes = compare(embedded, policy, request, html is not None, progress.begin)
     written = {"panel": str(out)}
     save_panel(out, prompt, outcomes)
@@ -98,5 +98,5 @@ def _listing(model: str, outcomes: dict[str, Outcome]) -> Listing:
                 f"{row['cache_bytes'] / 2**20:.1f}M" if outcome.report else "-",
             ]
         )
-    title = f"{model}: dense, pruned, and the plain model with fewer steps"
+    title = f"{model}: dense, pruned, by a step cache, and in fewer steps"
     return Listing(title, [Column("", left=True), *map(Column, heads)], rows)

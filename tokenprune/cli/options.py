@@ -19,7 +19,7 @@ PROMPT = "a large striped red circle on the left and a small blue star at the to
 
 
 MODEL = (
-    "Directory of a diffusers pipeline or transformer, shapes-sd3, -pixart or -flux, random:sd3-medium or "
+    "Directory of a diffusers pipeline or transformer, shapes-sd3, -sd3-128, -pixart or -flux, random:sd3-medium or "
     "random:pixart-sigma (at their published sizes), a class of diffusers such as "
     "FluxTransformer2DModel (with its default config), owner/name on the hub, or module.path:factory, a function that "
     "gives a model or (model, arguments of a call by name)."
@@ -40,7 +40,9 @@ Budget: TypeAlias = Annotated[
 ]
 Pipeline: TypeAlias = Annotated[
     str,
-    typer.Option(help="shapes-sd3, shapes-pixart, shapes-flux, or a directory or hub name of a diffusers pipeline."),
+    typer.Option(
+        help="shapes-sd3, shapes-sd3-128, shapes-pixart, shapes-flux, or a directory or hub name of a pipeline."
+    ),
 ]
 Dtype: TypeAlias = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
 Device: TypeAlias = Annotated[str | None, typer.Option(help="cpu or cuda; else cuda where there is one.")]

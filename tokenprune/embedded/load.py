@@ -60,6 +60,13 @@ EMBEDDED = {
             guidance_scale=7.0,
         ),
         Embedded(
+            "shapes-sd3-128",
+            "StableDiffusion3Pipeline",
+            missing=("text_encoder_3", "tokenizer_3"),
+            arguments={"max_sequence_length": EMPTY_TEXT_TOKENS},
+            guidance_scale=7.0,
+        ),
+        Embedded(
             "shapes-pixart",
             "PixArtSigmaPipeline",
             # without these the pipeline takes 300 text tokens, and draws at the nearest of PixArt's own sizes
@@ -80,6 +87,12 @@ EMBEDDED = {
 def load_shapes_sd3() -> StableDiffusion3Pipeline:
     """The small Stable Diffusion 3 pipeline trained by this project, in float32 on the CPU."""
     pipe: StableDiffusion3Pipeline = EMBEDDED["shapes-sd3"].load()
+    return pipe
+
+
+def load_shapes_sd3_128() -> StableDiffusion3Pipeline:
+    """The same at 128 x 128 pixels, four times as many image tokens, in float32 on the CPU."""
+    pipe: StableDiffusion3Pipeline = EMBEDDED["shapes-sd3-128"].load()
     return pipe
 
 

@@ -17,13 +17,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tokenprune.engine.sampler import Predicts, Sampler, predicts, signal_and_noise
+from tokenprune.engine.sampler import Sampler, predicts, signal_and_noise
 from tokenprune.engine.step_tracker import CallPosition
 from tokenprune.ops.grid import TokenGrid, spread
 from tokenprune.ops.selection import Selection
 from tokenprune.ops.static_memory import version_of
 from tokenprune.reports.records import StepRecord
-from tokenprune.reuse.corrector import Corrector, DrawnAgain
+from tokenprune.reuse.corrector import Corrector, DrawnAgain, FullStep
+from tokenprune.schedule import Predicts
 
 WATCHED_DRAWS = 3
 """Steps of a generation at which it is looked whether the sampler draws random numbers."""
@@ -80,7 +81,7 @@ class Gap:
     Attributes:
         state: the sampler's attributes before the full step.
         sample: the latents of the full step.
-        noise: the noise's share of them; 0 where that is not known.
+        shares: of signal and noise in them.
         steps: the full step and those after it.
         reached: the latents after the last of them, and which version of that tensor they are.
         offset: what to add to forecasts that go out from the full step's prediction; None for nothing.
@@ -88,7 +89,7 @@ class Gap:
 
     state: dict[str, Any]
     sample: Tensor
-    noise: float = 0.0
+    shares: Shares
     steps: list[Drawn] = field(default_factory=list)
     reached: tuple[Tensor, int] | None = None
     offset: Tensor | None = None
@@ -178,7 +179,7 @@ class SamplerCorrection:
         if announced.full:
             shares = self._shares(scheduler, announced.position, output.shape == sample.shape)
             sample, output, offset = self._corrected(own, announced, output, sample, shares)
-            self._gap = Gap(_state(scheduler), sample, shares.noise, offset=offset)
+            self._gap = Gap(_state(scheduler), sample, shares, offset=offset)
         elif self._gap is not None and self._gap.offset is not None:
             output = self._shifted(announced, output, self._gap.offset)
         drawn = self._drawn(announced, _with(bound, output, sample), output)
@@ -215,12 +216,10 @@ class SamplerCorrection:
         found = DrawnAgain(
             announced.position.step,
             announced.position.level,
-            sample,
-            output,
-            gap.steps[0].output,
+            FullStep(gap.sample, gap.steps[0].output, gap.shares.signal, gap.shares.noise),
+            FullStep(sample, output, shares.signal, shares.noise),
             again - sample.float(),
-            *shares,
-            gap.noise,
+            shares.predicts,
             lambda change: draw_again(output.float() + change) - again,
         )
         way, offset = self._corrector.correct(found)

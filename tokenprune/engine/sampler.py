@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 from torch import Tensor
 
-Predicts: TypeAlias = Literal["noise", "velocity"]
-"""What a model's prediction means to its sampler; the velocity is that of a rectified flow."""
+from tokenprune.schedule import Predicts
 
 SCALED_BY_SIGNAL = frozenset(
     {"EulerDiscreteScheduler", "HeunDiscreteScheduler", "LMSDiscreteScheduler", "KDPM2DiscreteScheduler"}

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from tokenprune.engine.conditions import Conditions
-from tokenprune.engine.sampler import Predicts, Sampler
+from tokenprune.engine.sampler import Sampler
 from tokenprune.engine.timestep_reader import TimestepReader
 from tokenprune.errors import UnsupportedCallError
 from tokenprune.ops.guidance import BranchKey, halves_agree
+from tokenprune.schedule import Predicts
 
 MOST_BRANCHES = 4
 """Guidance calls of one step at most; the same first step more often than that is restarted generations."""

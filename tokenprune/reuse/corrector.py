@@ -7,11 +7,43 @@ import math
 from bisect import bisect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from torch import Tensor
 
+from tokenprune.schedule import Predicts
 from tokenprune.setting_types import Settings
+
+TINY = 1e-6
+
+
+@dataclass(frozen=True)
+class FullStep:
+    """What a sampler had at a full step.
+
+    Attributes:
+        latents: as they came [B, ...].
+        prediction: made for them, after guidance [B, ...].
+        signal: share a of the clean latents x, where latents are a x + s e with noise e; 0 where it is not known.
+        noise: the share s; 0 where it is not known.
+    """
+
+    latents: Tensor
+    prediction: Tensor
+    signal: float
+    noise: float
+
+    @property
+    def sigma(self) -> float:
+        """The noise's share in a rectified flow, (1 - sigma) x + sigma e, that is the latents by another factor."""
+        return self.noise / max(self.signal + self.noise, TINY)
+
+    def velocity(self, predicts: Predicts) -> Tensor:
+        """The velocity e - x of that flow which the prediction stands for [B, ...], float32."""
+        if predicts == "velocity":
+            return self.prediction.float()
+        signal = max(self.signal, TINY)
+        return ((signal + self.noise) * self.prediction.float() - self.latents.float()) / signal
 
 
 @dataclass(frozen=True)
@@ -21,28 +53,20 @@ class DrawnAgain:
     Attributes:
         step: index of the second full step.
         level: its noise level relative to the generation's first, from 1 down to 0.
-        latents: of the second full step, as forecasts led to them [B, ...].
-        prediction: of the second full step, made for those latents [B, ...], after guidance.
-        before: of the first full step [B, ...], likewise.
+        before: the first full step.
+        now: the second, with the latents that forecasts led to.
         way: what to add to the latents to get to those that were drawn again [B, ...], float32.
         predicts: what the sampler takes a prediction for; None for anything else, or where it does not say.
-        signal: share a of the clean latents x at the second full step, where latents are a x + s e.
-        noise: share s of the noise e.
-        noise_before: the same share at the first full step.
         change: by how much the latents that were drawn again move if the second prediction is changed by so much
             [B, ...]; runs the sampler once more.
     """
 
     step: int
     level: float
-    latents: Tensor
-    prediction: Tensor
-    before: Tensor
+    before: FullStep
+    now: FullStep
     way: Tensor
-    predicts: Literal["noise", "velocity"] | None
-    signal: float
-    noise: float
-    noise_before: float
+    predicts: Predicts | None
     change: Callable[[Tensor], Tensor]
 
 
@@ -61,18 +85,22 @@ class Corrector(Settings):
     the forecasts that go out from it, and e = D / (1 - s A), where D is the way from the old latents to those drawn
     again, and A the change of the latter for a unit change of the prediction. s depends on what the model predicts:
 
-    - noise: s = sqrt(sigma), sigma being the noise's share of the latents. Measured on shapes-pixart: 1.0 to 1.5
-      where sigma is near 1, 0.7 at 0.45, 0.5 at 0.25.
-    - velocity of a rectified flow: s = response * sigma^2. Models and guidance scales differ: the best response was 0
-      to 4 on shapes-sd3 with guidance 4, 8 with 7, and 20 or more with 12. The pace of the predictions tells: a model
-      that answers strongly to its latents turns fast on the way, too. So where no response is given, each image has
-      its own, anew for each gap: response = 12 (P - 1.2), from 0 to 40, with the pace
+    - velocity of a rectified flow: s = response * sigma^2, with the noise's share sigma of the latents. Models and
+      guidance scales differ: the best response was 0 to 4 on shapes-sd3 with guidance 4, 8 with 7, and 20 or more with
+      12. The pace of the predictions tells: a model that answers strongly to its latents turns fast on the way, too. So
+      where no response is given, each image has its own, anew for each gap: response = 12 (P - 1.2), from 0 to 40, with
+      the pace
 
           P = c / (sigma - sigma') (1 - (sigma + sigma') / 2)^0.7,  c = |v' - v| / |v'|
 
       of the predictions v and v' at the two full steps. All predictions change fastest at first; the last factor takes
       that out. Predictions of one size that have nothing in common are sqrt(2) apart. Where c is larger, the response
       is taken 2 / c^2 times: such latents are too far off for what is known of small errors.
+    - noise: s = sqrt(n) + response * sigma^2 / 4 * a / (a + n)^2, for latents with shares a of the signal and n of the
+      noise, a^2 + n^2 = 1. sigma and v are those of the rectified flow with the same latents but for a factor: sigma =
+      n / (a + n), v = ((a + n) e - latents) / a; a / (a + n)^2 is what an answer of v is for e. Measured on
+      shapes-pixart, s is 1.0 to 1.4 at guidance 3 where n is near 1, and up to 2 at guidance 7; 0.7 and 1.2 where n is
+      0.45; so the first term is nearly all of it where guidance is weak.
 
     - else: s = 0.
 
@@ -97,6 +125,7 @@ class Corrector(Settings):
     CALM: ClassVar[float] = 1.2
     STRENGTH: ClassVar[float] = 12.0
     STRONGEST: ClassVar[float] = 40.0
+    SHARE_FOR_NOISE: ClassVar[float] = 0.25
 
     response: float | None = None
     profile: tuple[tuple[float, float, float], ...] = ()
@@ -130,17 +159,20 @@ class Corrector(Settings):
         """s: how much the prediction answers to an error of its latents [B, 1, ...]; None for not at all."""
         if gap.predicts is None or self.response == 0:
             return None
+        response = self._found_response(gap, gap.predicts) if self.response is None else self.response
+        steep = response * gap.now.sigma**2
         if gap.predicts == "velocity":
-            return (self._found_response(gap) if self.response is None else self.response) * gap.noise**2
-        size = math.hypot(gap.signal, gap.noise)  # latents are of this size where others have 1
-        return math.sqrt(gap.noise / size) / size
+            return steep
+        signal, noise = gap.now.signal, gap.now.noise
+        size = math.hypot(signal, noise)  # latents are of this size where others have 1
+        return math.sqrt(noise / size) / size + steep * (self.SHARE_FOR_NOISE * signal / (signal + noise) ** 2)
 
-    def _found_response(self, gap: DrawnAgain) -> Tensor:
+    def _found_response(self, gap: DrawnAgain, predicts: Predicts) -> Tensor:
         """The response that the pace of each image's predictions speaks for [B, 1, ...]."""
-        now, before = gap.prediction.float(), gap.before.float()
+        now, before = gap.now.velocity(predicts), gap.before.velocity(predicts)
         squared = _dot(now - before, now - before) / _dot(now, now).clamp_min(1e-20)
-        fallen = max(gap.noise_before - gap.noise, 1e-6)
-        calmed = max(1 - (gap.noise + gap.noise_before) / 2, 0.0) ** self.PACE
+        fallen = max(gap.before.sigma - gap.now.sigma, TINY)
+        calmed = max(1 - (gap.now.sigma + gap.before.sigma) / 2, 0.0) ** self.PACE
         response = (self.STRENGTH * (squared.sqrt() * (calmed / fallen) - self.CALM)).clamp(0, self.STRONGEST)
         return response * (2 / squared.clamp_min(2))
 

@@ -1,7 +1,8 @@
-"""What `tokenprune demo` draws: one prompt by the plain model, pruned, and by the plain model with fewer steps."""
+"""What `tokenprune demo` draws: one prompt by the plain model, pruned, by a step cache, and in fewer steps."""
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -14,7 +15,8 @@ import torch
 
 import tokenprune
 from tokenprune.bench.configurations.configuration import Configuration, plain
-from tokenprune.bench.figures.canvas import decibels, difference
+from tokenprune.bench.configurations.schedules import refreshes, warm_refreshes
+from tokenprune.bench.figures.canvas import decibels, difference, new_figure, save, show
 from tokenprune.bench.measuring.fidelity import Picture, psnr
 from tokenprune.bench.measuring.speed import speed_of
 from tokenprune.embedded.captions import parse_caption
@@ -24,9 +26,13 @@ from tokenprune.plans.plan import Plan
 from tokenprune.policies import CATPolicy, DensePolicy
 from tokenprune.reports.report import Report
 from tokenprune.reports.viewer import Previews, Run, save_html
+from tokenprune.reuse.taylor import Taylor
 
-DENSE, CAT, PLAN = "dense", "CAT", "plan"
-"""Names of outcomes; the fourth is called by its number of steps."""
+DENSE, CAT, PLAN, CACHE = "dense", "CAT", "plan", "step cache"
+"""Names of outcomes; the fifth is called by its number of steps."""
+
+WARMUPS = (0, 2, 4, 8)
+"""Full steps at the start of the step caches that are tried."""
 
 
 @dataclass(frozen=True)
@@ -102,9 +108,10 @@ def compare(
     traced: bool = False,
     begin: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Outcome]:
-    """Draw by the plain model, CAT, `tokenprune.plan` at as many tokens, and in as many full steps as cost the same.
+    """Draw by the plain model, CAT, and at as many tokens by `tokenprune.plan`, a step cache, and in fewer steps.
 
-    With `traced` the first three are drawn once more, untimed, for `save_page`. `begin` is told of each picture.
+    The step cache has a linear forecast, and its full steps evenly after as many at the start as serve this picture
+    best. With `traced` the first three are drawn once more, untimed, for `save_page`. `begin` is told of each picture.
     """
     pipe = embedded.load()
     pipe.set_progress_bar_config(disable=True)
@@ -139,23 +146,31 @@ def compare(
         return Run(handle.trace, picture, previews.pictures)
 
     pruned = Configuration(CAT, Plan(policy))
-    draw(plain(2), "warm-up, dense")
+    first = draw(Configuration(DENSE), "warm-up, dense")[0]
     report = draw(pruned, "warm-up, CAT")[2]
     if report is None:
         raise TypeError("expected a report of the pruned picture, got none")
-    fewer = plain(max(1, round(request.steps * report.mac_ratio)))
     chosen = {
         DENSE: Configuration(DENSE),
-        CAT: pruned,
         PLAN: Configuration(PLAN, tokenprune.plan(pipe, report.tokens_ratio)),
-        f"{fewer.steps} steps": fewer,
+        CAT: pruned,
     }
+    fewer = plain(max(1, int(request.steps * report.tokens_ratio + 1e-9)))
+    nearest: tuple[float, Configuration] | None = None
+    for configuration in step_caches(fewer.steps or request.steps, request.steps):
+        there = psnr(draw(configuration, configuration.name)[0], first, peak=255)
+        distance = -math.inf if there is None else -there
+        if nearest is None or distance < nearest[0]:
+            nearest = distance, configuration
+    if nearest is not None:
+        chosen[CACHE] = nearest[1]
+    chosen[fewer.name.removeprefix("plain, ")] = fewer
     found: dict[str, list[tuple[Picture, float, Report | None]]] = {name: [] for name in chosen}
     for turn in range(1, request.repeats + 1):
         for name, configuration in chosen.items():
             found[name].append(draw(configuration, f"{name}, {turn} of {request.repeats}"))
     dense = found[DENSE][-1][0]
-    plans = {DENSE: Plan(DensePolicy()), **{name: one.plan for name, one in chosen.items() if one.plan is not None}}
+    plans = {DENSE: Plan(DensePolicy()), **{name: chosen[name].plan or Plan(DensePolicy()) for name in (CAT, PLAN)}}
     runs = {name: trace(plan, name) for name, plan in plans.items()} if traced else {}
     return {
         name: Outcome(
@@ -171,6 +186,18 @@ def compare(
     }
 
 
+def step_caches(full: int, steps: int) -> list[Configuration]:
+    """Step caches with so many full steps, after each of `WARMUPS` that leaves some; none where all steps are full."""
+    if full >= steps:
+        return []
+    schedules = {warmup: warm_refreshes(full / steps, steps, warmup) for warmup in WARMUPS if warmup}
+    found = {0: refreshes(full / steps, steps), **{warmup: each for warmup, each in schedules.items() if each}}
+    return [
+        Configuration(f"step cache after {max(1, warmup)}", Plan(DensePolicy(), schedule, Taylor()))
+        for warmup, schedule in found.items()
+    ]
+
+
 def scene_score(picture: Picture, prompt: str) -> float | None:
     """Share of what a caption names that the picture shows; None for a prompt that does not read like a caption."""
     scene = parse_caption(prompt)
@@ -179,7 +206,8 @@ def scene_score(picture: Picture, prompt: str) -> float | None:
 
 def as_data(outcomes: Mapping[str, Outcome], policy: CATPolicy, model: str, request: Request) -> dict[str, Any]:
     """Everything but the pictures, as plain data."""
-    rows = {name if name in (DENSE, CAT, PLAN) else "fewer": outcome for name, outcome in outcomes.items()}
+    known = {DENSE: "dense", PLAN: "plan", CAT: "CAT", CACHE: "cache"}
+    rows = {known.get(name, "fewer"): outcome for name, outcome in outcomes.items()}
     report = outcomes[CAT].report
     settings = {
         "model": model,
@@ -205,36 +233,29 @@ def save_page(out: Path, prompt: str, outcomes: Mapping[str, Outcome]) -> None:
 
 
 def save_panel(out: Path, prompt: str, outcomes: Mapping[str, Outcome]) -> None:
-    """Write the pictures side by side as a PNG, with where the plan's is off and how often CAT computed each token.
-
-    The plan computes all tokens equally often: its steps are full or skipped.
+    """Write the pictures side by side as a PNG, where each is off, and how often CAT computed each token.
 
     Raises:
         ValueError: CAT's outcome has no token counts.
     """
-    from matplotlib.figure import Figure
+    from matplotlib.colors import PowerNorm
 
-    dense, plan = outcomes[DENSE], outcomes[PLAN]
-    report = outcomes[CAT].report
+    report, dense = outcomes[CAT].report, outcomes[DENSE]
     if report is None or report.token_counts is None:
         raise ValueError("CAT: expected an outcome with a report of its tokens, got none")
-    figure = Figure(figsize=(17, 3.9), dpi=80, layout="constrained")
-    figure.suptitle(prompt)
-    axes = figure.subplots(1, 5)
-    axes[0].imshow(dense.picture)
-    axes[0].set_title(f"dense, {dense.median:.2f} s")
-    for axis, name in zip(axes[1:], (CAT, PLAN), strict=False):
-        axis.imshow(outcomes[name].picture)
-        axis.set_title(f"{name}, {outcomes[name].median:.2f} s, {decibels(outcomes[name].psnr)}")
-    off = difference(dense.picture, plan.picture)
-    shown = axes[3].imshow(off, cmap="magma", vmin=0, vmax=max(1.0, float(off.max())))
-    axes[3].set_title("plan: absolute difference (of 255)")
-    figure.colorbar(shown, ax=axes[3], fraction=0.046)
+    others = {name: outcome for name, outcome in outcomes.items() if name != DENSE}
+    figure = new_figure(3.3 * len(outcomes), 7.4, prompt)
+    above, below = figure.subplots(2, len(outcomes))
+    show(above[0], dense.picture, f"dense: {dense.median:.2f} s")
     counts = report.token_counts[0].view(report.grid).cpu().numpy()
-    shown = axes[4].imshow(counts, cmap="viridis", vmin=0, vmax=len(report.steps))
-    axes[4].set_title(f"CAT: times computed, of {len(report.steps)} steps")
-    figure.colorbar(shown, ax=axes[4], fraction=0.046)
-    for axis in axes:
-        axis.set_axis_off()
+    times = show(below[0], counts, f"CAT: times computed, of {len(report.steps)} steps", cmap="viridis", vmin=0)
+    figure.colorbar(times, ax=below[0], fraction=0.046)
+    differences = {name: difference(dense.picture, outcome.picture) for name, outcome in others.items()}
+    largest = max(1.0, *(float(each.max()) for each in differences.values()))
+    colours = {"cmap": "magma", "norm": PowerNorm(0.5, 0, largest)}  # by the square root, as most are small
+    for (name, outcome), picture, off in zip(others.items(), above[1:], below[1:], strict=True):
+        show(picture, outcome.picture, f"{name}: {outcome.median:.2f} s, {decibels(outcome.psnr)}")
+        shown = show(off, differences[name], f"{name}: difference (of 255)", **colours)
+    figure.colorbar(shown, ax=list(below[1:]), fraction=0.012)
     out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out)
+    save(figure, out)

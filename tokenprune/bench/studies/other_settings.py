@@ -15,7 +15,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+)
 
 from tokenprune.bench.commands import run
 from tokenprune.bench.configurations.configuration import Configuration, plain
@@ -62,12 +67,17 @@ def _ddim(former: Any) -> Any:
     return DDIMScheduler.from_config({**former.config, "clip_sample": False, "steps_offset": 1})
 
 
+def _euler(former: Any) -> Any:
+    return EulerDiscreteScheduler.from_config(former.config)
+
+
 SETTINGS: dict[str, Setting] = {
     "shapes-sd3, guidance 7, shift 1.5, Euler": Setting("shapes-sd3", 7.0),
     "shapes-sd3, guidance 4, shift 3, Euler": Setting("shapes-sd3", 4.0, _shifted),
     "shapes-sd3, guidance 12, shift 3, Euler": Setting("shapes-sd3", 12.0, _shifted),
     "shapes-pixart, guidance 3, DDIM": Setting("shapes-pixart", 3.0, _ddim),
     "shapes-pixart, guidance 3, DPM++ 2M": Setting("shapes-pixart", 3.0),
+    "shapes-pixart, guidance 4.5, DPM++ 2M, 20 steps": Setting("shapes-pixart", 4.5, steps=20),
     "shapes-flux, guidance 4 learnt, shift 1.5, Euler": Setting("shapes-flux", 4.0),
     "shapes-flux, guidance 2 learnt, shift 3, Euler": Setting("shapes-flux", 2.0, _shifted),
 }
@@ -77,7 +87,8 @@ UNTOUCHED: dict[str, Setting] = {
     "shapes-sd3, guidance 10, shift 1.5, Euler, 50 steps": Setting("shapes-sd3", 10.0, steps=50),
     "shapes-sd3, guidance 5, shift 3, Euler, 20 steps": Setting("shapes-sd3", 5.0, _shifted, 20),
     "shapes-sd3, guidance 7, shift 1.5, Heun, 15 steps": Setting("shapes-sd3", 7.0, _heun, 15),
-    "shapes-pixart, guidance 4.5, DPM++ 2M, 20 steps": Setting("shapes-pixart", 4.5, steps=20),
+    "shapes-pixart, guidance 6, DDIM, 40 steps": Setting("shapes-pixart", 6.0, _ddim, 40),
+    "shapes-pixart, guidance 5, Euler, 25 steps": Setting("shapes-pixart", 5.0, _euler, 25),
     "shapes-flux, guidance 3 learnt, shift 3, Euler, 20 steps": Setting("shapes-flux", 3.0, _shifted, 20),
     "shapes-flux, guidance 5 learnt, shift 1.5, Euler, 50 steps": Setting("shapes-flux", 5.0, steps=50),
 }

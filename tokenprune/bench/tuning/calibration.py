@@ -16,16 +16,18 @@ from tokenprune.bench.measuring.fidelity import Pictures, ci95_of, comparable, m
 from tokenprune.bench.measuring.measure import Task, draw, draw_all
 from tokenprune.bench.tuning.corrections import measured
 from tokenprune.bench.tuning.held_out import HeldOutRow, plain_row
-from tokenprune.engine.sampler import Predicts, predicts
+from tokenprune.bench.tuning.placing import Predictions, nearest_places
+from tokenprune.engine.sampler import predicts
 from tokenprune.placement import EvenSchedule, PlacedSchedule
 from tokenprune.plans.plan import Plan
 from tokenprune.reuse.corrector import Corrector
+from tokenprune.schedule import Predicts, Schedule
 
 AS_IT_WAS, CALIBRATED = "as it was", "calibrated"
 """Names of the plans in tables."""
 
-RESPONSES: Mapping[Predicts | None, tuple[float, ...]] = {"velocity": (0, 6, 12, 24), "noise": (0,), None: ()}
-"""Fixed responses (`Corrector`) to try, by what the sampler takes the model's prediction for."""
+RESPONSES = (0, 6, 12, 24)
+"""Fixed responses (`Corrector`) to try."""
 
 FIRST = (0.0, 0.07, 0.15, 0.3)
 """Shares of a generation's steps to try as full ones at its start, with the others spread evenly."""
@@ -84,30 +86,35 @@ def fit(pipe: Any, plan: Plan, task: Task, begin: Callable[[str], None] | None =
     """
     begin = begin or (lambda _: None)
     begin("measuring")
-    with_profile, dense = measured(pipe, plan, task)
+    found = measured(pipe, plan, task)
     begin("corrections")
-    contest = Contest(pipe, task, dense, plan)
-    contest.enter(corrections(plan, with_profile, predicts(pipe.scheduler)))
+    contest = Contest(pipe, task, found.dense, plan)
+    contest.enter(corrections(plan, found.plan, predicts(pipe.scheduler)))
     begin("full steps")
-    contest.enter(places(contest.plan))
+    contest.enter(places(contest.plan, found.plain))
     return contest
 
 
 def corrections(plan: Plan, with_profile: Plan, meaning: Predicts | None) -> dict[str, Plan]:
     """Other ways to correct, in words."""
     found = {"measured answers": with_profile}
-    for response in RESPONSES[meaning]:
+    for response in RESPONSES if meaning else ():
         found[f"response {response:g}"] = replace(plan, corrector=Corrector(response=response))
     return found
 
 
-def places(plan: Plan) -> dict[str, Plan]:
+def places(plan: Plan, plain: Predictions | None) -> dict[str, Plan]:
     """Other places of full steps, in words; none where they are not those of the recommended plan."""
     if not isinstance(plan.schedule, PlacedSchedule):
         return {}
     budget, steps = plan.schedule.budget, plan.schedule.steps
-    even = {first: EvenSchedule(budget, first, steps) for first in FIRST if first < budget}
-    return {f"{first:g} of the steps first": replace(plan, schedule=schedule) for first, schedule in even.items()}
+    schedules: dict[str, Schedule] = {
+        f"{first:g} of the steps first": EvenSchedule(budget, first, steps) for first in FIRST if first < budget
+    }
+    if plain is not None:
+        full = plan.schedule.full_steps(len(plain.times))
+        schedules["full steps where the plain model asks for them"] = nearest_places(plain, full)
+    return {name: replace(plan, schedule=schedule) for name, schedule in schedules.items()}
 
 
 @dataclass(frozen=True)

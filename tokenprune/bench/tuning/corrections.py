@@ -15,11 +15,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 import tokenprune
 from tokenprune.bench.measuring.fidelity import Pictures
 from tokenprune.bench.measuring.measure import Task, batches, generate
+from tokenprune.bench.tuning.placing import Predictions
+from tokenprune.engine.sampler import Sampler
 from tokenprune.errors import ConfigurationError
 from tokenprune.plans.plan import Plan
 from tokenprune.reuse.corrector import Corrector, DrawnAgain
@@ -61,7 +65,8 @@ class Measuring(Corrector):
         """What is lacking, all of it."""
         true = self.plain[gap.step]
         latents, prediction = (
-            each.float() - was.float() for each, was in ((true.latents, gap.latents), (true.prediction, gap.prediction))
+            each.float() - was.float()
+            for each, was in ((true.latents, gap.now.latents), (true.prediction, gap.now.prediction))
         )
         sums = self.found.setdefault(gap.level, Sums())
         sums.squared += float((gap.way * gap.way).sum())
@@ -70,8 +75,23 @@ class Measuring(Corrector):
         return latents, prediction
 
 
-def measured(pipe: Any, plan: Plan, task: Task) -> tuple[Plan, Pictures]:
-    """The plan with a corrector whose profile was measured on the task's prompts, and the plain model's pictures.
+@dataclass(frozen=True)
+class Measured:
+    """What a plan and the plain model show on some prompts.
+
+    Attributes:
+        plan: with a corrector whose profile was measured on them.
+        dense: the plain model's pictures.
+        plain: the plain model's predictions; None where the sampler does not tell its steps, or takes two at one time.
+    """
+
+    plan: Plan
+    dense: Pictures
+    plain: Predictions | None
+
+
+def measured(pipe: Any, plan: Plan, task: Task) -> Measured:
+    """Let the plain model draw a task's prompts, then a plan, which is told at its full steps what it should have had.
 
     Args:
         pipe: a pipeline whose sampler gets its predictions in the shape of its latents; left as it was.
@@ -85,10 +105,11 @@ def measured(pipe: Any, plan: Plan, task: Task) -> tuple[Plan, Pictures]:
     if plan.corrector is None:
         raise ConfigurationError(f"plan: expected one with a corrector to calibrate, got {plan}")
     found: dict[float, Sums] = {}
-    pictures = []
+    pictures, all_products = [], []
     for places in batches(task):
         with recorded(pipe.scheduler) as plain:
             pictures.append(generate(pipe, task.steps, task, places))
+        all_products.append(_products(plain))
         with tokenprune.apply(pipe, replace(plan, corrector=Measuring(plain=plain, found=found))):
             generate(pipe, task.steps, task, places)
     points = sorted(((level, sums) for level, sums in found.items() if sums.squared > 0), reverse=True)
@@ -101,7 +122,22 @@ def measured(pipe: Any, plan: Plan, task: Task) -> tuple[Plan, Pictures]:
         (level, round(sums.latents / sums.squared, DIGITS), round(sums.prediction / sums.squared, DIGITS))
         for level, sums in points
     )
-    return replace(plan, corrector=replace(plan.corrector, profile=profile)), np.concatenate(pictures)
+    with_profile = replace(plan, corrector=replace(plan.corrector, profile=profile))
+    return Measured(with_profile, np.concatenate(pictures), _predictions(pipe, all_products))
+
+
+def _products(plain: list[PlainStep]) -> NDArray[np.float64]:
+    predictions = torch.stack([step.prediction.flatten() for step in plain]).double()
+    found: NDArray[np.float64] = (predictions @ predictions.T).cpu().numpy()
+    return found
+
+
+def _predictions(pipe: Any, products: list[NDArray[np.float64]]) -> Predictions | None:
+    sampler = Sampler(pipe)
+    times, total = sampler.times, sum(products)
+    sizes = sampler.sizes(len(times))
+    told = sizes is not None and len(set(times)) == len(times) and np.shape(total) == (len(times), len(times))
+    return Predictions(np.asarray(total), times, sizes) if told and sizes is not None else None
 
 
 @contextmanager
