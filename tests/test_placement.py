@@ -132,6 +132,29 @@ def test_bad_settings(settings: dict[str, float]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("budget", "steps", "said"),
+    [
+        (0.5, 9, "pictures of fewer than 10 steps change visibly"),
+        (0.5, 10, None),
+        (0.2, 20, None),
+        (0.15, 20, "3 of them are full, less than one in 5: full steps lie evenly then"),
+        (0.05, 28, "1 of them is full"),
+        (1.0, 4, None),
+    ],
+)
+def test_it_cautions_against_steps_too_far_apart(budget: float, steps: int, said: str | None) -> None:
+    schedule = PlacedSchedule(budget)
+    caution = schedule.caution(steps)
+    if said is None:
+        assert caution is None
+    else:
+        assert caution is not None
+        assert caution.startswith(f"under {schedule!r}, {said}")
+        assert "; take a larger budget" in caution
+    assert EvenSchedule(budget).caution(steps) is None
+
+
+@pytest.mark.parametrize(
     ("budget", "first", "full"),
     [
         (0.5, 0.0, [0, 2, 4, 7, 9]),

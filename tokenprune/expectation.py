@@ -15,7 +15,7 @@ from tokenprune.policies.base import SelectionPolicy
 from tokenprune.registry import Adapter, find_adapter
 from tokenprune.reports.html import facts
 from tokenprune.reports.report import Macs
-from tokenprune.schedule import Schedule, steps_needed, too_few
+from tokenprune.schedule import Schedule, steps_needed
 from tokenprune.targets import target_of
 
 STEPS = 28
@@ -150,7 +150,7 @@ def expect(
     called = _call(model, found, wanted, scale)
     rehearsal = rehearse(model, found(model), called.call, plan, steps)
     schedule = plan.schedule or plan.policy.schedule()
-    said = too_short(schedule, steps), too_few(schedule, steps)
+    said = too_short(schedule, steps), schedule.caution(steps)
     return Expectation(
         model=type(model).__name__,
         size=called.size,

@@ -84,10 +84,24 @@ class PlacedSchedule(_FullOrSkipped):
         """As `skips`."""
         return self.skips
 
-    @property
-    def fewest_steps(self) -> int:
-        """Measured on shapes-sd3: at half of 8 steps 35 dB, at half of 14 steps 50 dB (docs/which-plan.md)."""
-        return self.FEWEST_STEPS if self.skips else 0
+    def caution(self, steps: int) -> str | None:
+        """Where steps lie too far apart to be forecast, as measured on the embedded models (docs/which-plan.md)."""
+        full = self.full_steps(steps)
+        if full >= steps:
+            return None
+        advice = "take a larger budget, let `tokenprune calibrate` fit the plan"
+        if steps < self.FEWEST_STEPS:
+            return (
+                f"under {self!r}, pictures of fewer than {self.FEWEST_STEPS} steps change visibly: steps lie too far "
+                f"apart to be forecast; {advice}, or leave such a model as it is"
+            )
+        if steps > full * self.LONGEST_GAP:
+            return (
+                f"under {self!r}, {full} of them {'is' if full == 1 else 'are'} full, less than one in "
+                f"{self.LONGEST_GAP:g}: full steps lie evenly then, and step caches were nearer to the plain model in "
+                f"some settings; {advice}, or compare with `tokenprune bench`"
+            )
+        return None
 
     def prunes(self, steps: int) -> bool | None:
         """Whether any of so many steps is skipped."""

@@ -89,10 +89,9 @@ class Schedule(Settings, ABC):
         """Whether it goes by `Step.errors`: the step after a full one then waits for the device."""
         return False
 
-    @property
-    def fewest_steps(self) -> int:
-        """In generations of fewer steps, pictures are known to change visibly; whoever draws so is warned."""
-        return 0
+    def caution(self, steps: int) -> str | None:
+        """What is known to go badly in a generation of so many steps, and what to do; None for nothing. It is told."""
+        return None
 
     @property
     def holds_text(self) -> bool:
@@ -137,16 +136,6 @@ LONG = 1000
 def steps_needed(schedule: Schedule, more_than: int) -> int | None:
     """How many steps, more than so many, a generation needs to prune anything; None where none is long enough."""
     return next((total for total in range(more_than + 1, LONG + 1) if schedule.prunes(total)), None)
-
-
-def too_few(schedule: Schedule, steps: int) -> str | None:
-    """What there is to say of a generation that has fewer steps than the schedule's `fewest_steps`, and prunes."""
-    if steps >= schedule.fewest_steps or not schedule.prunes(steps):
-        return None
-    return (
-        f"under {schedule!r}, pictures of fewer than {schedule.fewest_steps} steps change visibly: steps lie too far "
-        f"apart to be forecast; take a larger budget, or leave such a model as it is"
-    )
 
 
 def tokens_at(schedule: Schedule, step: Step, num_tokens: int, least: int = 1, multiple: int = 1) -> int:

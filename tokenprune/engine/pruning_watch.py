@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tokenprune.engine.step_tracker import CallPosition
 from tokenprune.notices import Notices
-from tokenprune.schedule import LONG, Schedule, steps_needed, too_few
+from tokenprune.schedule import LONG, Schedule, steps_needed
 
 LARGE = 4 * 2**30
 """Bytes of caches that are worth telling."""
@@ -14,7 +14,7 @@ class PruningWatch:
     """Tells once where a generation computes everything though its schedule would prune in a longer one.
 
     That is foretold at a generation's first call where the number of its steps is known, and else told when the next
-    one begins. It also tells once of a generation with too few steps for its schedule, and of caches that hold `LARGE`
+    one begins. It also tells once what the schedule cautions against, and of caches that hold `LARGE`
     bytes or more.
 
     Args:
@@ -39,9 +39,9 @@ class PruningWatch:
             total = position.step + position.remaining
             if self._schedule.prunes(total) is False:
                 self._tell(total, "nothing will be pruned: the generation that begins has")
-            few = too_few(self._schedule, total)
-            if few is not None and self._notices is not None:
-                self._notices.warn("few steps", f"the generation that begins has {in_steps(total)}: {few}")
+            caution = self._schedule.caution(total)
+            if caution is not None and self._notices is not None:
+                self._notices.warn("caution", f"the generation that begins has {in_steps(total)}: {caution}")
 
     def step(self, window: str, step: int, pruned: bool) -> None:
         """A step of a window's generation begins."""
