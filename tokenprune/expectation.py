@@ -17,6 +17,7 @@ from tokenprune.reports.html import facts
 from tokenprune.reports.report import Macs
 from tokenprune.schedule import Schedule, steps_needed
 from tokenprune.targets import target_of
+from tokenprune.units import memory_in_words
 
 STEPS = 28
 """Steps of a generation where nobody says how many."""
@@ -78,7 +79,7 @@ class Expectation:
         return [
             ("a step", f"{', '.join(costs)} MACs"),
             ("all steps", f"{whole}: {1 / self.mac_ratio:.2f}x allowed"),
-            ("caches", f"{self.cache_bytes / 2**20:.1f} MiB"),
+            ("caches", memory_in_words(self.cache_bytes)),
             *(("note", note) for note in self.notes),
         ]
 
@@ -89,7 +90,7 @@ class Expectation:
 
     def __repr__(self) -> str:
         return (
-            f"Expectation({self._steps}; {self.mac_ratio:.1%} of the MACs; caches {self.cache_bytes / 2**20:.1f} MiB)"
+            f"Expectation({self._steps}; {self.mac_ratio:.1%} of the MACs; caches {memory_in_words(self.cache_bytes)})"
         )
 
     def __str__(self) -> str:

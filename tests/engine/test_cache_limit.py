@@ -15,6 +15,7 @@ from tokenprune import CacheLimitError, CATPolicy, Plan, Reuse, Taylor
 from tokenprune.engine.cache_limit import UNITS, bytes_of
 from tokenprune.ops.guidance import Guidance
 from tokenprune.reuse.key_value import KeyValueBuffer
+from tokenprune.units import memory_in_words
 
 PLANS = {
     "held": Plan(CATPolicy(0.3, 3, num_clusters=5)),
@@ -81,7 +82,7 @@ def test_the_need_that_is_told_is_that_of_all_modules(pixart: nn.Module, generat
         keys = sum(buffer.nbytes for buffer in branch.buffers.values())
     with (
         tokenprune.apply(pixart, PLANS["held"], cache_limit=1),
-        pytest.raises(CacheLimitError, match=rf"attn1: the caches would hold about {keys / 2**10:.2f} KiB of memory"),
+        pytest.raises(CacheLimitError, match=f"attn1: the caches would hold about {memory_in_words(keys)} of memory"),
     ):
         generate(pixart)
 

@@ -30,6 +30,7 @@ from tokenprune.engine.copy_streams import Copies, Pairs
 from tokenprune.engine.host_caches import AHEAD, HostCaches
 from tokenprune.reuse.key_value import BufferKey
 from tokenprune.testing import no_waiting
+from tokenprune.units import memory_in_words
 
 
 class Noted(Copies):
@@ -177,7 +178,7 @@ def test_the_device_holds_the_memory_of_two_modules(
         assert handle._masked.host.nbytes == AHEAD * each[0]
         assert report.host_cache_bytes == sum(each)
         assert report.cache_bytes == whole - sum(each) + AHEAD * each[0]
-        assert f"caches {report.cache_bytes / 2**20:.1f} MiB and {sum(each) / 2**20:.1f} MiB in host memory" in str(
+        assert f"caches {memory_in_words(report.cache_bytes)} and {memory_in_words(sum(each))} in host memory" in str(
             report
         )
         handle.reset()

@@ -26,6 +26,7 @@ from tokenprune import (
     WarmupSchedule,
 )
 from tokenprune.engine import pruning_watch
+from tokenprune.units import memory_in_words
 
 TABLE = torch.linspace(1000, 20, 6)
 EXPECTED = "what is told in advance"
@@ -175,7 +176,7 @@ def test_large_caches(
         generate(sd3)
         generate(sd3)
         handle.report()
-    assert [message.partition(";")[0] for message in told()] == [f"the caches hold {held / 2**30:.1f} GiB by now"]
+    assert [message.partition(";")[0] for message in told()] == [f"the caches hold {memory_in_words(held)} by now"]
 
 
 def test_compiled_graphs(sd3: nn.Module, told: Any) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import tokenprune
 from tokenprune import CATPolicy, Hold, Plan, SequentialPolicy, Taylor, Trace, WarmupSchedule
 from tokenprune.reports.html import LONGEST, facts, folded, in_short
+from tokenprune.units import memory_in_words
 
 NASTY = "<script>alert('1')</script>&amp;"
 
@@ -61,7 +62,7 @@ def test_they_are_one_line_that_a_person_can_read(handle: tokenprune.Handle) -> 
         repr(report)
         == f"Report(6 steps, {share:.1%} of the tokens, {report.mac_ratio:.1%} of the MACs, {report.seconds:.2f} s)"
     )
-    assert repr(handle.trace) == f"Trace(6 steps, 2 images of 4x6 tokens, {handle.trace.nbytes / 2**20:.1f} MiB)"
+    assert repr(handle.trace) == f"Trace(6 steps, 2 images of 4x6 tokens, {memory_in_words(handle.trace.nbytes)})"
     assert repr(Trace(handle.trace.steps[:0], ())).startswith("Trace(0 steps, 0 images")
     assert repr(Plan(CATPolicy())).startswith("Plan(policy=CATPolicy(alpha=0.3, ")
     for each in (handle, report, handle.trace):

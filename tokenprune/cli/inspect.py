@@ -25,8 +25,7 @@ from tokenprune.modulemap import ModuleMap
 from tokenprune.ops.grid import num_tokens
 from tokenprune.plans.plan import Plan
 from tokenprune.reports.checks import CheckResult
-
-GIB, MIB = 2**30, 2**20
+from tokenprune.units import memory_in_words
 
 
 def inspect(
@@ -171,16 +170,17 @@ def _of_sizes(rehearsal: Rehearsal, called: ResolvedCall, dtype: str, tokens: in
     images = rehearsal.images * rehearsal.calls // halves
     keys, dense = rehearsal.key_bytes(tokens), rehearsal.dense.total
     ratio = rehearsal.macs.total / dense
-    both = f", {_size(keys / images)} with both guidance halves" if halves == 2 else ""
-    batch = f", {_size(keys)} for the batch of {images}" if images > 1 else ""
+    both = f", {memory_in_words(keys / images)} with both guidance halves" if halves == 2 else ""
+    batch = f", {memory_in_words(keys)} for the batch of {images}" if images > 1 else ""
     of_other = tokens is not None and tokens != rehearsal.tokens
     return {
         "MACs": f"{ratio:.1%} of the plain model's {dense / 1e12:.4g} T: {1 / ratio:.2f}x allowed",
-        "keys, values": f"{_size(keys / images / halves)} for each image of {tokens or rehearsal.tokens} tokens, "
+        "keys, values": f"{memory_in_words(keys / images / halves)} for each image of "
+        f"{tokens or rehearsal.tokens} tokens, "
         f"{dtype}{both}{batch}"
         if keys
         else "none are kept: every step is full or skipped",
-        **({} if of_other else {"all caches": f"{_size(rehearsal.cache_bytes)} with this plan's forecasts"}),
+        **({} if of_other else {"all caches": f"{memory_in_words(rehearsal.cache_bytes)} with this plan's forecasts"}),
     }
 
 
@@ -195,7 +195,3 @@ def _figures(rehearsal: Rehearsal, tokens: int | None) -> dict[str, Any]:
         "key_value_bytes": rehearsal.key_bytes(tokens),
         **({} if of_other else {"cache_bytes": rehearsal.cache_bytes}),
     }
-
-
-def _size(size: float) -> str:
-    return f"{size / GIB:.2f} GiB" if size >= GIB else f"{size / MIB:.1f} MiB"

@@ -6,10 +6,7 @@ import re
 from collections.abc import Callable
 
 from tokenprune.errors import CacheLimitError
-
-UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
-"""Bytes, by what they are called."""
-
+from tokenprune.units import UNITS, memory_in_words
 
 HELP = (
     "draw fewer or smaller pictures in a call, keep keys and values in a smaller type with "
@@ -79,13 +76,6 @@ class CacheLimit:
 
     def _error(self, where: str, need: int, about: str) -> CacheLimitError:
         return CacheLimitError(
-            f"{where}the caches would hold {about}{_in_words(need)} of memory with this call, expected at most "
-            f"cache_limit = {_in_words(self._nbytes or 0)}; {HELP}"
+            f"{where}the caches would hold {about}{memory_in_words(need)} of memory with this call, expected at most "
+            f"cache_limit = {memory_in_words(self._nbytes or 0)}; {HELP}"
         )
-
-
-def _in_words(nbytes: int) -> str:
-    for name in ("GiB", "MiB", "KiB"):
-        if nbytes >= UNITS[name]:
-            return f"{nbytes / UNITS[name]:.2f} {name}"
-    return f"{nbytes} bytes"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tokenprune.engine.step_tracker import CallPosition
 from tokenprune.notices import Notices
 from tokenprune.schedule import LONG, Schedule, steps_needed
+from tokenprune.units import memory_in_words
 
 LARGE = 4 * 2**30
 """Bytes of caches that are worth telling."""
@@ -53,7 +54,7 @@ class PruningWatch:
         if nbytes >= LARGE and self._notices is not None:
             self._notices.warn(
                 "caches",
-                f"the caches hold {nbytes / 2**30:.1f} GiB by now; apply(..., cache_dtype=...) keeps keys and values "
+                f"the caches hold {memory_in_words(nbytes)} by now; apply(..., cache_dtype=...) keeps keys and values "
                 f'in smaller types, cache_device="cpu" keeps them in host memory, and handle.reset() frees them after '
                 f"a generation",
             )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tokenprune.ops.grid import TokenGrid
 from tokenprune.reports.html import facts, folded
+from tokenprune.units import memory_in_words
 
 
 @dataclass(frozen=True)
@@ -119,8 +120,8 @@ class Report:
     @property
     def _caches(self) -> str:
         """What the caches held, in words."""
-        host = f" and {self.host_cache_bytes / 2**20:.1f} MiB in host memory" if self.host_cache_bytes else ""
-        return f"{self.cache_bytes / 2**20:.1f} MiB{host}"
+        host = f" and {memory_in_words(self.host_cache_bytes)} in host memory" if self.host_cache_bytes else ""
+        return f"{memory_in_words(self.cache_bytes)}{host}"
 
     def __repr__(self) -> str:
         if not self.steps:

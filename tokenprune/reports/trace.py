@@ -20,6 +20,7 @@ from tokenprune.ops.selection import Selection
 from tokenprune.reports.html import facts, folded
 from tokenprune.reports.records import StepRecord
 from tokenprune.reports.report import STEP_COLUMNS, StepReport, step_cells
+from tokenprune.units import memory_in_words
 
 LABELS = "labels"
 """Where policies keep cluster labels in their memory; a policy inside another one has a prefix and a dot before it."""
@@ -234,7 +235,7 @@ class Trace:
     def __str__(self) -> str:
         images, tokens = self._images, "x".join(map(str, self.grid))
         many = "image" if images == 1 else "images"
-        return f"{len(self.steps)} steps, {images} {many} of {tokens} tokens, {self.nbytes / 2**20:.1f} MiB"
+        return f"{len(self.steps)} steps, {images} {many} of {tokens} tokens, {memory_in_words(self.nbytes)}"
 
     def __repr__(self) -> str:
         return f"Trace({self})"
@@ -244,7 +245,7 @@ class Trace:
             ("steps", len(self.steps)),
             ("images", self._images),
             ("token grid", " x ".join(map(str, self.grid))),
-            ("memory", f"{self.nbytes / 2**20:.1f} MiB"),
+            ("memory", memory_in_words(self.nbytes)),
             ("to look at it", 'trace.save_html("run.html")'),
         ]
         cells = (step_cells(step.report) for step in self.steps)
