@@ -30,6 +30,7 @@ def main(
     quiet()
     embedded = EMBEDDED[model]
     pipe = embedded.load()
+    pipe.set_progress_bar_config(disable=True)
     captions = [caption for caption, _ in scenes.captions("held-out", COLUMNS * ROWS)]
     pictures = pipe(
         captions,
