@@ -50,7 +50,7 @@ IDLE = {
 pytestmark = pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning")  # in FasterCache
 
 
-@pytest.fixture(scope="module", params=sorted(EMBEDDED))
+@pytest.fixture(scope="module", params=sorted(ERRORS))
 def drawn(request: pytest.FixtureRequest) -> Any:
     """A pipeline, its task, its plain picture and its name."""
     embedded = EMBEDDED[request.param]

@@ -81,11 +81,11 @@ def test_the_page_shows_the_runs(outcome: dict[str, Any]) -> None:
     assert found
     data = json.loads(found[1])
     assert data["title"] == outcome["settings"]["prompt"]
-    assert [run["name"] for run in data["runs"]] == ["CAT", "plan", "plain model"]
-    for run, name in zip(data["runs"], ("CAT", "plan", "dense"), strict=True):
+    assert [run["name"] for run in data["runs"]] == ["plan", "CAT", "plain model"]
+    for run, name in zip(data["runs"], ("plan", "CAT", "dense"), strict=True):
         assert len(run["steps"]) == len(run["previews"]) == 10
         assert run["share"] == pytest.approx(outcome[name]["tokens_ratio"])
-    cat, _, dense = data["runs"]
+    _, cat, dense = data["runs"]
     assert [step["tokens"] for step in cat["steps"]] == [256] * 4 + [64] * 6
     assert [*cat["clusters"]] == ["labels"]
     assert data["dense"] == dense["previews"]["9"]  # what was traced is what was drawn

@@ -114,21 +114,21 @@ def test_predictions_that_are_linear_in_time_are_made_good(name: str, full: tupl
     assert (held[1] - plain[full[1]]).abs().max() > 1e-4 or full[1] == 1  # what the pipeline saw before was off
 
 
-def share_of_noise(scheduler: Any, time: float) -> float:
-    """Sigma of latents sqrt(1 - sigma^2) x + sigma e."""
-    return float((1 - scheduler.alphas_cumprod[round(time)]).sqrt())
+def of_noise(scheduler: Any, time: float) -> float:
+    """How much a prediction of the noise answers to an error at a response of 12; latents are of size 1."""
+    kept = float(scheduler.alphas_cumprod[round(time)])
+    signal, noise = kept**0.5, (1 - kept) ** 0.5
+    return noise**0.5 + 12 * (noise / (signal + noise)) ** 2 / 4 * signal / (signal + noise) ** 2
 
 
 ANSWERS: dict[str, Callable[[Any, float], float]] = {
     "flow, Euler": lambda _, time: 12 * (time / 1000) ** 2,
-    "DDIM": lambda scheduler, time: share_of_noise(scheduler, time) ** 0.5,
-    "DPM++ 2M": lambda scheduler, time: share_of_noise(scheduler, time) ** 0.5,
-    "UniPC": lambda scheduler, time: share_of_noise(scheduler, time) ** 0.5,
-    "Euler": lambda scheduler, time: (
-        share_of_noise(scheduler, time) ** 0.5 * (1 - share_of_noise(scheduler, time) ** 2) ** 0.5
-    ),
+    "DDIM": of_noise,
+    "DPM++ 2M": of_noise,
+    "UniPC": of_noise,
+    "Euler": lambda scheduler, time: of_noise(scheduler, time) * float(scheduler.alphas_cumprod[round(time)]) ** 0.5,
 }
-"""s of a prediction that is off by s times its latents' error; Euler's latents are 1 / sqrt(1 - sigma^2) as large."""
+"""s of a prediction that is off by s times its latents' error; Euler's latents are 1 / a as large."""
 
 
 @pytest.mark.parametrize("name", ANSWERS)

@@ -96,6 +96,7 @@ class Corrector(Settings):
       of the predictions v and v' at the two full steps. All predictions change fastest at first; the last factor takes
       that out. Predictions of one size that have nothing in common are sqrt(2) apart. Where c is larger, the response
       is taken 2 / c^2 times: such latents are too far off for what is known of small errors.
+
     - noise: s = sqrt(n) + response * sigma^2 / 4 * a / (a + n)^2, for latents with shares a of the signal and n of the
       noise, a^2 + n^2 = 1. sigma and v are those of the rectified flow with the same latents but for a factor: sigma =
       n / (a + n), v = ((a + n) e - latents) / a; a / (a + n)^2 is what an answer of v is for e. Measured on
