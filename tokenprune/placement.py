@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -37,6 +38,22 @@ class _FullOrSkipped(Schedule):
     def _affordable(self, total: int) -> int:
         """How many of a generation's steps are full, at least one."""
         return max(1, math.floor(self.budget * total + 1e-9))
+
+    def _total(self, step: Step) -> int:
+        """How many steps its generation has."""
+        return self.steps if step.remaining is None else step.index + step.remaining
+
+
+class _LaidAhead(_FullOrSkipped, IndexSchedule):
+    """Its full steps follow from the number of steps."""
+
+    @abstractmethod
+    def full_steps(self, total: int) -> frozenset[int]:
+        """The full steps of a generation, by index."""
+
+    def fraction(self, step: Step) -> float:
+        """1 at a full step, 0 at all others."""
+        return float(step.index in self.full_steps(self._total(step)))
 
 
 @dataclass(frozen=True)
@@ -113,7 +130,7 @@ class PlacedSchedule(_FullOrSkipped):
 
     def fraction(self, step: Step) -> float:
         """1 at a full step, 0 at all others."""
-        total = self.steps if step.remaining is None else step.index + step.remaining
+        total = self._total(step)
         allowed, made = self.full_steps(total), len(step.full)
         if made == 0:
             return 1.0
@@ -186,7 +203,7 @@ def _placed(cost: Callable[[int, int], float], allowed: float, last: int, total:
 
 
 @dataclass(frozen=True)
-class EvenSchedule(_FullOrSkipped, IndexSchedule):
+class EvenSchedule(_LaidAhead):
     """A share of the plain model's operations: full steps at the start, then evenly; all others are skipped.
 
     With a linear forecast it is a step cache such as TaylorSeer's (arXiv 2503.06923), for any number of steps. A
@@ -211,11 +228,6 @@ class EvenSchedule(_FullOrSkipped, IndexSchedule):
         if not 0 <= self.first <= 1:
             raise ValueError(f"first: expected a share of the steps in [0, 1], got {self.first}")
 
-    def fraction(self, step: Step) -> float:
-        """1 at a full step, 0 at all others."""
-        total = self.steps if step.remaining is None else step.index + step.remaining
-        return float(step.index in self.full_steps(total))
-
     def full_steps(self, total: int) -> frozenset[int]:
         """The full steps of a generation, by index."""
         allowed = self._affordable(total)
@@ -225,7 +237,7 @@ class EvenSchedule(_FullOrSkipped, IndexSchedule):
 
 
 @dataclass(frozen=True)
-class FixedSchedule(_FullOrSkipped, IndexSchedule):
+class FixedSchedule(_LaidAhead):
     """Full steps at given places, all others skipped: what `tokenprune calibrate` finds from the plain model's steps.
 
     A generation of another number of steps N has int(budget * N) full ones, on the line through the given places.
@@ -250,11 +262,6 @@ class FixedSchedule(_FullOrSkipped, IndexSchedule):
     def budget(self) -> float:  # type: ignore[override]  # of the others it is a setting
         """The share of the steps that are full."""
         return len(self.full) / self.steps
-
-    def fraction(self, step: Step) -> float:
-        """1 at a full step, 0 at all others."""
-        total = self.steps if step.remaining is None else step.index + step.remaining
-        return float(step.index in self.full_steps(total))
 
     def full_steps(self, total: int) -> frozenset[int]:
         """The full steps of a generation, by index."""

@@ -16,7 +16,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from tokenprune import ListSchedule
-from tokenprune.bench.studies.demo import step_caches
+from tokenprune.bench.configurations.step_caches import step_caches
 from tokenprune.cli.app import APP
 
 

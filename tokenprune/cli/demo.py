@@ -48,13 +48,14 @@ def demo(
         check_output("html", html, ".html")
     with options.refusing_values():
         policy = CATPolicy(alpha=alpha, warmup_steps=warmup_steps)
-    from tokenprune.bench.studies.demo import DENSE, WARMUPS, Request, as_data, compare, save_page, save_panel
+    from tokenprune.bench.configurations.step_caches import WARMUPS
+    from tokenprune.bench.studies.demo import DENSE, Request, as_data, compare, save_page, save_panel
 
     quiet()
     embedded = EMBEDDED[model]
     scale = embedded.guidance_scale if guidance_scale is None else guidance_scale
     request = Request(prompt, steps, scale, seed, repeats)
-    with Progress(2 + len(WARMUPS) + 5 * repeats + 3 * (html is not None)) as progress:
+    with Progress(3 + len(WARMUPS) + 5 * repeats + 3 * (html is not None)) as progress:
         outcomes = compare(embedded, policy, request, html is not None, progress.begin)
     written = {"panel": str(out)}
     save_panel(out, prompt, outcomes)

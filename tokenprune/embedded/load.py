@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources import as_file, files
 from typing import TYPE_CHECKING, Any
 
@@ -49,23 +49,19 @@ class Embedded:
             return self.pipeline.from_pretrained(folder, dtype=torch.float32, **dict.fromkeys(self.missing))
 
 
+SHAPES_SD3 = Embedded(
+    "shapes-sd3",
+    "StableDiffusion3Pipeline",
+    missing=("text_encoder_3", "tokenizer_3"),
+    arguments={"max_sequence_length": EMPTY_TEXT_TOKENS},
+    guidance_scale=7.0,
+)
+
 EMBEDDED = {
     model.name: model
     for model in (
-        Embedded(
-            "shapes-sd3",
-            "StableDiffusion3Pipeline",
-            missing=("text_encoder_3", "tokenizer_3"),
-            arguments={"max_sequence_length": EMPTY_TEXT_TOKENS},
-            guidance_scale=7.0,
-        ),
-        Embedded(
-            "shapes-sd3-128",
-            "StableDiffusion3Pipeline",
-            missing=("text_encoder_3", "tokenizer_3"),
-            arguments={"max_sequence_length": EMPTY_TEXT_TOKENS},
-            guidance_scale=7.0,
-        ),
+        SHAPES_SD3,
+        replace(SHAPES_SD3, name="shapes-sd3-128"),
         Embedded(
             "shapes-pixart",
             "PixArtSigmaPipeline",

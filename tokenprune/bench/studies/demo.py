@@ -15,7 +15,7 @@ import torch
 
 import tokenprune
 from tokenprune.bench.configurations.configuration import Configuration, plain
-from tokenprune.bench.configurations.schedules import refreshes, warm_refreshes
+from tokenprune.bench.configurations.step_caches import step_caches
 from tokenprune.bench.figures.canvas import decibels, difference, new_figure, save, show
 from tokenprune.bench.measuring.fidelity import Picture, psnr
 from tokenprune.bench.measuring.speed import speed_of
@@ -26,13 +26,9 @@ from tokenprune.plans.plan import Plan
 from tokenprune.policies import CATPolicy, DensePolicy
 from tokenprune.reports.report import Report
 from tokenprune.reports.viewer import Previews, Run, save_html
-from tokenprune.reuse.taylor import Taylor
 
 DENSE, CAT, PLAN, CACHE = "dense", "CAT", "plan", "step cache"
 """Names of outcomes; the fifth is called by its number of steps."""
-
-WARMUPS = (0, 2, 4, 8)
-"""Full steps at the start of the step caches that are tried."""
 
 
 @dataclass(frozen=True)
@@ -145,33 +141,28 @@ def compare(
             picture = made(request.steps, callback_on_step_end=previews)
         return Run(handle.trace, picture, previews.pictures)
 
-    pruned = Configuration(CAT, Plan(policy))
     first = draw(Configuration(DENSE), "warm-up, dense")[0]
-    report = draw(pruned, "warm-up, CAT")[2]
+    report = draw(Configuration(CAT, Plan(policy)), "warm-up, CAT")[2]
     if report is None:
         raise TypeError("expected a report of the pruned picture, got none")
-    chosen = {
-        DENSE: Configuration(DENSE),
-        PLAN: Configuration(PLAN, tokenprune.plan(pipe, report.tokens_ratio)),
-        CAT: pruned,
-    }
-    fewer = plain(max(1, int(request.steps * report.tokens_ratio + 1e-9)))
-    nearest: tuple[float, Configuration] | None = None
-    for configuration in step_caches(fewer.steps or request.steps, request.steps):
+
+    def nearness(configuration: Configuration) -> float:
         there = psnr(draw(configuration, configuration.name)[0], first, peak=255)
-        distance = -math.inf if there is None else -there
-        if nearest is None or distance < nearest[0]:
-            nearest = distance, configuration
-    if nearest is not None:
-        chosen[CACHE] = nearest[1]
-    chosen[fewer.name.removeprefix("plain, ")] = fewer
+        return math.inf if there is None else there
+
+    plans = {PLAN: tokenprune.plan(pipe, report.tokens_ratio), CAT: Plan(policy)}
+    chosen = {DENSE: Configuration(DENSE), **{name: Configuration(name, plan) for name, plan in plans.items()}}
+    full = max(1, int(request.steps * report.tokens_ratio + 1e-9))
+    if caches := step_caches(full, request.steps):
+        chosen[CACHE] = max(caches, key=nearness)
+    chosen[f"{full} steps"] = plain(full)
     found: dict[str, list[tuple[Picture, float, Report | None]]] = {name: [] for name in chosen}
     for turn in range(1, request.repeats + 1):
         for name, configuration in chosen.items():
             found[name].append(draw(configuration, f"{name}, {turn} of {request.repeats}"))
     dense = found[DENSE][-1][0]
-    plans = {DENSE: Plan(DensePolicy()), **{name: chosen[name].plan or Plan(DensePolicy()) for name in (CAT, PLAN)}}
-    runs = {name: trace(plan, name) for name, plan in plans.items()} if traced else {}
+    watched = {**plans, DENSE: Plan(DensePolicy())}
+    runs = {name: trace(plan, name) for name, plan in watched.items()} if traced else {}
     return {
         name: Outcome(
             steps=chosen[name].steps or request.steps,
@@ -184,18 +175,6 @@ def compare(
         )
         for name, drawn in found.items()
     }
-
-
-def step_caches(full: int, steps: int) -> list[Configuration]:
-    """Step caches with so many full steps, after each of `WARMUPS` that leaves some; none where all steps are full."""
-    if full >= steps:
-        return []
-    schedules = {warmup: warm_refreshes(full / steps, steps, warmup) for warmup in WARMUPS if warmup}
-    found = {0: refreshes(full / steps, steps), **{warmup: each for warmup, each in schedules.items() if each}}
-    return [
-        Configuration(f"step cache after {max(1, warmup)}", Plan(DensePolicy(), schedule, Taylor()))
-        for warmup, schedule in found.items()
-    ]
 
 
 def scene_score(picture: Picture, prompt: str) -> float | None:

@@ -24,7 +24,7 @@ from diffusers import (
 
 from tokenprune.bench.commands import run
 from tokenprune.bench.configurations.configuration import Configuration, plain
-from tokenprune.bench.configurations.schedules import refreshes, warm_refreshes
+from tokenprune.bench.configurations.step_caches import WARMUPS, step_caches
 from tokenprune.bench.measuring.fidelity import Pictures, ci95_of, comparable, mean_of, psnr_of_each
 from tokenprune.bench.measuring.measure import Task, generate
 from tokenprune.bench.measuring.run import stamp
@@ -33,15 +33,12 @@ from tokenprune.embedded import scenes
 from tokenprune.embedded.load import EMBEDDED, Embedded, quiet
 from tokenprune.plans.plan import Plan
 from tokenprune.plans.presets import best_plan
-from tokenprune.policies import DensePolicy
 from tokenprune.reports.outputs import check_output
-from tokenprune.reuse.taylor import Taylor
 
 STEPS = 28
 SHARES = (14 / 28, 10 / 28, 7 / 28, 5 / 28)
 """Of the steps that are full."""
 
-WARMUPS = (2, 4, 8)
 KINDS = ("plan", "calibrated", "step cache", "fewer steps")
 
 
@@ -114,12 +111,10 @@ def rivals(full: int, calls: int, steps: int, calibrated: Plan) -> dict[str, lis
         calibrated: the calibrated plan.
     """
     share = full / calls
-    caches = [refreshes(share, calls), *(warm_refreshes(share, calls, warmup) for warmup in WARMUPS)]
-    plans = [Plan(DensePolicy(), schedule, Taylor(1)) for schedule in caches if schedule is not None]
     return {
         "plan": [Configuration("tokenprune.plan", best_plan(share))],
         "calibrated": [Configuration("tokenprune.plan, calibrated", calibrated)],
-        "step cache": [Configuration(f"step cache {number}", plan) for number, plan in enumerate(plans)],
+        "step cache": step_caches(full, calls, WARMUPS),
         "fewer steps": [plain(round(steps * share))],
     }
 

@@ -105,11 +105,11 @@ def measured(pipe: Any, plan: Plan, task: Task) -> Measured:
     if plan.corrector is None:
         raise ConfigurationError(f"plan: expected one with a corrector to calibrate, got {plan}")
     found: dict[float, Sums] = {}
-    pictures, all_products = [], []
+    pictures, products = [], []
     for places in batches(task):
         with recorded(pipe.scheduler) as plain:
             pictures.append(generate(pipe, task.steps, task, places))
-        all_products.append(_products(plain))
+        products.append(_products(plain))
         with tokenprune.apply(pipe, replace(plan, corrector=Measuring(plain=plain, found=found))):
             generate(pipe, task.steps, task, places)
     points = sorted(((level, sums) for level, sums in found.items() if sums.squared > 0), reverse=True)
@@ -123,7 +123,7 @@ def measured(pipe: Any, plan: Plan, task: Task) -> Measured:
         for level, sums in points
     )
     with_profile = replace(plan, corrector=replace(plan.corrector, profile=profile))
-    return Measured(with_profile, np.concatenate(pictures), _predictions(pipe, all_products))
+    return Measured(with_profile, np.concatenate(pictures), _predictions(pipe, np.sum(products, axis=0)))
 
 
 def _products(plain: list[PlainStep]) -> NDArray[np.float64]:
@@ -132,12 +132,13 @@ def _products(plain: list[PlainStep]) -> NDArray[np.float64]:
     return found
 
 
-def _predictions(pipe: Any, products: list[NDArray[np.float64]]) -> Predictions | None:
+def _predictions(pipe: Any, products: NDArray[np.float64]) -> Predictions | None:
     sampler = Sampler(pipe)
-    times, total = sampler.times, sum(products)
+    times = sampler.times
     sizes = sampler.sizes(len(times))
-    told = sizes is not None and len(set(times)) == len(times) and np.shape(total) == (len(times), len(times))
-    return Predictions(np.asarray(total), times, sizes) if told and sizes is not None else None
+    if sizes is None or len(set(times)) < len(times) or products.shape != (len(times), len(times)):
+        return None
+    return Predictions(products, times, sizes)
 
 
 @contextmanager
