@@ -72,13 +72,6 @@ def test_rows_at_hand_are_given_for_their_own_sequences_alone() -> None:
     assert selection.rows(4).tolist() == [0, 2]
 
 
-@given(selections(), st.integers(1, 3))
-def test_repeat_puts_copies_one_after_the_other(selection: Selection, times: int) -> None:
-    repeated = selection.repeat(times)
-    assert repeated.index.tolist() == selection.index.tolist() * times
-    assert repeated.num_tokens == selection.num_tokens
-
-
 @given(st.lists(st.integers(-2, 2), min_size=1, max_size=12), st.data())
 def test_top_prefers_high_scores_then_the_first_in_the_grid(scores: list[int], data: st.DataObject) -> None:
     count = data.draw(st.integers(1, len(scores)))

@@ -95,10 +95,6 @@ class Selection:
         """The same selection with its indices on a device."""
         return self if self.index.device == device else Selection(self.index.to(device), self.num_tokens)
 
-    def repeat(self, times: int) -> Selection:
-        """The same selection for a batch that holds all images `times` times, one copy after the other."""
-        return self if times == 1 else Selection(self.index.repeat(times, 1), self.num_tokens)
-
     def rows(self, length: int, offset: int = 0) -> Tensor:
         """Rows [B * n] of the selected tokens in sequences [B, length, ...] flattened to [B * length, ...]."""
         if self.flat is not None and (length, offset) == (self.num_tokens, 0):
