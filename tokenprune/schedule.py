@@ -22,8 +22,9 @@ class ForecastError:
     Attributes:
         index: index of the full step.
         gap: steps since the full step before it.
-        error: root mean square of what the forecast was off, over all tokens and images, after guidance.
-        size: root mean square of the prediction itself.
+        error: how far the forecast was off: the length of that for each token, as the root mean square over all tokens
+            and images, after guidance.
+        size: the same of the prediction itself.
     """
 
     index: int
@@ -41,8 +42,8 @@ class Step:
         time: timestep as the model receives it.
         level: noise level relative to the generation's first, from 1 down to 0.
         remaining: steps left, this one included; None where the sampler's timesteps are not known ahead.
-        sizes: how far a prediction of size 1 moves the latents at each step of the generation, up to a factor; None
-            where that is not known ahead.
+        sigmas: the noise's share of the latents at each step of the generation, falling: s / (a + s) where latents are
+            a x + s e, x without noise and e the noise; None where that is not known ahead.
         full: the full steps so far, by index.
         errors: of the forecasts at the full steps after the first, for schedules that ask for them.
         predicts: what the sampler takes the model's prediction for: the noise, or the velocity of a rectified flow;
@@ -53,7 +54,7 @@ class Step:
     time: float
     level: float
     remaining: int | None
-    sizes: tuple[float, ...] | None = None
+    sigmas: tuple[float, ...] | None = None
     full: tuple[int, ...] = ()
     errors: tuple[ForecastError, ...] = ()
     predicts: Predicts | None = None
@@ -156,9 +157,10 @@ def rehearsed(schedule: Schedule, steps: int) -> Iterator[Step]:
     """The steps of a generation where the noise level falls evenly from 1 and all forecasts are as good."""
     full: list[int] = []
     errors: list[ForecastError] = []
+    levels = tuple(1 - index / steps for index in range(steps))
     for index in range(steps):
         level = 1 - index / steps
-        step = Step(index, 1000 * level, level, steps - index, None, tuple(full), tuple(errors))
+        step = Step(index, 1000 * level, level, steps - index, levels, tuple(full), tuple(errors))
         yield step
         if schedule.asks_errors and schedule.fraction(step) >= 1:
             errors += [ForecastError(index, index - full[-1], 0.01 * (index - full[-1]), 1.0)] if full else []
@@ -166,7 +168,7 @@ def rehearsed(schedule: Schedule, steps: int) -> Iterator[Step]:
 
 
 class IndexSchedule(Schedule):
-    """A schedule whose fractions depend on nothing but the index of a step and the number of those that remain."""
+    """A schedule whose fractions depend on nothing but what is known before the first step: indices, noise levels."""
 
     def may_prune_after(self, step: Step) -> bool:
         """Whether there is a next step, and its fraction is below 1."""
