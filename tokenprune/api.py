@@ -274,7 +274,7 @@ def plan(
 ) -> Plan:
     """The schedule, policy and forecast with the best fidelity known for a share of the plain model's cost.
 
-    Full steps are placed by the errors of the forecasts (`PlacedSchedule`). All other steps are skipped and forecast
+    Full steps are placed by the noise level (`PlacedSchedule`). All other steps are skipped and forecast
     along a line, and the effect of that on the latents is corrected at the next full step (`Corrector`). As steps are
     full or skipped, tokens and operations have the same share, which is kept exactly. docs/analysis.md compares this
     plan with others on three models, and under settings that played no part in its choice.

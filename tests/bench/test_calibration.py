@@ -73,6 +73,7 @@ def test_measured_answers_are_nearer_on_what_it_was_measured_on(pipe: Any) -> No
     task = task_of("tuning", 2, 8, 1)
     found = measured(pipe, EVERY_OTHER, task)
     plan, dense = found.plan, found.dense
+    assert plan is not None
     assert plan.corrector is not None
     assert len(plan.corrector.profile) == 3  # after each of the gaps: both batches have the same full steps
     assert plan == replace(EVERY_OTHER, corrector=replace(Corrector(), profile=plan.corrector.profile))
@@ -102,9 +103,15 @@ def test_the_plain_models_predictions_are_kept_with_their_times(pipe: Any) -> No
 
 
 def test_samplers_with_two_calls_at_one_time_have_no_places(pipe: Any) -> None:
+    """Half of their calls are full, one at each timestep: the skipped ones take its prediction, and nothing is off."""
     heun = FlowMatchHeunDiscreteScheduler.from_config(pipe.scheduler.config)
     with mock.patch.object(pipe, "scheduler", heun):
-        assert measured(pipe, best_plan(0.5), task_of("tuning", 1, 6, 1)).plain is None
+        task = task_of("tuning", 1, 6, 1)
+        found = measured(pipe, best_plan(6 / 11), task)
+        assert found.plain is None
+        assert found.plan is None
+        assert measured(pipe, best_plan(3 / 11), task).plan is not None
+    assert "measured answers" not in corrections(best_plan(6 / 11), found.plan, "velocity")
 
 
 def test_what_cannot_be_calibrated_is_refused(pipe: Any) -> None:

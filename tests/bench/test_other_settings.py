@@ -33,7 +33,7 @@ def test_fewer_steps_of_second_order_call_the_model_as_often() -> None:
     ("name", "full"),
     [
         ("shapes-pixart, guidance 3, DDIM", 3),
-        ("shapes-sd3, guidance 7, shift 1.5, Heun, 15 steps", 6),
+        ("shapes-sd3, guidance 5, shift 3, Heun, 16 steps", 6),
     ],
 )
 def test_a_setting_is_compared(name: str, full: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -158,7 +158,7 @@ class Generation:
             position.time,
             position.level,
             position.remaining,
-            position.sizes,
+            position.sigmas,
             tuple(full.index for full in before),
             errors,
             position.predicts,

@@ -89,16 +89,34 @@ class Sampler:
         """What it takes the model's prediction for."""
         return predicts(self.scheduler)
 
+    def sigmas(self, count: int) -> tuple[float, ...] | None:
+        """The noise's share of the latents at each of the last steps of the table: s / (a + s) of latents a x + s e.
+
+        None where the scheduler does not say what it takes predictions for.
+        """
+        shares = self._shares(count)
+        return None if shares is None else tuple(noise / (signal + noise) for signal, noise in shares)
+
     def sizes(self, count: int) -> tuple[float, ...] | None:
         """How far a prediction of size 1 moves the latents at each of the last steps of the table.
 
-        With latents a x + s e that is |s' - s| for a velocity and |s' - s a' / a| for noise (Euler's method and DDIM,
-        which multistep samplers refine). None where the scheduler does not say what it takes predictions for.
+        With latents a x + s e that is |s' - s| for a velocity, and for noise |s' - s a' / a| / sqrt(a'^2 + s'^2), which
+        takes latents to size 1 (Euler's method and DDIM, which multistep samplers refine). None where the scheduler
+        does not say what it takes predictions for.
         """
-        scheduler, times, meaning = self.scheduler, self.times, self.predicts
-        if meaning is None or not 0 < count <= len(times):
+        shares = self._shares(count)
+        if shares is None:
             return None
-        shares = [*(signal_and_noise(scheduler, time) for time in times[len(times) - count :]), (1.0, 0.0)]
-        if meaning == "velocity":
-            return tuple(abs(later[1] - noise) for (_, noise), later in pairwise(shares))
-        return tuple(abs(s_later - s * a_later / a) for (a, s), (a_later, s_later) in pairwise(shares))
+        steps = pairwise([*shares, (1.0, 0.0)])
+        if self.predicts == "velocity":
+            return tuple(abs(later[1] - noise) for (_, noise), later in steps)
+        return tuple(
+            abs(s_later - s * a_later / a) / math.hypot(a_later, s_later) for (a, s), (a_later, s_later) in steps
+        )
+
+    def _shares(self, count: int) -> list[tuple[float, float]] | None:
+        """Those of signal and noise at each of the last steps of the table."""
+        times = self.times
+        if self.predicts is None or not 0 < count <= len(times):
+            return None
+        return [signal_and_noise(self.scheduler, time) for time in times[len(times) - count :]]

@@ -6,7 +6,6 @@ import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from types import MappingProxyType
 from typing import Any
 
@@ -36,8 +35,8 @@ class CallPosition:
         first_of_step: whether a step begins with this call.
         level: noise level relative to the generation's first, from 1 down to 0.
         remaining: steps left, this one included; None where the timesteps are not known ahead.
-        sizes: how far a prediction of size 1 moves the latents at each step of the generation, up to a factor; None
-            where the timesteps were not known at its first.
+        sigmas: the noise's share of the latents at each step of the generation, falling from at most 1; None where the
+            timesteps were not known at its first.
         predicts: what the sampler takes the prediction for; None for anything else, or where it is not known.
         generation: the same object for all calls of a generation, another one for each.
         adopted: at the second step, how many calls of the first turned out to be another generation's that was given
@@ -51,7 +50,7 @@ class CallPosition:
     first_of_step: bool
     level: float = 1.0
     remaining: int | None = None
-    sizes: tuple[float, ...] | None = None
+    sigmas: tuple[float, ...] | None = None
     predicts: Predicts | None = None
     adopted: int = 0
     generation: object = None
@@ -123,7 +122,7 @@ class StepTracker:
         self._step = -1
         self._time = 0.0
         self._first_time = 0.0
-        self._sizes: tuple[float, ...] | None = None
+        self._sigmas: tuple[float, ...] | None = None
         self._place: int | None = None
         self._calls: dict[tuple[str, tuple[int, ...]], int] = {}
         self._signature: tuple[object, ...] = ()
@@ -196,7 +195,7 @@ class StepTracker:
         if coming is None and self._sampler is not None and self._table is not None:
             coming = self._sampler.coming
         if self._step == 0 and not same_step:
-            self._sizes = self._sizes_of(coming)
+            self._sigmas = self._sigmas_of(coming)
         return CallPosition(
             step=self._step,
             time=time,
@@ -205,18 +204,19 @@ class StepTracker:
             first_of_step=not same_step,
             level=(time - self._end) / span if span else 1.0,
             remaining=None if coming is None else len(coming),
-            sizes=self._sizes,
+            sigmas=self._sigmas,
             predicts=None if self._sampler is None else self._sampler.predicts,
             adopted=adopted,
             generation=self._generation,
         )
 
-    def _sizes_of(self, times: tuple[float, ...] | None) -> tuple[float, ...] | None:
-        """How far a prediction moves the latents at each timestep: as the sampler says, else as timesteps fall."""
+    def _sigmas_of(self, times: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        """The noise's share at each timestep: as the sampler says, else as timesteps go from the first to no noise."""
         if times is None:
             return None
-        said = None if self._sampler is None or self._table is None else self._sampler.sizes(len(times))
-        return said or tuple(abs(later - time) for time, later in pairwise((*times, self._end)))
+        said = None if self._sampler is None or self._table is None else self._sampler.sigmas(len(times))
+        span = times[0] - self._end
+        return said or (tuple((time - self._end) / span for time in times) if span else None)
 
     def _notice_turns(self, time: float, repeated: bool) -> None:
         """Raise where lone steps come again with other latents, at one timestep after the other."""

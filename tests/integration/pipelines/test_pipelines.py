@@ -11,7 +11,7 @@ from diffusers import DiffusionPipeline, FlowMatchHeunDiscreteScheduler, PixArtS
 from torch import Tensor
 
 import tokenprune
-from tokenprune import CATPolicy
+from tokenprune import CATPolicy, SelectionPolicy
 
 STEPS = 7
 POLICY = CATPolicy(alpha=0.3, warmup_steps=3, num_clusters=5)
@@ -62,10 +62,13 @@ def test_alpha_one_is_the_plain_model(pipe: DiffusionPipeline) -> None:
         assert torch.equal(plain, draw(pipe))
 
 
+@pytest.mark.parametrize("way", [POLICY, 0.5], ids=["policy", "recommended plan"])
 @pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
-def test_images_per_prompt_are_independent(pipe: DiffusionPipeline, guidance_scale: float) -> None:
+def test_images_per_prompt_are_independent(
+    pipe: DiffusionPipeline, way: SelectionPolicy | float, guidance_scale: float
+) -> None:
     latents = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(1))
-    with tokenprune.apply(pipe, POLICY):
+    with tokenprune.apply(pipe, tokenprune.plan(pipe, way) if isinstance(way, float) else way):
         together = draw(pipe, guidance_scale=guidance_scale, num_images_per_prompt=2, latents=latents)
         for image in range(2):
             alone = draw(pipe, guidance_scale=guidance_scale, latents=latents[image : image + 1])

@@ -20,6 +20,7 @@ from diffusers import (
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
+    UniPCMultistepScheduler,
 )
 
 from tokenprune.bench.commands import run
@@ -52,12 +53,12 @@ class Setting:
     steps: int = STEPS
 
 
-def _shifted(former: Any) -> Any:
-    return FlowMatchEulerDiscreteScheduler(shift=3.0)
+def _flow(shift: float) -> Callable[[Any], Any]:
+    return lambda former: FlowMatchEulerDiscreteScheduler.from_config({**former.config, "shift": shift})
 
 
 def _heun(former: Any) -> Any:
-    return FlowMatchHeunDiscreteScheduler(shift=1.5)
+    return FlowMatchHeunDiscreteScheduler(shift=3.0)
 
 
 def _ddim(former: Any) -> Any:
@@ -68,26 +69,31 @@ def _euler(former: Any) -> Any:
     return EulerDiscreteScheduler.from_config(former.config)
 
 
+def _unipc(former: Any) -> Any:
+    return UniPCMultistepScheduler.from_config(former.config)
+
+
 SETTINGS: dict[str, Setting] = {
     "shapes-sd3, guidance 7, shift 1.5, Euler": Setting("shapes-sd3", 7.0),
-    "shapes-sd3, guidance 4, shift 3, Euler": Setting("shapes-sd3", 4.0, _shifted),
-    "shapes-sd3, guidance 12, shift 3, Euler": Setting("shapes-sd3", 12.0, _shifted),
+    "shapes-sd3, guidance 4, shift 3, Euler": Setting("shapes-sd3", 4.0, _flow(3.0)),
+    "shapes-sd3, guidance 12, shift 3, Euler": Setting("shapes-sd3", 12.0, _flow(3.0)),
     "shapes-pixart, guidance 3, DDIM": Setting("shapes-pixart", 3.0, _ddim),
     "shapes-pixart, guidance 3, DPM++ 2M": Setting("shapes-pixart", 3.0),
     "shapes-pixart, guidance 4.5, DPM++ 2M, 20 steps": Setting("shapes-pixart", 4.5, steps=20),
     "shapes-flux, guidance 4 learnt, shift 1.5, Euler": Setting("shapes-flux", 4.0),
-    "shapes-flux, guidance 2 learnt, shift 3, Euler": Setting("shapes-flux", 2.0, _shifted),
+    "shapes-flux, guidance 2 learnt, shift 3, Euler": Setting("shapes-flux", 2.0, _flow(3.0)),
 }
 
 
 UNTOUCHED: dict[str, Setting] = {
-    "shapes-sd3, guidance 10, shift 1.5, Euler, 50 steps": Setting("shapes-sd3", 10.0, steps=50),
-    "shapes-sd3, guidance 5, shift 3, Euler, 20 steps": Setting("shapes-sd3", 5.0, _shifted, 20),
-    "shapes-sd3, guidance 7, shift 1.5, Heun, 15 steps": Setting("shapes-sd3", 7.0, _heun, 15),
-    "shapes-pixart, guidance 6, DDIM, 40 steps": Setting("shapes-pixart", 6.0, _ddim, 40),
-    "shapes-pixart, guidance 5, Euler, 25 steps": Setting("shapes-pixart", 5.0, _euler, 25),
-    "shapes-flux, guidance 3 learnt, shift 3, Euler, 20 steps": Setting("shapes-flux", 3.0, _shifted, 20),
-    "shapes-flux, guidance 5 learnt, shift 1.5, Euler, 50 steps": Setting("shapes-flux", 5.0, steps=50),
+    "shapes-sd3, guidance 8.5, shift 2, Euler, 40 steps": Setting("shapes-sd3", 8.5, _flow(2.0), 40),
+    "shapes-sd3, guidance 5.5, shift 4, Euler, 24 steps": Setting("shapes-sd3", 5.5, _flow(4.0), 24),
+    "shapes-sd3, guidance 5, shift 3, Heun, 16 steps": Setting("shapes-sd3", 5.0, _heun, 16),
+    "shapes-pixart, guidance 4, UniPC, 30 steps": Setting("shapes-pixart", 4.0, _unipc, 30),
+    "shapes-pixart, guidance 7, DDIM, 24 steps": Setting("shapes-pixart", 7.0, _ddim, 24),
+    "shapes-pixart, guidance 2, Euler, 32 steps": Setting("shapes-pixart", 2.0, _euler, 32),
+    "shapes-flux, guidance 3.5 learnt, shift 2, Euler, 36 steps": Setting("shapes-flux", 3.5, _flow(2.0), 36),
+    "shapes-flux, guidance 2.5 learnt, shift 1, Euler, 22 steps": Setting("shapes-flux", 2.5, _flow(1.0), 22),
 }
 
 

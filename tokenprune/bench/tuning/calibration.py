@@ -95,9 +95,9 @@ def fit(pipe: Any, plan: Plan, task: Task, begin: Callable[[str], None] | None =
     return contest
 
 
-def corrections(plan: Plan, with_profile: Plan, meaning: Predicts | None) -> dict[str, Plan]:
+def corrections(plan: Plan, with_profile: Plan | None, meaning: Predicts | None) -> dict[str, Plan]:
     """Other ways to correct, in words."""
-    found = {"measured answers": with_profile}
+    found = {} if with_profile is None else {"measured answers": with_profile}
     for response in RESPONSES if meaning else ():
         found[f"response {response:g}"] = replace(plan, corrector=Corrector(response=response))
     return found
@@ -112,7 +112,7 @@ def places(plan: Plan, plain: Predictions | None) -> dict[str, Plan]:
         f"{first:g} of the steps first": EvenSchedule(budget, first, steps) for first in FIRST if first < budget
     }
     if plain is not None:
-        full = plan.schedule.full_steps(len(plain.times))
+        full = plan.schedule.affordable(len(plain.times))
         schedules["full steps where the plain model asks for them"] = nearest_places(plain, full)
     return {name: replace(plan, schedule=schedule) for name, schedule in schedules.items()}
 

@@ -80,12 +80,13 @@ class Measured:
     """What a plan and the plain model show on some prompts.
 
     Attributes:
-        plan: with a corrector whose profile was measured on them.
+        plan: with a corrector whose profile was measured on them; None where there was nothing to make good, as where
+            each skipped step has the timestep of the full one before it.
         dense: the plain model's pictures.
         plain: the plain model's predictions; None where the sampler does not tell its steps, or takes two at one time.
     """
 
-    plan: Plan
+    plan: Plan | None
     dense: Pictures
     plain: Predictions | None
 
@@ -109,36 +110,37 @@ def measured(pipe: Any, plan: Plan, task: Task) -> Measured:
     for places in batches(task):
         with recorded(pipe.scheduler) as plain:
             pictures.append(generate(pipe, task.steps, task, places))
-        products.append(_products(plain))
+        products.append(products_of(plain))
         with tokenprune.apply(pipe, replace(plan, corrector=Measuring(plain=plain, found=found))):
             generate(pipe, task.steps, task, places)
-    points = sorted(((level, sums) for level, sums in found.items() if sums.squared > 0), reverse=True)
-    if not points:
+    if not found:
         raise ConfigurationError(
             f"calibrate: expected steps that are corrected, got none in {task.steps} steps: none is skipped, or the "
             f"sampler {type(pipe.scheduler).__name__} draws noise, or the pipeline changes latents between steps"
         )
+    points = sorted(((level, sums) for level, sums in found.items() if sums.squared > 0), reverse=True)
     profile = tuple(
         (level, round(sums.latents / sums.squared, DIGITS), round(sums.prediction / sums.squared, DIGITS))
         for level, sums in points
     )
-    with_profile = replace(plan, corrector=replace(plan.corrector, profile=profile))
-    return Measured(with_profile, np.concatenate(pictures), _predictions(pipe, np.sum(products, axis=0)))
+    with_profile = replace(plan, corrector=replace(plan.corrector, profile=profile)) if profile else None
+    return Measured(with_profile, np.concatenate(pictures), predictions_of(pipe, np.sum(products, axis=0)))
 
 
-def _products(plain: list[PlainStep]) -> NDArray[np.float64]:
+def products_of(plain: list[PlainStep]) -> NDArray[np.float64]:
+    """Products of the predictions of two steps of a batch, summed over elements and pictures [N, N]."""
     predictions = torch.stack([step.prediction.flatten() for step in plain]).double()
     found: NDArray[np.float64] = (predictions @ predictions.T).cpu().numpy()
     return found
 
 
-def _predictions(pipe: Any, products: NDArray[np.float64]) -> Predictions | None:
+def predictions_of(pipe: Any, products: NDArray[np.float64]) -> Predictions | None:
+    """With the times and sizes of steps; None where the sampler does not tell its steps, or takes two at one time."""
     sampler = Sampler(pipe)
     times = sampler.times
     sizes = sampler.sizes(len(times))
-    if sizes is None or len(set(times)) < len(times) or products.shape != (len(times), len(times)):
-        return None
-    return Predictions(products, times, sizes)
+    told = sizes is not None and len(set(times)) == len(times) and products.shape == (len(times), len(times))
+    return Predictions(products, times, sizes) if told and sizes is not None else None
 
 
 @contextmanager
