@@ -27,7 +27,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "schedules-and-forecasts.md").read_
 
 def test_the_pages_code_runs(sd3: nn.Module, generate: Callable[..., Tensor], capsys: Any) -> None:
     plain = generate(sd3)
-    plan, first, held, second, clusters, third = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    plan, first, held, second, clusters, third, told = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     scope: dict[str, Any] = {"model": sd3, "generate": lambda: generate(sd3)}
     exec(plan, scope)
     exec(first, scope)
@@ -43,7 +43,10 @@ def test_the_pages_code_runs(sd3: nn.Module, generate: Callable[..., Tensor], ca
     exec(third, scope)
     images.append(scope["image"])
     assert capsys.readouterr().out == "[24, 12, 24, 12, 24, 12]\n"
-    for image, full in zip(images, (3, 3, 3, 3, 1), strict=True):
+    exec(told, scope)
+    images.append(scope["image"])
+    assert capsys.readouterr().out == "[24, 24, 0, 24, 0, 24]\n"
+    for image, full in zip(images, (3, 3, 3, 3, 1, 2), strict=True):
         assert torch.equal(image[:full], plain[:full])
         assert not torch.equal(image[full], plain[full])
     assert torch.equal(generate(sd3), plain)

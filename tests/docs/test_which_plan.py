@@ -68,10 +68,18 @@ def test_at_strong_and_weak_guidance() -> None:
     assert f"at guidance 12 | ahead, by [{plan - cache:.1f} dB]" in PAGE
     plan, _, cache, _ = row_of(SETTINGS.split("| shapes-pixart, guidance 3, DPM++ 2M | 14 |")[1], " | 7")
     assert f"DPM++ 2M, a quarter of the steps | ahead, by [{plan - cache:.1f} dB]" in PAGE
-    plan, calibrated, cache, _ = row_of(SETTINGS, "shapes-flux, guidance 2 learnt, shift 3, Euler | 14")
-    assert f"guidance 2 | ahead, by [{plan - cache:.1f} dB at half of the steps]" in PAGE
-    assert f"by {calibrated - cache:.1f} dB |" in PAGE
-    plan, calibrated, cache, _ = row_of(SETTINGS, "shapes-flux, guidance 4 learnt, shift 1.5, Euler | 14")
-    assert abs(plan - cache) < 0.2
-    assert "guidance 4 | level at [half of the steps]" in PAGE
-    assert f"ahead by {calibrated - cache:.1f} dB calibrated" in PAGE
+    for guidance, shift in ((2, 3), (4, 1.5)):
+        plan, _, cache, _ = row_of(SETTINGS, f"shapes-flux, guidance {guidance} learnt, shift {shift}, Euler | 14")
+        assert f"guidance {guidance} | ahead, by [{plan - cache:.1f} dB at half of the steps]" in PAGE
+
+
+def test_samplers_that_were_not_looked_at() -> None:
+    for name, sampler in (
+        ("shapes-sd3, guidance 5, shift 3, Heun, 16 steps | 16", "Heun's method"),
+        ("shapes-pixart, guidance 7, DDIM, 24 steps | 12", "PixArt at guidance 7, DDIM, 24 steps"),
+    ):
+        plan, _, cache, _ = row_of(ANALYSIS, name)
+        assert re.search(rf"\| {sampler} \| ahead, by \[{plan - cache:.1f} dB at half of the", PAGE)
+    plan, _, cache, fewer = row_of(ANALYSIS, "shapes-pixart, guidance 4, UniPC, 30 steps | 15")
+    assert max(abs(plan - cache), abs(plan - fewer)) < 1
+    assert "| UniPC | level with a step cache and with fewer steps at [half of the steps]" in PAGE
