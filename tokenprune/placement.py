@@ -94,29 +94,32 @@ class PlacedSchedule(_FullOrSkipped):
 
     def caution(self, steps: int) -> str | None:
         """Where steps lie too far apart to be forecast, as measured on the embedded models (docs/which-plan.md)."""
-        if self.affordable(steps) >= steps:
+        if steps >= self.FEWEST_STEPS or self.affordable(steps) >= steps:
             return None
-        advice = "take a larger budget, let `tokenprune calibrate` fit the plan"
-        if steps < self.FEWEST_STEPS:
-            return (
-                f"under {self!r}, pictures of fewer than {self.FEWEST_STEPS} steps change visibly: steps lie too far "
-                f"apart to be forecast; {advice}, or leave such a model as it is"
-            )
-        return None
+        return (
+            f"under {self!r}, pictures of fewer than {self.FEWEST_STEPS} steps change visibly: steps lie too far "
+            "apart to be forecast; take a larger budget, let `tokenprune calibrate` fit the plan, or leave such a "
+            "model as it is"
+        )
 
     def full_steps(self, total: int, sigmas: tuple[float, ...] | None = None) -> frozenset[int]:
         """The full steps of a generation, by index; noise that is not known is taken to fall evenly from 1."""
         if sigmas is None or len(sigmas) != total:
             sigmas = tuple(1 - index / total for index in range(total))
-        levels = self.LEVELS
-        tenths = [index / (len(levels) - 1) for index in range(len(levels))]
-        places = [_between(-sigma, [-level for level in levels], tenths) for sigma in (*sigmas, 0.0)]
-        ways = (abs(later - place) for place, later in pairwise(places))
-        return _evenly(tuple(accumulate(ways, initial=0.0)), self.affordable(total))
+        return _laid(sigmas, self.affordable(total), self.LEVELS)
 
 
 @lru_cache(maxsize=256)
-def _evenly(passed: tuple[float, ...], full: int) -> frozenset[int]:
+def _laid(sigmas: tuple[float, ...], full: int, levels: tuple[float, ...]) -> frozenset[int]:
+    """So many steps with gaps that are even by the way through a table of noise levels."""
+    rising = [-level for level in levels]
+    tenths = [index / (len(levels) - 1) for index in range(len(levels))]
+    places = [_between(-sigma, rising, tenths) for sigma in (*sigmas, 0.0)]
+    ways = (abs(later - place) for place, later in pairwise(places))
+    return _evenly(list(accumulate(ways, initial=0.0)), full)
+
+
+def _evenly(passed: Sequence[float], full: int) -> frozenset[int]:
     """So many of N steps, the first among them, such that the sum of the gaps' third powers is the least.
 
     A line through two values of a smooth curve misses it by the third power of the gap, summed over what lies between.
@@ -151,9 +154,10 @@ def _evenly(passed: tuple[float, ...], full: int) -> frozenset[int]:
 
 def _between(at: float, points: Sequence[float], values: Sequence[float]) -> float:
     """The value at a place, linear between points that rise, and constant beyond them."""
-    after = min(max(bisect(points, at), 1), len(points) - 1)
-    share = min(1.0, max(0.0, (at - points[after - 1]) / (points[after] - points[after - 1])))
-    return values[after - 1] + share * (values[after] - values[after - 1])
+    after = min(bisect(points, at), len(points) - 1)
+    before = max(after - 1, 0)
+    share = min(1.0, (at - points[before]) / (points[after] - points[before])) if before < after else 0.0
+    return values[before] + share * (values[after] - values[before])
 
 
 @dataclass(frozen=True)
@@ -223,11 +227,5 @@ class FixedSchedule(_FullOrSkipped):
             return frozenset(self.full)
         allowed = self.affordable(total)
         there = (i * (len(self.full) - 1) / max(allowed - 1, 1) for i in range(allowed))
-        places = (self._between(place) * (total - 1) / max(self.steps - 1, 1) for place in there)
-        return frozenset(round(place) for place in places)
-
-    def _between(self, place: float) -> float:
-        """The index of a full step by its place among them, linear between two."""
-        before = int(place)
-        after = min(before + 1, len(self.full) - 1)
-        return self.full[before] + (place - before) * (self.full[after] - self.full[before])
+        found = (_between(place, range(len(self.full)), self.full) for place in there)
+        return frozenset(round(index * (total - 1) / max(self.steps - 1, 1)) for index in found)

@@ -158,8 +158,7 @@ def rehearsed(schedule: Schedule, steps: int) -> Iterator[Step]:
     full: list[int] = []
     errors: list[ForecastError] = []
     levels = tuple(1 - index / steps for index in range(steps))
-    for index in range(steps):
-        level = 1 - index / steps
+    for index, level in enumerate(levels):
         step = Step(index, 1000 * level, level, steps - index, levels, tuple(full), tuple(errors))
         yield step
         if schedule.asks_errors and schedule.fraction(step) >= 1:

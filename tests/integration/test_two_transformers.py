@@ -387,7 +387,7 @@ def test_experts_without_adapters(pipe: WanPipeline, monkeypatch: pytest.MonkeyP
         assert handle.report().generations == 2
 
 
-@pytest.mark.parametrize("budget", [0.5, 0.7])
+@pytest.mark.parametrize("budget", [0.5, 0.7, 0.8])
 def test_the_recommended_plan_over_both(pipe: WanPipeline, budget: float) -> None:
     """Full steps are counted over the whole generation; each expert's first step is full, and latents are corrected."""
     plain = draw(pipe)

@@ -8,23 +8,22 @@ reached when a tenth, two tenths, ... of the full steps were spent; the mean of 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import typer
 
 from tokenprune.bench.commands import run
 from tokenprune.bench.measuring.measure import Task, generate
-from tokenprune.bench.measuring.run import stamp
-from tokenprune.bench.studies.other_settings import SETTINGS, Setting, loaded
+from tokenprune.bench.studies.other_settings import SETTINGS, Setting, loaded, show
 from tokenprune.bench.tuning.corrections import predictions_of, products_of, recorded
 from tokenprune.bench.tuning.placing import nearest_places
 from tokenprune.embedded import scenes
 from tokenprune.embedded.load import quiet
 from tokenprune.engine.sampler import Sampler
+from tokenprune.placement import PlacedSchedule
 from tokenprune.reports.outputs import check_output
 
 SHARES = (0.5, 0.36, 0.25)
@@ -52,13 +51,12 @@ def places_of(setting: Setting, prompts: Sequence[str]) -> dict[int, list[float]
     task = Task(tuple(prompts), setting.steps, setting.guidance_scale, len(prompts), embedded.arguments)
     with recorded(pipe.scheduler) as plain:
         generate(pipe, task.steps, task, range(len(prompts)))
-    predictions, sampler = predictions_of(pipe, products_of(plain)), Sampler(pipe)
-    sigmas = sampler.sigmas(len(sampler.times))
+    predictions, sigmas = predictions_of(pipe, products_of(plain)), Sampler(pipe).sigmas(setting.steps)
     if predictions is None or sigmas is None:
         raise TypeError("expected a sampler that tells its steps, one call each")
     return {
         full: levels_at(nearest_places(predictions, full).full, sigmas)
-        for full in (int(share * setting.steps + 1e-9) for share in SHARES)
+        for full in (PlacedSchedule(share).affordable(setting.steps) for share in SHARES)
     }
 
 
@@ -84,12 +82,8 @@ def main(
         check_output("out", out)
     quiet()
     texts = [caption for caption, _ in scenes.captions("tuning", prompts)]
-    found: dict[str, Any] = {name: places_of(setting, texts) for name, setting in SETTINGS.items()}
-    told = {"prompts": prompts, "split": "tuning", **stamp()}
-    if out is not None:
-        out.write_text(json.dumps({**told, "settings": found}, indent=1) + "\n")
-    print(markdown(found))
-    print(json.dumps(told))
+    found = {name: places_of(setting, texts) for name, setting in SETTINGS.items()}
+    show(markdown(found), found, {"prompts": prompts, "split": "tuning"}, out)
 
 
 if __name__ == "__main__":

@@ -103,7 +103,7 @@ def main(
     texts = [caption for caption, _ in scenes.captions("held-out", prompts)]
     settings = {name: setting for name, setting in SETTINGS.items() if setting.steps == STEPS}
     found = {name: compare(setting, texts) for name, setting in settings.items()}
-    show(markdown(found), found, {"prompts": prompts}, out)
+    show(markdown(found), found, {"prompts": prompts, "split": "held-out"}, out)
 
 
 if __name__ == "__main__":

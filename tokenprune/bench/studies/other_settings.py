@@ -158,7 +158,7 @@ def nearness(pictures: Pictures, reference: Pictures) -> dict[str, Any]:
 
 def show(table: str, found: Mapping[str, Any], told: Mapping[str, Any], out: Path | None) -> None:
     """Print the table and what was measured, and keep what was found by setting, if a file is given."""
-    told = {**told, "split": "held-out", **stamp()}
+    told = {**told, **stamp()}
     if out is not None:
         out.write_text(json.dumps({**told, "settings": found}, indent=1) + "\n")
     print(table)
@@ -189,7 +189,7 @@ def main(
     measured_on = [caption for caption, _ in scenes.captions("tuning", calibrate_on)]
     settings = UNTOUCHED if untouched else SETTINGS
     found = {name: compare(setting, texts, measured_on) for name, setting in settings.items()}
-    show(markdown(found), found, {"prompts": prompts, "calibrated_on": calibrate_on}, out)
+    show(markdown(found), found, {"prompts": prompts, "calibrated_on": calibrate_on, "split": "held-out"}, out)
 
 
 if __name__ == "__main__":
