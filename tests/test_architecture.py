@@ -20,7 +20,7 @@ ADAPTERS = PACKAGE.parent / "adapters" / "tokenprune_adapters"
 # own floor, nothing from above.
 FLOORS = {
     "tokenprune": (
-        {"errors", "compiled", "setting_types", "notices", "units"},
+        {"errors", "compiled", "setting_types", "notices", "units", "interpolation"},
         {"schedule", "targets", "installed"},
         {"ops", "placement", "held_text"},
         {"policies", "reuse", "reports", "modulemap"},

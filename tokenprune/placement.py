@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from bisect import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, pairwise
 from typing import ClassVar
 
+from tokenprune.interpolation import interpolated
 from tokenprune.schedule import IndexSchedule, Step
 
 
@@ -114,7 +114,7 @@ def _laid(sigmas: tuple[float, ...], full: int, levels: tuple[float, ...]) -> fr
     """So many steps with gaps that are even by the way through a table of noise levels."""
     rising = [-level for level in levels]
     tenths = [index / (len(levels) - 1) for index in range(len(levels))]
-    places = [_between(-sigma, rising, tenths) for sigma in (*sigmas, 0.0)]
+    places = [interpolated(-sigma, rising, tenths) for sigma in (*sigmas, 0.0)]
     ways = (abs(later - place) for place, later in pairwise(places))
     return _evenly(list(accumulate(ways, initial=0.0)), full)
 
@@ -150,14 +150,6 @@ def _evenly(passed: Sequence[float], full: int) -> frozenset[int]:
         at = way[at]
         places.append(at)
     return frozenset(places)
-
-
-def _between(at: float, points: Sequence[float], values: Sequence[float]) -> float:
-    """The value at a place, linear between points that rise, and constant beyond them."""
-    after = min(bisect(points, at), len(points) - 1)
-    before = max(after - 1, 0)
-    share = min(1.0, (at - points[before]) / (points[after] - points[before])) if before < after else 0.0
-    return values[before] + share * (values[after] - values[before])
 
 
 @dataclass(frozen=True)
@@ -227,5 +219,5 @@ class FixedSchedule(_FullOrSkipped):
             return frozenset(self.full)
         allowed = self.affordable(total)
         there = (i * (len(self.full) - 1) / max(allowed - 1, 1) for i in range(allowed))
-        found = (_between(place, range(len(self.full)), self.full) for place in there)
+        found = (interpolated(place, range(len(self.full)), self.full) for place in there)
         return frozenset(round(index * (total - 1) / max(self.steps - 1, 1)) for index in found)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import ClassVar, Literal, TypeAlias
 
+from tokenprune.interpolation import interpolated
 from tokenprune.setting_types import Settings
 
 Predicts: TypeAlias = Literal["noise", "velocity"]
@@ -368,11 +369,8 @@ class LevelSchedule(Schedule):
         """1 during the warm-up, then the value of the line through the points at the step's level."""
         if step.index < self.warmup_steps:
             return 1.0
-        for (high, above), (low, below) in zip(self.points, self.points[1:], strict=False):
-            if step.level >= low:
-                share = (step.level - low) / (high - low) if high > low else 1.0
-                return below + min(1.0, share) * (above - below)
-        return self.points[-1][1]
+        levels, fractions = zip(*self.points, strict=True)
+        return interpolated(-step.level, [-level for level in levels], fractions)
 
     def may_prune_after(self, step: Step) -> bool:
         """Whether there is a next step after the warm-up, as its level is not known."""

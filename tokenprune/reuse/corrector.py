@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from bisect import bisect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
+from tokenprune.interpolation import interpolated
 from tokenprune.schedule import Predicts
 from tokenprune.setting_types import Settings
 
@@ -179,12 +179,9 @@ class Corrector(Settings):
 
     def _measured(self, level: float) -> tuple[float, float]:
         """The profile at a noise level."""
-        later = bisect([-point[0] for point in self.profile], -level)
-        before, after = self.profile[max(later - 1, 0)], self.profile[min(later, len(self.profile) - 1)]
-        width = before[0] - after[0]
-        share = min(1.0, max(0.0, (before[0] - level) / width)) if width else 0.0
-        latents, prediction = (a + share * (b - a) for a, b in zip(before[1:], after[1:], strict=True))
-        return latents, prediction
+        levels, of_latents, of_prediction = zip(*self.profile, strict=True)
+        rising = [-point for point in levels]
+        return interpolated(-level, rising, of_latents), interpolated(-level, rising, of_prediction)
 
 
 def _dot(one: Tensor, other: Tensor) -> Tensor:
