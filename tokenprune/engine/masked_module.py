@@ -38,6 +38,7 @@ from tokenprune.engine.skipped_steps import OutputMap
 from tokenprune.engine.step_tracker import CallPosition, StepTracker
 from tokenprune.engine.thread_label import ThreadLabel
 from tokenprune.engine.timeline import Timeline
+from tokenprune.engine.windows import Window, Windows
 from tokenprune.errors import ModuleMapError, TokenPruneError, UnsupportedCallError
 from tokenprune.modulemap import ModuleMap
 from tokenprune.ops.guidance import BranchKey, count_images
@@ -65,19 +66,6 @@ class CallUnderWay:
     skips: bool
     numbered: Tensor | None = None
     completed: bool = False
-
-
-@dataclass
-class Window:
-    """One of the generations that may take turns on a model.
-
-    Attributes:
-        generation: its steps so far, and what it keeps.
-        alive: whether it may go on; False where none began, and where its caches were freed.
-    """
-
-    generation: Generation
-    alive: bool = False
 
 
 class MaskedModule:
@@ -135,9 +123,7 @@ class MaskedModule:
         self._output_maps: dict[tuple[torch.Size, torch.dtype, str], OutputMap] = {}
         self._call: CallUnderWay | None = None
         self._forwards: ForwardWatch | None = None
-        self._label = ""
-        self._window = Window(self._no_generation())
-        self.free()
+        self._windows = Windows(self._no_generation)
         self.map = replace(module_map, time_rises=self.timeline.join(self, module_map.time_rises))
 
     @property
@@ -153,18 +139,18 @@ class MaskedModule:
     @property
     def generation(self) -> Generation:
         """The one under way, or the last."""
-        return self._window.generation
+        return self._windows.generation
 
     @property
     def nbytes(self) -> int:
         """Bytes of tensor memory that the caches hold, of all windows, but for those in host memory."""
         shared = self.host.nbytes if self.host is not None else 0
-        return shared + sum(window.generation.nbytes for window in self._windows.values())
+        return shared + self._windows.nbytes
 
     @property
     def host_bytes(self) -> int:
         """Bytes of host memory that they hold."""
-        return sum(window.generation.host_bytes for window in self._windows.values())
+        return self._windows.host_bytes
 
     # Hooks on and off ------------------------------------------------------------------------------------------
 
@@ -188,8 +174,7 @@ class MaskedModule:
 
     def free(self) -> None:
         """Free the caches; the next call begins a generation."""
-        self._window = Window(self.generation.emptied())
-        self._windows = {"": self._window}
+        self._windows.empty()
         self._output_maps.clear()
         self._end_call()
         self.sites.forget()
@@ -200,22 +185,12 @@ class MaskedModule:
         That is windows that are given up; and what was kept for a window where another model took over, once the model
         itself made no step since the last one. A generation that begins may use the memory of the last one again.
         """
-        self._windows = {label: found for label, found in self._windows.items() if label in windows}
-        found = self._windows.get(window)
-        if found is None:
-            return
-        last = found.generation.last_step if found.generation.token is position.generation else -1
-        if found.generation.branches and last < position.step - 1:
-            found.generation = found.generation.emptied()
+        if self._windows.let_go(windows, window, position):
             self.sites.forget()
 
     def branches_at(self, window: str, generation: object, step: int) -> Mapping[BranchKey, BranchCache]:
         """What it keeps, if that is of this generation and its last step was this one; else nothing."""
-        found = self._windows.get(window)
-        kept = found.generation if found is not None and found.alive else None
-        if kept is None or kept.token is not generation or kept.last_step != step:
-            return {}
-        return kept.branches
+        return self._windows.branches_at(window, generation, step)
 
     def restart_with_rising_time(self) -> None:
         """The timestep turned out to grow as the noise falls: the coming call begins the generation once more."""
@@ -290,7 +265,7 @@ class MaskedModule:
         if position.first_of_step:
             generation.begin_step(position, self.settings.schedule, self.settings.policy)
             self._announce(position)
-            self.timeline.watch.step(self._label, position.step, generation.prunes)
+            self.timeline.watch.step(self._windows.label, position.step, generation.prunes)
         branch = self._begin_branch(position, given)
         known = branch.prediction is not None
         selection = self._of_images(generation.selection, len(latents)) if known else None
@@ -338,7 +313,7 @@ class MaskedModule:
         correction, generation = self.timeline.correction, self.generation
         if correction is None:
             return
-        if self._label:
+        if self._windows.label:
             correction.forget()
             return
         correction.begin_step(position, generation.records[-1], generation.selection, generation.view.grid)
@@ -429,24 +404,25 @@ class MaskedModule:
 
     def _find_position(self, given: CallArguments, latents: Tensor) -> CallPosition:
         """Where the coming call stands among those of its window; what it begins for this model is begun."""
-        self._label, position = self.timeline.advance(given.time, latents, self._branch_name.name, given.conditions)
-        window = self._window = self._windows.setdefault(self._label, Window(self._no_generation()))
+        label, position = self.timeline.advance(given.time, latents, self._branch_name.name, given.conditions)
+        window = self._windows.enter(label)
         if not window.alive or window.generation.token is not position.generation:
-            self._begin_generation(position, given)
+            self._begin_generation(window, position, given)
         elif position.adopted:
             window.generation.adopt(position.adopted)
             self.generations += 1
         return replace(position, first_of_step=window.generation.last_step != position.step)
 
-    def _begin_generation(self, position: CallPosition, given: CallArguments) -> None:
+    def _begin_generation(self, window: Window, position: CallPosition, given: CallArguments) -> None:
         """Start anew; key and value buffers stay, for their memory, while the latents keep their shape."""
         self._shards = self._refuse_foreign()
         self._installation.stand_in_forward()
         self._forwards = ForwardWatch(self.model)
         refuse_other_inputs(self.name, self._shards, given)
-        last, window = self.generation.branches, self._window
-        inherited = self.timeline.handed_on(self._label, position)
-        window.generation = self._new_generation(self._view(given), position.generation, inherited)
+        last = window.generation.branches
+        label = self._windows.label
+        inherited = self.timeline.handed_on(label, position)
+        window.generation = self._new_generation(label, self._view(given), position.generation, inherited)
         window.alive = True
         if position.branch in last:
             self.sites.tidy()
@@ -458,11 +434,13 @@ class MaskedModule:
             self._output_maps.clear()
         self.generations += 1
 
-    def _no_generation(self) -> Generation:
-        return self._new_generation(PolicyView(self.map, "none", None, 0, ()), None, {})
+    def _no_generation(self, label: str) -> Generation:
+        return self._new_generation(label, PolicyView(self.map, "none", None, 0, ()), None, {})
 
-    def _new_generation(self, view: PolicyView, token: object, inherited: Mapping[BranchKey, Tensor]) -> Generation:
-        full_steps = self.timeline.full_steps.setdefault(self._label, [])
+    def _new_generation(
+        self, label: str, view: PolicyView, token: object, inherited: Mapping[BranchKey, Tensor]
+    ) -> Generation:
+        full_steps = self.timeline.full_steps.setdefault(label, [])
         recorder = Recorder() if self.settings.trace else None
         return Generation(view, recorder, token, inherited, full_steps, self._shards)
 
