@@ -92,7 +92,7 @@ def test_arguments_are_read_as_yaml() -> None:
     [
         (
             lambda path: str(path / "missing"),
-            "expected shapes-sd3, shapes-sd3-128, shapes-pixart, shapes-flux, random:.*is no directory",
+            f"expected {', '.join(EMBEDDED)}, random:.*is no directory",
         ),
         (lambda path: str(path), "has no model_index.json"),
         (lambda path: folder_of(path, None), "its class is None"),

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from tokenprune import CATPolicy, Plan, save_plan
 from tokenprune.bench.measuring.result_file import Results
 from tokenprune.cli.app import APP
+from tokenprune.embedded.load import EMBEDDED
 
 UNTIMED = ("--repeats", "0", "--device", "cpu")
 SMALL = ("--suite", "sensitivity", "--prompts", "2", "--steps", "12", "--batch", "2", *UNTIMED)
@@ -140,7 +141,7 @@ def test_a_directory_is_measured_with_configurations_and_prompts_of_ones_own(
         (("--config", "missing.toml"), "missing.toml: expected a readable toml file"),
         (
             ("--model", "./shapes-sd4"),
-            "model: expected shapes-sd3, shapes-sd3-128, shapes-pixart, shapes-flux, random:..., or the directory or",
+            f"model: expected {', '.join(EMBEDDED)}, random:..., or the directory or",
         ),
         (("--dtype", "int8"), "dtype: expected one of"),
         (("--device", "tpu"), "device: expected one of"),

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 import tokenprune
 from tokenprune.cli.app import APP
-from tokenprune.embedded.load import load_shapes_sd3
+from tokenprune.embedded.load import EMBEDDED, load_shapes_sd3
 from tokenprune.plans.presets import best_plan
 
 DIRECTORY = str(files("tokenprune.embedded") / "weights" / "shapes-sd3")
@@ -54,7 +54,7 @@ def test_a_model_of_ones_own_gets_a_plan_file_that_applies(tmp_path: Path, promp
     ("arguments", "message"),
     [
         (("--budget", "1.5"), "budget: expected a share of the plain model's operations in (0, 1), got 1.5"),
-        (("--model", "./shapes-sd4"), "model: expected shapes-sd3, shapes-sd3-128, shapes-pixart"),
+        (("--model", "./shapes-sd4"), f"model: expected {', '.join(EMBEDDED)}"),
         (("--prompts", "missing.txt"), "missing.txt: expected a text file with prompts"),
         (("--out", "plan.toml"), "out: expected a file that ends in .json, .yaml, .yml, got plan.toml"),
     ],

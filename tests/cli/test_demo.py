@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from tokenprune import ListSchedule
 from tokenprune.bench.configurations.step_caches import step_caches
 from tokenprune.cli.app import APP
+from tokenprune.embedded.load import EMBEDDED
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -143,7 +144,7 @@ def test_a_picture_that_is_identical_is_null_in_json_and_named_on_the_screen(tmp
     [
         (("--alpha", "1.5"), "alpha: expected a fraction of image tokens in (0, 1], got 1.5"),
         (("--warmup-steps", "0"), "warmup_steps: expected a whole number of at least 1, got 0"),
-        (("--model", "x"), "model: expected one of shapes-sd3, shapes-sd3-128, shapes-pixart, shapes-flux, got 'x'"),
+        (("--model", "x"), f"model: expected one of {', '.join(EMBEDDED)}, got 'x'"),
         (("--html", "page.htm"), "html: expected a file that ends in .html, got page.htm"),
         (("--out", "panel.jpg"), "out: expected a file that ends in .png, got panel.jpg"),
     ],

@@ -18,6 +18,7 @@ from tokenprune import CATPolicy, Plan, save_plan
 from tokenprune.bench import commands
 from tokenprune.bench.measuring import processes
 from tokenprune.cli.app import APP
+from tokenprune.embedded.load import EMBEDDED
 from tokenprune.generate import ray_data
 from tokenprune.generate.run import Summary
 from tokenprune.plans.files import mapping_of
@@ -137,10 +138,7 @@ def test_ray_that_is_not_installed_is_named(
         (("--prompts", "p.txt", "--plan", "missing.yaml"), "missing.yaml: expected a readable yaml file"),
         (("--prompts", "p.txt", "--budget", "cheap"), "budget: expected a share or one of quality, balanced, fast"),
         (("--prompts", "p.txt", "--budget", "1.5"), "budget"),
-        (
-            ("--prompts", "p.txt", "--model", "./shapes-sd4"),
-            "model: expected shapes-sd3, shapes-sd3-128",
-        ),
+        (("--prompts", "p.txt", "--model", "./shapes-sd4"), f"model: expected {', '.join(EMBEDDED)}"),
         (("--prompts", "p.txt", "--argument", "hight=8"), "argument: expected one of"),
         (("--prompts", "p.txt", "--seed", "-1"), "Invalid value for '--seed'"),
         (("--prompts", "p.txt", "--model", "video"), "expected a pipeline of pictures, got one of videos, with num_fr"),

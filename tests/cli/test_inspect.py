@@ -71,7 +71,7 @@ def test_a_directory_with_an_adapter(tmp_path: Path) -> None:
     assert "6 layers that see 'encoder_hidden_states' alone" in result.stdout
 
 
-@pytest.mark.parametrize("name", ["shapes-sd3", "shapes-pixart", "shapes-flux"])
+@pytest.mark.parametrize("name", EMBEDDED)
 def test_embedded_models_are_called_as_their_pipelines_do(name: str) -> None:
     pipe = EMBEDDED[name].load()
     pipe.set_progress_bar_config(disable=True)
@@ -86,7 +86,8 @@ def test_embedded_models_are_called_as_their_pipelines_do(name: str) -> None:
     assert called is not None
     for argument in ("hidden_states", "encoder_hidden_states"):
         assert called.call.arguments[argument].shape == seen[0][argument].shape
-    assert called.size == "64 x 64 pixels"
+    side = 128 if name.endswith("-128") else 64
+    assert called.size == f"{side} x {side} pixels"
 
 
 def test_sizes_of_an_embedded_model(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 import tokenprune
 from tokenprune.cli.app import APP
-from tokenprune.embedded.load import load_shapes_sd3
+from tokenprune.embedded.load import EMBEDDED, load_shapes_sd3
 
 DIRECTORY = str(files("tokenprune.embedded") / "weights" / "shapes-sd3")
 
@@ -69,7 +69,7 @@ def test_a_model_of_ones_own_gets_a_plan_file_that_applies(
         (("--budget", "1.5"), "budget: expected a share of the plain model's tokens in (0, 1), got 1.5"),
         (("--budget", "0", "--cost", "macs"), "budget: expected a share of the plain model's macs in (0, 1), got 0.0"),
         (("--cost", "seconds"), "cost: expected one of tokens, macs, got 'seconds'"),
-        (("--model", "./shapes-sd4"), "model: expected shapes-sd3, shapes-sd3-128, shapes-pixart"),
+        (("--model", "./shapes-sd4"), f"model: expected {', '.join(EMBEDDED)}"),
         (("--model", DIRECTORY, "--argument", "max_sequence_length=1"), "prompts: expected a text file of prompts for"),
         (("--held-out-prompts", "prompts.txt"), "prompts: expected a text file of prompts for shapes-sd3"),
         (("--prompts", "missing.txt"), "missing.txt: expected a text file with prompts"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib.resources import as_file, files
+from importlib.resources import as_file
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ from tokenprune.embedded.load import (
     EMBEDDED,
     load_shapes_flux,
     load_shapes_pixart,
+    load_shapes_pixart_128,
     load_shapes_sd3,
     load_shapes_sd3_128,
 )
@@ -21,7 +22,7 @@ from tokenprune.embedded.score import summary
 
 LARGEST = 12 * 2**20  # bytes
 STEPS = 12
-LEAST_SCORE = {"shapes-sd3": 0.75, "shapes-sd3-128": 0.75, "shapes-pixart": 0.75, "shapes-flux": 0.55}
+LEAST_SCORE = dict.fromkeys(EMBEDDED, 0.75) | {"shapes-flux": 0.55}
 """Of what captions name; shapes-flux draws shapes and textures less well, as its page says."""
 
 
@@ -31,7 +32,7 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 def test_a_pipeline_loads_from_its_folder_and_is_small(name: str) -> None:
-    with as_file(files("tokenprune.embedded") / "weights" / name) as folder:
+    with as_file(EMBEDDED[name].folder) as folder:
         assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) < LARGEST
         missing = dict.fromkeys(EMBEDDED[name].missing)
         pipe = EMBEDDED[name].pipeline.from_pretrained(folder, dtype=torch.float32, **missing)
@@ -42,6 +43,8 @@ def test_the_shortcuts_give_the_right_one() -> None:
     assert type(load_shapes_sd3()).__name__ == "StableDiffusion3Pipeline"
     assert load_shapes_sd3_128().transformer.config.sample_size == 2 * load_shapes_sd3().transformer.config.sample_size
     assert type(load_shapes_pixart()).__name__ == "PixArtSigmaPipeline"
+    size = load_shapes_pixart().transformer.config.sample_size
+    assert load_shapes_pixart_128().transformer.config.sample_size == 2 * size
     assert type(load_shapes_flux()).__name__ == "FluxPipeline"
 
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypeAlias
 
 import typer
 
+from tokenprune.embedded.load import EMBEDDED
 from tokenprune.errors import ConfigurationError
 
 PROMPT = "a large striped red circle on the left and a small blue star at the top right, on a green background"
@@ -40,9 +41,7 @@ Budget: TypeAlias = Annotated[
 ]
 Pipeline: TypeAlias = Annotated[
     str,
-    typer.Option(
-        help="shapes-sd3, shapes-sd3-128, shapes-pixart, shapes-flux, or a directory or hub name of a pipeline."
-    ),
+    typer.Option(help=f"{', '.join(EMBEDDED)}, or a directory or hub name of a pipeline."),
 ]
 Dtype: TypeAlias = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
 Device: TypeAlias = Annotated[str | None, typer.Option(help="cpu or cuda; else cuda where there is one.")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from importlib.resources import as_file, files
+from importlib.resources.abc import Traversable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,6 +28,7 @@ class Embedded:
         arguments: what to pass when calling it.
         guidance_scale: the guidance that the project measures with, classifier-free or learnt into the model.
         steps: the number of steps that the project measures with.
+        text_tokens: what the transformer gets when it is called so.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Embedded:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     guidance_scale: float = 4.5
     steps: int = 28
+    text_tokens: int = 48
 
     @property
     def pipeline(self) -> Any:
@@ -43,9 +46,14 @@ class Embedded:
 
         return getattr(diffusers, self.kind)
 
+    @property
+    def folder(self) -> Traversable:
+        """Where it lies, as `save_pretrained` left it."""
+        return files("tokenprune.embedded") / "weights" / self.name
+
     def load(self) -> Any:
         """The pipeline in float32 on the CPU."""
-        with as_file(files("tokenprune.embedded") / "weights" / self.name) as folder:
+        with as_file(self.folder) as folder:
             return self.pipeline.from_pretrained(folder, dtype=torch.float32, **dict.fromkeys(self.missing))
 
 
@@ -55,6 +63,15 @@ SHAPES_SD3 = Embedded(
     missing=("text_encoder_3", "tokenizer_3"),
     arguments={"max_sequence_length": EMPTY_TEXT_TOKENS},
     guidance_scale=7.0,
+    text_tokens=48 + EMPTY_TEXT_TOKENS,
+)
+
+SHAPES_PIXART = Embedded(
+    "shapes-pixart",
+    "PixArtSigmaPipeline",
+    # without these the pipeline takes 300 text tokens, and draws at the nearest of PixArt's own sizes
+    arguments={"max_sequence_length": 48, "use_resolution_binning": False},
+    guidance_scale=3.0,
 )
 
 EMBEDDED = {
@@ -62,13 +79,8 @@ EMBEDDED = {
     for model in (
         SHAPES_SD3,
         replace(SHAPES_SD3, name="shapes-sd3-128"),
-        Embedded(
-            "shapes-pixart",
-            "PixArtSigmaPipeline",
-            # without these the pipeline takes 300 text tokens, and draws at the nearest of PixArt's own sizes
-            arguments={"max_sequence_length": 48, "use_resolution_binning": False},
-            guidance_scale=3.0,
-        ),
+        SHAPES_PIXART,
+        replace(SHAPES_PIXART, name="shapes-pixart-128"),
         Embedded(
             "shapes-flux",
             "FluxPipeline",
@@ -95,6 +107,12 @@ def load_shapes_sd3_128() -> StableDiffusion3Pipeline:
 def load_shapes_pixart() -> PixArtSigmaPipeline:
     """The small PixArt-Sigma pipeline trained by this project, in float32 on the CPU."""
     pipe: PixArtSigmaPipeline = EMBEDDED["shapes-pixart"].load()
+    return pipe
+
+
+def load_shapes_pixart_128() -> PixArtSigmaPipeline:
+    """The same at 128 x 128 pixels, four times as many image tokens, in float32 on the CPU."""
+    pipe: PixArtSigmaPipeline = EMBEDDED["shapes-pixart-128"].load()
     return pipe
 
 

@@ -10,7 +10,7 @@ import socket
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.resources import files
+from importlib.resources import as_file
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,18 +20,11 @@ import torch
 from torch import nn
 
 from tokenprune.bench.subjects.pipelines import RANDOM
+from tokenprune.embedded.load import EMBEDDED, Embedded
 from tokenprune.errors import ConfigurationError
 from tokenprune.macs.example_calls import Wanted
 from tokenprune.plans.imported import imported
 from tokenprune.targets import transformer_of
-
-USUAL = {
-    "shapes-sd3": Wanted(text=49),
-    "shapes-pixart": Wanted(text=48),
-    "shapes-flux": Wanted(height=64, width=64, text=48),
-}
-"""What the embedded pipelines, by name, give their transformers in place of what the models' kinds usually get."""
-
 
 NOTHING = Wanted()
 
@@ -70,8 +63,8 @@ def load(target: str) -> Loaded:
 
     if Path(target).is_dir():
         return _from_directory(Path(target))
-    if target in USUAL:
-        return _from_directory(Path(str(files("tokenprune.embedded") / "weights" / target)), USUAL[target])
+    if target in EMBEDDED:
+        return _embedded(EMBEDDED[target])
     if target.startswith(RANDOM):
         return Loaded(_of_published_size(target))
     if ":" in target:
@@ -81,9 +74,16 @@ def load(target: str) -> Loaded:
     if OWNER_AND_NAME.fullmatch(target):
         return Loaded(_build(target, _hub_config(target)))
     raise ConfigurationError(
-        f"{target}: neither a directory, an embedded model ({', '.join(USUAL)}), module.path:factory, a class of "
+        f"{target}: neither a directory, an embedded model ({', '.join(EMBEDDED)}), module.path:factory, a class of "
         f"diffusers, nor owner/name on the hub"
     )
+
+
+def _embedded(model: Embedded) -> Loaded:
+    """One that ships with the package, called as its pipeline is."""
+    size = {name: model.arguments[name] for name in ("height", "width") if name in model.arguments}
+    with as_file(model.folder) as folder:
+        return _from_directory(folder, Wanted(**size, text=model.text_tokens))
 
 
 def _from_directory(folder: Path, usual: Wanted = NOTHING) -> Loaded:
