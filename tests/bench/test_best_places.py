@@ -26,7 +26,7 @@ def test_levels_are_on_the_line_between_full_steps() -> None:
 def test_the_places_of_a_setting_fall_with_the_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(best_places, "SHARES", (0.5,))
     setting = replace(SETTINGS["shapes-pixart, guidance 3, DDIM"], steps=8)
-    found = places_of(setting, [caption for caption, _ in scenes.captions("tuning", 1)])
+    found = places_of(setting, scenes.texts("tuning", 1))
     (levels,) = found.values()
     assert list(found) == [4]
     assert levels == sorted(levels, reverse=True)

@@ -36,7 +36,7 @@ def pipe() -> Any:
 
 
 def task_of(split: Any, prompts: int, steps: int, batch: int) -> Task:
-    texts = [caption for caption, _ in scenes.captions(split, prompts)]
+    texts = scenes.texts(split, prompts)
     return Task(texts, steps, 4.0, batch, EMBEDDED["shapes-sd3"].arguments)
 
 

@@ -18,7 +18,7 @@ PARTS = ("predictions", "keys")
 
 @pytest.fixture(scope="module")
 def task() -> Task:
-    return Task([caption for caption, _ in scenes.captions("tuning", 2)], 6, 7.0, 2, EMBEDDED["shapes-sd3"].arguments)
+    return Task(scenes.texts("tuning", 2), 6, 7.0, 2, EMBEDDED["shapes-sd3"].arguments)
 
 
 def test_without_pruning_there_is_no_error_in_either_part(pipe: Any, task: Task) -> None:

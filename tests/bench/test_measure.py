@@ -37,7 +37,7 @@ SETTINGS = {"model": "shapes-sd3", "suite": "own", "split": "tuning", "command":
 
 @pytest.fixture(scope="module")
 def task() -> Task:
-    prompts = [caption for caption, _ in scenes.captions("tuning", 3)]
+    prompts = scenes.texts("tuning", 3)
     return Task(prompts, 6, 4.0, 2, EMBEDDED["shapes-sd3"].arguments)
 
 

@@ -40,7 +40,7 @@ def measure(out: Path, pipe: Any) -> None:
         drawn.extend(prompt)
         return encode(prompt, **arguments)
 
-    prompts = [caption for caption, _ in scenes.captions("tuning", PROMPTS)]
+    prompts = scenes.texts("tuning", PROMPTS)
     configurations = [
         plain(1),
         Configuration("broken", attach=fail_in_the_last),

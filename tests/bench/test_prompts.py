@@ -23,7 +23,7 @@ TEXTS = tuple(row["Prompt"] for row in ROWS)
 @pytest.mark.parametrize("split", SPLITS)
 def test_captions_come_with_what_scores_them(split: Any) -> None:
     found = captions(split, 3)
-    assert found.texts == tuple(caption for caption, _ in scenes.captions(split, 3))
+    assert found.texts == tuple(scenes.texts(split, 3))
     assert len(captions(split).texts) == 64
     assert found.score is not None
     right = np.stack([render(scene) for _, scene in scenes.captions(split, 3)])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ PROMPTS = ["a red circle on a green background", "a blue star"]
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory as `save_pretrained` writes it."""
     folder = tmp_path_factory.mktemp("clip")
-    tokenizer = CLIPTokenizer.from_pretrained(files("tokenprune.embedded") / "weights" / "shapes-sd3" / "tokenizer")
+    tokenizer = CLIPTokenizer.from_pretrained(EMBEDDED["shapes-sd3"].folder / "tokenizer")
     size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     marks = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     text = {**size, **marks, "vocab_size": len(tokenizer), "max_position_embeddings": tokenizer.model_max_length}
@@ -147,7 +146,7 @@ def test_a_metric_that_cannot_be_is_refused_in_one_line(asked: list[str], messag
 
 
 def test_a_model_of_another_kind_or_without_all_its_weights_is_refused(clip: Path, tmp_path: Path) -> None:
-    encoder = files("tokenprune.embedded") / "weights" / "shapes-sd3" / "text_encoder"
+    encoder = EMBEDDED["shapes-sd3"].folder / "text_encoder"
     with pytest.raises(ConfigurationError, match=r"cannot be loaded: expected .*'clip_text_model'"):
         find_quality([f"clip-score={encoder}"])
     model = CLIPModel.from_pretrained(clip)

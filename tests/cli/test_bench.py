@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from importlib.resources import files
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +22,7 @@ from tokenprune.embedded.load import EMBEDDED
 
 UNTIMED = ("--repeats", "0", "--device", "cpu")
 SMALL = ("--suite", "sensitivity", "--prompts", "2", "--steps", "12", "--batch", "2", *UNTIMED)
-DIRECTORY = str(files("tokenprune.embedded") / "weights" / "shapes-sd3")
+DIRECTORY = str(EMBEDDED["shapes-sd3"].folder)
 
 
 def run(*arguments: str) -> Result:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from tokenprune.cli.app import APP
 from tokenprune.embedded.load import EMBEDDED, load_shapes_sd3
 from tokenprune.plans.presets import best_plan
 
-DIRECTORY = str(files("tokenprune.embedded") / "weights" / "shapes-sd3")
+DIRECTORY = str(EMBEDDED["shapes-sd3"].folder)
 
 
 def run(*arguments: str) -> Result:

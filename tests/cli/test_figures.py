@@ -71,7 +71,7 @@ def test_samples(numbers: dict[str, Any]) -> None:
     found = numbers["samples"]
     (first, *captions) = found["psnr"].items()
     assert first == (options.PROMPT, numbers["strategies"]["CAT"]["psnr"])
-    assert [caption for caption, _ in captions] == [caption for caption, _ in scenes.captions("held-out", 5)]
+    assert [caption for caption, _ in captions] == scenes.texts("held-out", 5)
     assert all(15 < psnr < 80 for _, psnr in captions)
     assert found["tokens_ratio"] == numbers["strategies"]["CAT"]["tokens_ratio"]
     assert found["tokens_ratio"] < found["mac_ratio"] < 1

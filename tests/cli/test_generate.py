@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from importlib.resources import files
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +22,7 @@ from tokenprune.generate import ray_data
 from tokenprune.generate.run import Summary
 from tokenprune.plans.files import mapping_of
 
-DIRECTORY = str(files("tokenprune.embedded") / "weights" / "shapes-sd3")
+DIRECTORY = str(EMBEDDED["shapes-sd3"].folder)
 SMALL = ("--steps", "4", "--device", "cpu")
 
 

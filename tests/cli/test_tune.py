@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import tokenprune
 from tokenprune.cli.app import APP
 from tokenprune.embedded.load import EMBEDDED, load_shapes_sd3
 
-DIRECTORY = str(files("tokenprune.embedded") / "weights" / "shapes-sd3")
+DIRECTORY = str(EMBEDDED["shapes-sd3"].folder)
 
 
 def run(*arguments: str) -> Result:

@@ -160,6 +160,11 @@ def captions(split: Split, count: int, start: int = 0) -> Iterator[tuple[str, Sc
         yield scene.caption, scene
 
 
+def texts(split: Split, count: int) -> list[str]:
+    """The first captions of a split, without their scenes."""
+    return [caption for caption, _ in captions(split, count)]
+
+
 def inside(shape: str, x: Array, y: Array) -> NDArray[np.bool_]:
     """Which points belong to a shape of radius 1 around the origin (y down)."""
     r = np.hypot(x, y)

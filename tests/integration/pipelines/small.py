@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,10 +18,10 @@ from diffusers import (
 from torch import Tensor
 from transformers import CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
-import tokenprune.embedded
+from tokenprune.embedded.load import EMBEDDED
 from tokenprune.embedded.training.text import WIDTH, build_encoder
 
-TOKENIZER = Path(tokenprune.embedded.__file__).parent / "weights" / "shapes-sd3" / "tokenizer"
+TOKENIZER = EMBEDDED["shapes-sd3"].folder / "tokenizer"
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "StableDiffusion3": {"max_sequence_length": 1},
     "PixArtSigma": {"max_sequence_length": 8, "use_resolution_binning": False, "clean_caption": False},

@@ -22,7 +22,7 @@ def draw(runs: Runs) -> Plot:
     """Each prompt from the same noise by both; below, how near CAT's picture is to the plain model's."""
     settings = runs.settings
     policy = CATPolicy(settings.alpha, settings.warmup_steps)
-    prompts = [settings.prompt, *(caption for caption, _ in scenes.captions("held-out", CAPTIONS))]
+    prompts = [settings.prompt, *scenes.texts("held-out", CAPTIONS)]
     figure = new_figure(2.1 * len(prompts), 5.4, "")
     axes = figure.subplots(2, len(prompts), squeeze=False)
     numbers: dict[str, Any] = {}

@@ -81,7 +81,7 @@ def main(
     if out is not None:
         check_output("out", out)
     quiet()
-    texts = [caption for caption, _ in scenes.captions("tuning", prompts)]
+    texts = scenes.texts("tuning", prompts)
     found = {name: places_of(setting, texts) for name, setting in SETTINGS.items()}
     show(markdown(found), found, {"prompts": prompts, "split": "tuning"}, out)
 

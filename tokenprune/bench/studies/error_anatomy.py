@@ -142,7 +142,7 @@ def main(
     embedded = EMBEDDED[model]
     pipe = embedded.load()
     pipe.set_progress_bar_config(disable=True)
-    captions = [caption for caption, _ in scenes.captions("tuning", prompts)]
+    captions = scenes.texts("tuning", prompts)
     task = Task(captions, embedded.steps, embedded.guidance_scale, prompts, embedded.arguments)
     reference = draw(pipe, Configuration("plain"), task).pictures
     parts = []

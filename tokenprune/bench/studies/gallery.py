@@ -31,7 +31,7 @@ def main(
     embedded = EMBEDDED[model]
     pipe = embedded.load()
     pipe.set_progress_bar_config(disable=True)
-    captions = [caption for caption, _ in scenes.captions("held-out", COLUMNS * ROWS)]
+    captions = scenes.texts("held-out", COLUMNS * ROWS)
     pictures = pipe(
         captions,
         num_inference_steps=embedded.steps,

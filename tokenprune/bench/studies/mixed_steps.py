@@ -100,7 +100,7 @@ def main(
     if out is not None:
         check_output("out", out)
     quiet()
-    texts = [caption for caption, _ in scenes.captions("held-out", prompts)]
+    texts = scenes.texts("held-out", prompts)
     settings = {name: setting for name, setting in SETTINGS.items() if setting.steps == STEPS}
     found = {name: compare(setting, texts) for name, setting in settings.items()}
     show(markdown(found), found, {"prompts": prompts, "split": "held-out"}, out)

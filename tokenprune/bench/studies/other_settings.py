@@ -185,8 +185,8 @@ def main(
     if out is not None:
         check_output("out", out)
     quiet()
-    texts = [caption for caption, _ in scenes.captions("held-out", prompts)]
-    measured_on = [caption for caption, _ in scenes.captions("tuning", calibrate_on)]
+    texts = scenes.texts("held-out", prompts)
+    measured_on = scenes.texts("tuning", calibrate_on)
     settings = UNTOUCHED if untouched else SETTINGS
     found = {name: compare(setting, texts, measured_on) for name, setting in settings.items()}
     show(markdown(found), found, {"prompts": prompts, "calibrated_on": calibrate_on, "split": "held-out"}, out)

@@ -139,8 +139,9 @@ def predictions_of(pipe: Any, products: NDArray[np.float64]) -> Predictions | No
     sampler = Sampler(pipe)
     times = sampler.times
     sizes = sampler.sizes(len(times))
-    told = sizes is not None and len(set(times)) == len(times) and products.shape == (len(times), len(times))
-    return Predictions(products, times, sizes) if told and sizes is not None else None
+    if sizes is None or len(set(times)) < len(times) or products.shape != (len(times), len(times)):
+        return None
+    return Predictions(products, times, sizes)
 
 
 @contextmanager

@@ -27,7 +27,7 @@ FEATURES_LAYER = -2  # the pipelines read the last layer but one
 
 def build_tokenizer() -> CLIPTokenizer:
     """A CLIP tokenizer in which every word of the captions is one token."""
-    corpus = [text for text, _ in scenes.captions("train", 3000)]
+    corpus = scenes.texts("train", 3000)
     start, end = "<|startoftext|>", "<|endoftext|>"
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token=end))
     bpe.normalizer = normalizers.Lowercase()
